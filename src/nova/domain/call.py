@@ -1,0 +1,65 @@
+"""One call of a function: what goes in and what comes out, the same for every entry point and transport."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nova.domain.identity import Identity, Scope
+from nova.errors import FunctionError
+
+Trigger = Literal["http", "url"]
+StartSource = Literal["warm", "template", "boot"]
+
+
+@dataclass(slots=True)
+class CallRequest:
+    """A call that passed the door. Per-call values live here and nowhere else.
+
+    ``payload`` is checked JSON on one line (:mod:`nova.payload`). ``timeout_ms`` is the caller's remaining budget,
+    queueing included; None leaves only the function's own timeout. ``received`` is the monotonic time of arrival.
+    """
+
+    request_id: str
+    scope: Scope
+    function: str
+    payload: bytes
+    identity: Identity
+    received: float
+    qualifier: str | None = None
+    timeout_ms: int | None = None
+    trigger: Trigger = "http"
+    sticky_key: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    client_request_id: str | None = None
+    source_address: str | None = None
+
+
+@dataclass(slots=True)
+class Phases:
+    """Where the time of a call went, in microseconds."""
+
+    queue_us: int = 0
+    """waiting for a slot"""
+    instance_us: int = 0
+    """getting an isolated instance (zero when warm)"""
+    init_us: int = 0
+    """loading the user's code (zero when warm)"""
+    handler_us: int = 0
+    """from sending the input to having the result"""
+
+
+@dataclass(slots=True)
+class CallResult:
+    """A finished call. Exactly one of ``output`` (checked JSON bytes) and ``error`` is set."""
+
+    request_id: str
+    version: int
+    output: bytes | None
+    error: FunctionError | None
+    duration_us: int
+    cold_start: bool
+    instance_id: str
+    source: StartSource = "warm"
+    phases: Phases = field(default_factory=Phases)
+    stdout: str = ""
+    stderr: str = ""

@@ -1,0 +1,85 @@
+"""The function, as the execution plane sees it: one immutable object per version."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nova.domain.identity import Scope
+
+Mode = Literal["persistent", "process"]
+EntryKind = Literal["handler", "script"]
+IsolationMode = Literal["egress-only", "strict", "none"]
+CompileStatus = Literal["not_required", "pending", "compiling", "success", "failed"]
+VCPU_PER_MB = 1 / 1769
+"""CPU share that comes with memory: one vCPU for each 1769 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Hard limits of one instance. ``vcpus`` 0 means by memory (:data:`VCPU_PER_MB`)."""
+
+    memory_mb: int = 128
+    vcpus: float = 0
+    pids: int = 256
+    tmp_mb: int = 64
+    open_files: int = 1024
+
+    @property
+    def effective_vcpus(self) -> float:
+        return self.vcpus or max(0.1, round(self.memory_mb * VCPU_PER_MB, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class EgressRule:
+    """Allow one destination: ``host`` is an IP address or CIDR; ``port`` 0 means every port."""
+
+    host: str
+    port: int = 0
+    protocol: Literal["tcp", "udp", "any"] = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """``none``: all egress but the always-blocked; ``egress-only``: the rules, or anywhere when there are none;
+    ``strict``: only the rules, so without rules the instance is offline."""
+
+    isolation_mode: IsolationMode = "egress-only"
+    egress_rules: tuple[EgressRule, ...] = ()
+    deny_external_access: bool = False
+
+    @property
+    def offline(self) -> bool:
+        return self.isolation_mode == "strict" and not self.egress_rules
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSnapshot:
+    """Everything that shapes the execution of one version; immutable, shared by all its calls.
+
+    ``artifact`` is the digest (``sha256:…``) of the tree that is mounted at ``/code``. ``pool_key`` is a digest over
+    everything that shapes an instance: two snapshots with equal keys may share instances, others never do.
+    """
+
+    scope: Scope
+    function_id: str
+    name: str
+    version: int
+    runtime: str
+    runtime_version: str
+    handler: str
+    entry: str
+    entry_kind: EntryKind
+    mode: Mode
+    timeout_s: int
+    concurrency: int
+    limits: Limits
+    network: NetworkPolicy
+    env: Mapping[str, str]
+    artifact: str
+    compile_status: CompileStatus
+    build_id: str | None
+    backend: str
+    max_replicas: int
+    idle_ttl_s: float | None
+    function_url: bool
+    pool_key: str = field(default="")

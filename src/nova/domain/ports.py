@@ -1,0 +1,34 @@
+"""The two ports through which planes act on each other; everything else crosses through the store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nova.domain.call import CallRequest, CallResult
+from nova.domain.identity import Scope
+
+
+class Invoker(Protocol):
+    async def invoke(self, call: CallRequest) -> CallResult:
+        """Run one call to its end. Raises NovaError when it was refused or its instance was lost."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceInfo:
+    instance_id: str
+    function: str
+    version: int
+    backend: str
+    state: str
+    inflight: int
+    calls: int
+    age_s: float
+
+
+class Fleet(Protocol):
+    async def instances(self, scope: Scope, function: str) -> Sequence[InstanceInfo]: ...
+
+    def stats(self) -> dict[str, Any]:
+        """Pools, instances and queue depths as they are now."""
+        ...

@@ -1,0 +1,238 @@
+"""What an isolation technology must offer. One module or folder beside this one implements it.
+
+A backend makes *instances*: isolated places, each with an agent that listens, limits applied, code mounted at ``/code``.
+It knows nothing of functions, pools or calls; it frees everything it made when an instance stops, whatever fails.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from nova.domain.call import StartSource
+from nova.domain.function import EntryKind, FunctionSnapshot, Limits, Mode, NetworkPolicy
+from nova.errors import FunctionError
+
+Enforced = Literal["hard", "soft", "no"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this backend can do on this host, found by trying, not by guessing.
+
+    ``enforces`` maps memory, cpu, pids, disk, network_rules, read_only_root, user and seccomp to how they hold.
+    """
+
+    available: bool
+    reason: str
+    isolation: Literal["vm", "container", "process", "wasm"]
+    enforces: Mapping[str, Enforced]
+    runtimes: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """What to make. ``code`` is a host directory that is mounted read-only at ``/code`` (None: nothing mounted)."""
+
+    instance_id: str
+    runtime: str
+    runtime_version: str
+    code: Path | None
+    limits: Limits
+    network: NetworkPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class InitSpec:
+    """The head of the Init frame: what the agent needs to load a function."""
+
+    function_id: str
+    name: str
+    version: int
+    tenant: str
+    namespace: str
+    runtime: str
+    runtime_version: str
+    mode: Mode
+    handler: str
+    entry: str
+    entry_kind: EntryKind
+    env: Mapping[str, str]
+    memory_mb: int
+    timeout_s: int
+    concurrency: int
+    open_files: int
+
+    @classmethod
+    def of(cls, snapshot: FunctionSnapshot) -> "InitSpec":
+        return cls(
+            function_id=snapshot.function_id,
+            name=snapshot.name,
+            version=snapshot.version,
+            tenant=snapshot.scope.tenant,
+            namespace=snapshot.scope.namespace,
+            runtime=snapshot.runtime,
+            runtime_version=snapshot.runtime_version,
+            mode=snapshot.mode,
+            handler=snapshot.handler,
+            entry=snapshot.entry,
+            entry_kind=snapshot.entry_kind,
+            env=snapshot.env,
+            memory_mb=snapshot.limits.memory_mb,
+            timeout_s=snapshot.timeout_s,
+            concurrency=snapshot.concurrency,
+            open_files=snapshot.limits.open_files,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InitDone:
+    """The code is loaded. ``concurrency`` is how many calls the worker really takes at once."""
+
+    init_us: int
+    concurrency: int
+    stdout: str = ""
+    stderr: str = ""
+
+
+@dataclass(slots=True)
+class WorkerCall:
+    """One call on its way into a worker. ``payload`` is checked JSON; ``context`` is the JSON object of the line.
+
+    ``deadline`` is monotonic seconds.
+    """
+
+    request_id: str
+    payload: bytes
+    context: bytes
+    deadline: float
+
+
+@dataclass(slots=True)
+class WorkerResult:
+    """What came back: ``output`` as checked JSON bytes, or ``error``. Prints are those of this call alone."""
+
+    output: bytes | None
+    error: FunctionError | None
+    stdout: str = ""
+    stderr: str = ""
+
+
+class InitFailed(Exception):
+    """The code could not be loaded; the instance is of no further use."""
+
+    def __init__(self, error: FunctionError, stdout: str = "", stderr: str = "") -> None:
+        super().__init__(f"{error.type}: {error.message}")
+        self.error = error
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class Channel(Protocol):
+    """The host's end of one instance's agent connection (and, in direct mode, of its worker lines)."""
+
+    async def init(self, spec: InitSpec) -> InitDone:
+        """Load the function. Raises :class:`InitFailed`."""
+        ...
+
+    def call(self, call: WorkerCall) -> Awaitable[WorkerResult]:
+        """Send one call, at once, without a task of its own, and return what to await.
+
+        The awaitable always ends: with a result, or with a result whose error is ``Nova.Timeout`` (the deadline passed),
+        ``Nova.Cancelled``, ``Nova.InstanceLost``, ``Nova.ExitError``, ``Nova.Signal``, ``Nova.OutOfMemory`` or
+        ``Nova.WorkerLost``. A call is never sent twice. Cancelling the awaitable cancels the call.
+        """
+        ...
+
+    async def ping(self, timeout_s: float) -> bool: ...
+
+    @property
+    def usable(self) -> bool:
+        """False once the instance must not get another call (lost, killed, timed out)."""
+        ...
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Called once, when the channel becomes unusable."""
+        ...
+
+
+@dataclass(slots=True)
+class InstanceStats:
+    memory_bytes: int = 0
+    cpu_us: int = 0
+    pids: int = 0
+    oom_kills: int = 0
+
+
+class Instance(Protocol):
+    """A running instance. ``source`` says where it really came from."""
+
+    instance_id: str
+    source: StartSource
+    channel: Channel
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Make the host's ``source`` visible at ``target`` inside."""
+
+    source: Path
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """A command to run once in an isolated place of its own (builds): no network but what ``binds`` bring in."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    binds: tuple[Bind, ...]
+    limits: Limits
+    timeout_s: float
+    output: Callable[[bytes], None] = field(default=lambda _data: None)
+    """called with each piece of stdout and stderr, in order"""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """``exit_code`` is None when a signal ended it."""
+
+    exit_code: int | None
+    signal: int | None = None
+    timed_out: bool = False
+    out_of_memory: bool = False
+
+
+class Backend(Protocol):
+    name: str
+
+    async def start(self) -> None:
+        """Get ready: probe the host, reconcile what a killed predecessor left, begin to fill templates."""
+        ...
+
+    async def capabilities(self) -> Capabilities: ...
+
+    async def create(self, spec: InstanceSpec) -> Instance:
+        """An instance with its agent connected and its code mounted, not loaded yet. Leaves nothing behind on failure.
+
+        Raises NovaError ``unsupported`` when the host cannot enforce the spec, naming the field; ``capacity`` when full.
+        """
+        ...
+
+    async def stop(self, instance: Instance, *, reason: str) -> None:
+        """Kill it and free everything; idempotent."""
+        ...
+
+    async def stats(self, instance: Instance) -> InstanceStats: ...
+
+    async def run(self, command: CommandSpec) -> CommandResult:
+        """Run one command isolated like an instance and wait for its end."""
+        ...
+
+    async def reconcile(self, keep: Collection[str]) -> list[str]:
+        """Remove what this node made and nobody owns; returns what was removed."""
+        ...
+
+    async def close(self) -> None: ...

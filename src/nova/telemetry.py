@@ -1,0 +1,59 @@
+"""Operational logs: one structured event per line, as text for people or JSON for machines.
+
+Values under the names in :data:`SECRET_KEYS` are masked wherever they appear; this is the one redaction list of the
+platform (logs, error bodies, configuration output).
+"""
+
+import logging
+import sys
+from typing import Any, Literal
+
+import structlog
+
+SECRET_KEYS = frozenset(
+    {"password", "secret", "token", "authorization", "api_key", "key", "dsn", "master_key", "cookie", "env_vars"}
+)
+MASK = "***"
+
+LogFormat = Literal["text", "json"]
+
+
+def redact(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for name in event:
+        if name in SECRET_KEYS:
+            event[name] = MASK
+    return event
+
+
+def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: str = "nova") -> None:
+    """Route structlog and the standard library's loggers to stderr in one format. Call once, at start."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        redact,
+    ]
+    final: structlog.typing.Processor
+    if fmt == "json":
+        shared += [structlog.processors.dict_tracebacks, structlog.processors.EventRenamer("msg")]
+        final = structlog.processors.JSONRenderer()
+    else:
+        final = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")
+    numeric = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, final],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(numeric)
+    structlog.contextvars.bind_contextvars(plane=plane)
