@@ -1,0 +1,97 @@
+"""The declarative route table: one row per operation, from which everything else is made.
+
+Router, permission check, audit action, body validation, OpenAPI and the clients' methods all read these rows. The noun
+modules beside this one hold the models and contribute ``ROUTES``; planes bind handlers to rows by ``op``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+T = TypeVar("T")
+
+
+class Model(BaseModel):
+    """Base of every request and response body: a field that does not exist is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_timedelta="float")
+
+
+class Plane(StrEnum):
+    """Which plane answers; decides who gets a request when the planes run apart."""
+
+    CONTROL = "control"
+    EXECUTION = "execution"
+    GATEWAY = "gateway"
+    OBSERVABILITY = "observability"
+
+
+class Kind(StrEnum):
+    """How the handler speaks: JSON in and out; a raw ASGI callable; a server-sent event stream; uploaded bytes in."""
+
+    JSON = "json"
+    ASGI = "asgi"
+    SSE = "sse"
+    UPLOAD = "upload"
+
+
+class Page(Model, Generic[T]):
+    """The envelope of every list. ``next_cursor`` is opaque; null at the end."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+class PageQuery(Model):
+    """``limit`` 1–500. ``cursor`` comes from the page before."""
+
+    limit: int = 100
+    cursor: str | None = None
+
+
+class Empty(Model):
+    """No body, no query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation.
+
+    ``path`` has ``{param}`` segments; ``permission`` None means public; ``audit`` None means no trail (reads and calls);
+    ``resource`` names the path parameter that permissions are checked against.
+    """
+
+    op: str
+    method: str
+    path: str
+    summary: str
+    plane: Plane
+    permission: str | None
+    audit: str | None = None
+    body: type[BaseModel] | None = None
+    query: type[BaseModel] = Empty
+    answer: type[BaseModel] | None = None
+    status: int = 200
+    kind: Kind = Kind.JSON
+    resource: str | None = "name"
+    platform: bool = False
+    """True: only platform identities, whatever the permission (settings, runtimes, tenants)."""
+    tag: str = ""
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        return tuple(part[1:-1].split(":")[0] for part in self.path.split("/") if part.startswith("{"))
+
+
+_NOUNS = ("functions", "code", "versions", "aliases", "builds", "invocations", "runtimes", "apikeys", "tenants", "system")
+
+
+def routes() -> Iterator[Route]:
+    """Every row of the table."""
+    for noun in _NOUNS:
+        module: Any = import_module(f"nova.api.{noun}")
+        yield from module.ROUTES

