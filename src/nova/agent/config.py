@@ -1,0 +1,56 @@
+"""What an agent is told before it starts, by the backend that isolates it. Plain data, so it crosses processes as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+LaunchKind = Literal["fork", "exec", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLaunch:
+    """How the agent starts a worker of its runtime.
+
+    ``fork``: import ``module`` (preloaded, see :mod:`nova.agent.preload`) and call its ``main()`` in a child of the agent;
+    such a worker can itself fork a fresh process per call. ``exec``: run ``argv`` with ``env`` as a standing worker that
+    boots and waits for its init line. ``none``: nothing stands; ``argv`` is started at Init and speaks lines on stdin and
+    stdout. ``script`` runs a plain script. In ``argv`` (kind ``none``) and ``script`` the word ``{entry}`` stands for the
+    absolute path of the entry file and ``{input}`` for the input file.
+    """
+
+    kind: LaunchKind
+    module: str = ""
+    argv: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    script: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, the inverse of :meth:`of`."""
+        return {
+            "kind": self.kind,
+            "module": self.module,
+            "argv": list(self.argv),
+            "env": [list(pair) for pair in self.env],
+            "script": list(self.script),
+        }
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            kind=data["kind"],
+            module=data["module"],
+            argv=tuple(data["argv"]),
+            env=tuple((name, value) for name, value in data["env"]),
+            script=tuple(data["script"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """``token_sha256`` is the digest of the token that the host's Hello must show; the token itself never comes inside."""
+
+    token_sha256: bytes
+    instance_id: str
+    runtime: str
+    worker: WorkerLaunch
+    code_dir: str = "/code"
