@@ -1,7 +1,7 @@
 """Every setting of the platform: sections, keys, defaults, and which of them act without a restart.
 
-Durations are seconds as floats; text such as ``500ms``, ``60s``, ``10m``, ``2h`` or ``30d`` is understood. A section object is shared
-by whoever needs it and read at use, so a hot key acts as soon as it is set. Keys of features that this version does not
+Durations are seconds as floats; text such as ``500ms``, ``60s``, ``10m``, ``2h`` or ``30d`` is understood. A section object
+is shared by whoever needs it and read at use, so a hot key acts as soon as it is set. Keys of features that this version does not
 have are accepted only with the value that means "off": nothing is stored that does not work.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -30,8 +31,8 @@ def seconds(value: Any) -> float:
 
 
 Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
-HOT = {"hot": True}
-SECRET = {"secret": True}
+HOT: JsonDict = {"hot": True}
+SECRET: JsonDict = {"secret": True}
 
 
 class Section(BaseModel):

@@ -5,6 +5,7 @@ user: no account to create, no file to give away. Where the kernel has no user n
 ``pgserver``. The server outlives a killed daemon; the next start on the same directory adopts it.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -112,13 +113,9 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Fast shutdown: connections end, what was committed is on disk."""
-        pid = self._running_pid()
-        if pid is None:
-            return
-        try:
-            os.kill(pid, signal.SIGINT)
-        except ProcessLookupError:
-            return
+        if (pid := self._running_pid()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while self._running_pid() is not None and time.monotonic() < deadline:
             if self._process is not None:

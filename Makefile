@@ -1,0 +1,40 @@
+# Two commands do all set-up on a fresh machine: `make run` and `make test`.
+VENV := .venv
+PY := $(VENV)/bin/python
+INPUT ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev run demo test lint format bench lock clean coverage
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup:
+	@bash scripts/setup.sh run
+
+setup-dev:
+	@bash scripts/setup.sh dev
+
+run: setup ## Set up, start Nova on 127.0.0.1:9000, deploy and call the examples, keep serving (INPUT=file: your own file)
+	@$(VENV)/bin/nova up --demo $(if $(INPUT),--demo-input "$(INPUT)")
+
+demo: setup ## The same on a throw-away directory and a free port; ends by itself
+	@$(VENV)/bin/nova demo $(if $(INPUT),--input "$(INPUT)")
+
+test: setup-dev ## Everything: lint, types, layers, tests with coverage, the store's tests on a second PostgreSQL
+	@bash scripts/test.sh
+
+lint: setup-dev ## Style, types, layers
+	@bash scripts/lint.sh
+
+format: setup-dev
+	@$(VENV)/bin/ruff format src tests bench && $(VENV)/bin/ruff check --fix src tests bench
+
+bench: setup-dev ## Measure Nova beside its peers; writes bench/results
+	@$(PY) -m bench $(ARGS)
+
+lock: setup-dev ## Resolve the dependencies again
+	@bash scripts/lock.sh
+
+clean: ## Remove what was built
+	rm -rf build dist htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
