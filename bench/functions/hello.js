@@ -1,0 +1,3 @@
+const WHICH = 0;
+
+exports.handler = async (event) => ({ hello: event.name, which: WHICH });

@@ -1,0 +1,6 @@
+export default {
+  async fetch(request) {
+    const { name } = await request.json();
+    return Response.json({ hello: name });
+  },
+};

@@ -1,0 +1,84 @@
+"""What is measured, how long, and the numbers to reach."""
+
+import os
+from dataclasses import dataclass
+
+from bench.model import Bar
+
+MEASURES = {
+    "startup": "start-up time on an empty and on an existing data directory",
+    "daemon_memory": "memory of the idle daemon, PostgreSQL not counted",
+    "cold_python": "first call of a Python function that has no instance",
+    "cold_node": "first call of a Node.js function that has no instance",
+    "instance_memory": "memory of an idle warm instance",
+    "warm_latency": "one caller, one keep-alive connection, warm function",
+    "warm_throughput": "32 callers, warm function",
+    "process_mode": "a fresh process for each call, 4 callers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Counts and times of a run. Every loop of the harness is bounded by one of these."""
+
+    startup_rounds: int
+    warm_rounds: int
+    warm_calls: int
+    """per round"""
+    warm_skip: int
+    """calls before the first round, not counted"""
+    crowd_rounds: int
+    crowd_s: float
+    """per round"""
+    cold_python: int
+    cold_node: int
+    instances_python: int
+    instances_node: int
+    from_zero_rounds: int
+    callers: int = 32
+    process_callers: int = 4
+    cold_call_limit_s: float = 30.0
+    round_limit_s: float = 30.0
+
+
+FULL = Plan(
+    startup_rounds=3,
+    warm_rounds=5,
+    warm_calls=1000,
+    warm_skip=500,
+    crowd_rounds=3,
+    crowd_s=5,
+    cold_python=100,
+    cold_node=30,
+    instances_python=30,
+    instances_node=8,
+    from_zero_rounds=3,
+)
+QUICK = Plan(
+    startup_rounds=1,
+    warm_rounds=3,
+    warm_calls=300,
+    warm_skip=200,
+    crowd_rounds=2,
+    crowd_s=2,
+    cold_python=20,
+    cold_node=8,
+    instances_python=10,
+    instances_node=4,
+    from_zero_rounds=1,
+)
+
+BARS = {
+    ("warm_latency", "p50"): Bar(limit=400),
+    ("warm_throughput", "rate"): Bar(limit=6000),
+    ("cold_python", "p50"): Bar(limit=15),
+    ("cold_node", "p50"): Bar(limit=120),
+    ("process_mode", "rate"): Bar(limit=500 * (os.cpu_count() or 1), kind="aim"),
+    ("instance_memory", "python"): Bar(limit=2.3, kind="aim"),
+    ("startup", "existing"): Bar(limit=3),
+    ("startup", "empty"): Bar(limit=6),
+    ("daemon_memory", "rss"): Bar(limit=150),
+}
+"""By measure and metric, in the row's unit. They bind Nova only. Process mode aims at 500 calls/s for each core."""
+
+RATIO_BARS = {("warm_throughput", "rate", "functions-framework"): Bar(limit=2)}

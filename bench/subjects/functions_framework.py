@@ -1,0 +1,58 @@
+"""functions-framework for Python (PyPI), served by gunicorn as its documentation says for production.
+
+Its default is one worker process; we give it one per core (``WORKERS``), which on this kind of machine doubles its
+throughput: a peer is measured at its best, not at its default.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.driving import Target
+from bench.processes import Server, free_port
+from bench.subjects.base import Say, SetupFailed
+
+VERSION = "3.10.2"
+SOURCE = Path(__file__).parent.parent / "functions" / "peer_hello.py"
+INSTALL_LIMIT_S = 300
+
+
+class FunctionsFramework:
+    name = "functions-framework"
+
+    def __init__(self) -> None:
+        self._bin = Path()
+
+    def set_up(self, cache: Path, say: Say) -> str:
+        home = cache / f"functions-framework-{VERSION}-py{sys.version_info.major}.{sys.version_info.minor}"
+        self._bin = home / "bin"
+        command = self._bin / "functions-framework"
+        if not command.exists():
+            say(f"installing functions-framework {VERSION} (once)")
+            _run([sys.executable, "-m", "venv", str(home)])
+            _run([str(self._bin / "pip"), "install", "--quiet", f"functions-framework=={VERSION}"])
+        return f"{VERSION}, gunicorn gthread, {workers()} workers"
+
+    def start(self, folder: Path) -> Server:
+        port = free_port()
+        command = [str(self._bin / "functions-framework"), "--target=hello", f"--source={SOURCE}"]
+        command += ["--host=127.0.0.1", f"--port={port}"]
+        env = {**os.environ, "WORKERS": str(workers())}
+        return Server(self.name, command, port, folder / "functions-framework.log", folder, env)
+
+    def target(self, server: Server) -> Target:
+        return Target(server.port, "/", '"hello":"bench"')
+
+
+def workers() -> int:
+    return os.cpu_count() or 1
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
+    except subprocess.CalledProcessError as error:
+        raise SetupFailed(f"{command[0]} failed: {(error.stderr or error.stdout).strip()[-400:]}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SetupFailed(str(error)) from error
