@@ -52,6 +52,21 @@ class NetworkPolicy:
         return self.isolation_mode == "strict" and not self.egress_rules
 
 
+CapturePolicy = Literal["all", "errors", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Which payloads of a call its record keeps. One that is over ``max_kb`` (KiB) is not kept at all, never cut.
+
+    ``redact`` are JSON Pointers into input and output; what they point at is stored as ``***``.
+    """
+
+    payloads: CapturePolicy = "all"
+    max_kb: int = 64
+    redact: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionSnapshot:
     """Everything that shapes the execution of one version; immutable, shared by all its calls.
@@ -83,3 +98,4 @@ class FunctionSnapshot:
     idle_ttl_s: float | None
     function_url: bool
     pool_key: str = field(default="")
+    capture: Capture = field(default=Capture())

@@ -86,6 +86,7 @@ CREATE TABLE functions (
     name          text NOT NULL,
     data          jsonb NOT NULL,           -- recorded and live settings
     live_version  int,                      -- what unqualified calls run; NULL until the first version is built
+    head_version  int NOT NULL DEFAULT 1,   -- the newest deployed or activated; what a patch changes
     next_version  int NOT NULL DEFAULT 1,   -- numbers are never given twice
     generation    bigint NOT NULL DEFAULT 1,-- grows with every change; caches compare it
     etag          text NOT NULL,
@@ -95,6 +96,7 @@ CREATE TABLE functions (
     FOREIGN KEY (tenant_id, namespace) REFERENCES namespaces (tenant_id, name) ON UPDATE CASCADE,
     UNIQUE (tenant_id, namespace, name)
 );
+CREATE INDEX functions_newest ON functions (tenant_id, namespace, id DESC);
 
 CREATE TABLE function_versions (
     function_id  uuid NOT NULL REFERENCES functions (id) ON DELETE CASCADE,
@@ -196,9 +198,11 @@ CREATE TABLE work (
 );
 CREATE INDEX work_claim ON work (kind, run_at, id);
 
+CREATE SEQUENCE invocation_logs_seq;
 CREATE TABLE invocation_logs (
-    id             uuid NOT NULL,
+    id             uuid NOT NULL,           -- the request id
     created_at     timestamptz NOT NULL DEFAULT now(),
+    seq            bigint NOT NULL DEFAULT nextval('invocation_logs_seq'),  -- in the order of commits; live tails follow it
     tenant_id      text NOT NULL,
     namespace      text NOT NULL,
     function_id    uuid NOT NULL,
@@ -211,6 +215,7 @@ CREATE TABLE invocation_logs (
     status         text NOT NULL,           -- success, error
     error_kind     text,
     error_message  text,
+    error_stack    json,
     success        boolean NOT NULL,
     cold_start     boolean NOT NULL,
     start_source   text NOT NULL,
@@ -221,8 +226,8 @@ CREATE TABLE invocation_logs (
     init_ms        double precision NOT NULL,
     input_size     bigint NOT NULL,
     output_size    bigint NOT NULL,
-    input          jsonb,
-    output         jsonb,
+    input          json,                    -- not jsonb: any valid document is kept, as it was sent
+    output         json,
     stdout         text NOT NULL DEFAULT '',
     stderr         text NOT NULL DEFAULT '',
     trace_id       text,
@@ -230,7 +235,6 @@ CREATE TABLE invocation_logs (
     PRIMARY KEY (id, created_at)
 ) PARTITION BY RANGE (created_at);
 CREATE TABLE invocation_logs_default PARTITION OF invocation_logs DEFAULT;
-CREATE INDEX invocation_logs_function_id ON invocation_logs (function_id);
-CREATE INDEX invocation_logs_created_at ON invocation_logs (created_at DESC);
-CREATE INDEX invocation_logs_func_time ON invocation_logs (function_id, created_at DESC);
-CREATE INDEX invocation_logs_scope_time ON invocation_logs (tenant_id, namespace, created_at DESC);
+CREATE INDEX invocation_logs_function_id ON invocation_logs (function_id, seq);
+CREATE INDEX invocation_logs_func_time ON invocation_logs (function_id, created_at DESC, id DESC);
+CREATE INDEX invocation_logs_scope_time ON invocation_logs (tenant_id, namespace, created_at DESC, id DESC);

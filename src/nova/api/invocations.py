@@ -1,0 +1,177 @@
+"""Call records: what every finished call leaves behind, as logs of a function and as invocations of a scope."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, Field
+
+from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
+from nova.domain.names import NAME
+
+Status = Literal["success", "error"]
+DEFAULT_TAIL = 10
+MAX_TAIL = 500
+
+
+class CallError(Model):
+    """``type`` is the class raised, or a ``Nova.*`` type when the platform found the fault."""
+
+    type: str
+    message: str
+    stack: list[str] = []
+
+
+class Invocation(Model):
+    """One finished call. Its id is the request id. Times in milliseconds, sizes in bytes."""
+
+    id: str
+    created_at: datetime
+    tenant_id: str
+    namespace: str
+    function_id: str
+    function: str
+    version: int
+    qualifier: str | None
+    runtime: str
+    trigger: str
+    caller: str
+    status: Status
+    error: CallError | None
+    cold_start: bool
+    start_source: str
+    instance_id: str
+    duration_ms: float
+    queue_ms: float
+    boot_ms: float
+    init_ms: float
+    input_size: int
+    output_size: int
+    trace_id: str | None
+    client_request_id: str | None
+
+
+class CallLog(Invocation):
+    """A call with what it printed.
+
+    ``input`` and ``output`` are there when the function's capture policy kept them and the caller holds
+    ``payload:read``; ``captured`` tells which of them were kept.
+    """
+
+    stdout: str
+    stderr: str
+    captured: list[Literal["input", "output"]]
+    input: Any = None
+    output: Any = None
+
+
+class Prints(Model):
+    """What one call printed."""
+
+    id: str
+    created_at: datetime
+    function: str
+    version: int
+    status: Status
+    stdout: str
+    stderr: str
+
+
+class LogQuery(Model):
+    """Either the newest calls (``tail``, 10 unless said), or pages (``limit``, ``cursor``).
+
+    ``q`` is text that the prints contain; ``request_id`` must be a call of this function, else 404.
+    """
+
+    tail: int | None = Field(None, ge=1, le=MAX_TAIL)
+    limit: int | None = Field(None, ge=1, le=500)
+    cursor: str | None = None
+    request_id: str | None = Field(None, max_length=64)
+    status: Status | None = None
+    q: str | None = Field(None, min_length=1, max_length=256)
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    version: int | None = Field(None, ge=1)
+    cold_start: bool | None = None
+
+
+class StreamQuery(Model):
+    """A live tail. It begins now, or at ``since``, or after the header ``Last-Event-ID``."""
+
+    since: AwareDatetime | None = None
+    q: str | None = Field(None, min_length=1, max_length=256, description="only lines that contain this text")
+    request_id: str | None = Field(None, max_length=64)
+
+
+class InvocationQuery(PageQuery):
+    function: str | None = Field(None, pattern=NAME)
+    status: Status | None = None
+    runtime: str | None = Field(None, max_length=64)
+    version: int | None = Field(None, ge=1)
+    caller: str | None = Field(None, max_length=256)
+    trace_id: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    min_duration_ms: float | None = Field(None, ge=0)
+    cold_start: bool | None = None
+    q: str | None = Field(None, min_length=1, max_length=256, description="text that the prints contain")
+
+
+ROUTES = (
+    Route(
+        op="function.logs",
+        method="GET",
+        path="/functions/{name}/logs",
+        summary="Finished calls of a function with what they printed, newest first",
+        plane=Plane.EXECUTION,
+        permission="log:read",
+        query=LogQuery,
+        answer=Page[CallLog],
+        tag="logs",
+    ),
+    Route(
+        op="function.logs.stream",
+        method="GET",
+        path="/functions/{name}/logs/stream",
+        summary="Live tail: a `line` event for each printed line, a `call` event for each finished call",
+        plane=Plane.EXECUTION,
+        permission="log:read",
+        query=StreamQuery,
+        kind=Kind.SSE,
+        tag="logs",
+    ),
+    Route(
+        op="invocation.list",
+        method="GET",
+        path="/invocations",
+        summary="Finished calls of every function in the scope, newest first",
+        plane=Plane.EXECUTION,
+        permission="log:read",
+        query=InvocationQuery,
+        answer=Page[Invocation],
+        resource=None,
+        tag="invocations",
+    ),
+    Route(
+        op="invocation.get",
+        method="GET",
+        path="/invocations/{id}",
+        summary="One finished call",
+        plane=Plane.EXECUTION,
+        permission="log:read",
+        query=Empty,
+        answer=CallLog,
+        resource=None,
+        tag="invocations",
+    ),
+    Route(
+        op="invocation.logs",
+        method="GET",
+        path="/invocations/{id}/logs",
+        summary="What one call printed",
+        plane=Plane.EXECUTION,
+        permission="log:read",
+        answer=Prints,
+        resource=None,
+        tag="invocations",
+    ),
+)
