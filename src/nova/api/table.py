@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Page(Model, Generic[T]):
 class PageQuery(Model):
     """``limit`` 1–500. ``cursor`` comes from the page before."""
 
-    limit: int = 100
+    limit: Annotated[int, Field(ge=1, le=500)] = 100
     cursor: str | None = None
 
 
@@ -87,7 +87,18 @@ class Route:
         return tuple(part[1:-1].split(":")[0] for part in self.path.split("/") if part.startswith("{"))
 
 
-_NOUNS = ("functions", "code", "versions", "aliases", "builds", "invocations", "runtimes", "apikeys", "tenants", "system")
+_NOUNS = (
+    "functions",
+    "code",
+    "versions",
+    "aliases",
+    "builds",
+    "invocations",
+    "runtimes",
+    "apikeys",
+    "tenants",
+    "system",
+)
 
 
 def routes() -> Iterator[Route]:
