@@ -1,0 +1,49 @@
+-- Work of every kind: see nova.work.queue. Times are the database's own, so that hosts with other clocks agree.
+
+-- name: enqueue
+INSERT INTO work (id, kind, tenant_id, namespace, subject, payload, run_at)
+VALUES (%(id)s, %(kind)s, %(tenant)s, %(namespace)s, %(subject)s, %(payload)s,
+        now() + make_interval(secs => %(delay_s)s))
+
+-- name: withdraw
+DELETE FROM work
+WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND kind = %(kind)s AND subject = %(subject)s
+
+-- name: claim_turn -- one claimer of a kind at a time, so that caps per tenant are exact
+SELECT pg_advisory_xact_lock(hashtextextended('nova.work.' || %(kind)s, 0))
+
+-- name: claim
+WITH busy AS (
+    SELECT tenant_id, count(*) AS running FROM work
+    WHERE kind = %(kind)s AND lease_until > now() GROUP BY tenant_id
+), ranked AS (
+    SELECT w.id, coalesce(b.running, 0) + row_number() OVER (PARTITION BY w.tenant_id ORDER BY w.run_at, w.id) AS place
+    FROM work w LEFT JOIN busy b USING (tenant_id)
+    WHERE w.kind = %(kind)s AND w.run_at <= now() AND (w.lease_until IS NULL OR w.lease_until <= now())
+), due AS (
+    SELECT w.id FROM work w JOIN ranked r USING (id)
+    WHERE r.place <= %(per_tenant)s
+    ORDER BY w.run_at, w.id LIMIT %(batch)s
+    FOR UPDATE OF w SKIP LOCKED
+)
+UPDATE work SET owner = %(owner)s, fence = fence + 1, attempt = attempt + 1,
+                lease_until = now() + make_interval(secs => %(lease_s)s)
+FROM due WHERE work.id = due.id
+RETURNING work.id, kind, tenant_id, namespace, subject, payload, attempt, fence
+
+-- name: heartbeat
+UPDATE work SET lease_until = now() + make_interval(secs => %(lease_s)s)
+FROM unnest(%(ids)s::uuid[], %(fences)s::bigint[]) AS held (id, fence)
+WHERE work.id = held.id AND work.fence = held.fence AND work.owner = %(owner)s
+RETURNING work.id
+
+-- name: finish
+DELETE FROM work WHERE id = %(id)s AND owner = %(owner)s AND fence = %(fence)s
+
+-- name: hold -- proves inside a transaction that the lease is still ours, and keeps it so until the commit
+SELECT 1 AS held FROM work WHERE id = %(id)s AND owner = %(owner)s AND fence = %(fence)s FOR UPDATE
+
+-- name: release
+UPDATE work SET owner = NULL, lease_until = NULL, attempt = attempt - %(forgive)s,
+                run_at = now() + make_interval(secs => %(delay_s)s)
+WHERE id = %(id)s AND owner = %(owner)s AND fence = %(fence)s

@@ -1,0 +1,112 @@
+"""Leased, fenced work on one PostgreSQL table.
+
+A row lives from acceptance to completion. Claiming raises its ``fence``; whoever holds an older fence, because its lease
+ran out while it was away, can no longer finish, release or prolong the work. Completion deletes the row in the same
+transaction that writes the result to the noun's own row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nova.domain.identity import Scope
+from nova.store.db import Connection, Database, Row
+from nova.store.work import CHANNEL, enqueue, sql, withdraw
+
+__all__ = ["CHANNEL", "LeaseLost", "WorkItem", "WorkQueue", "enqueue", "finish", "hold", "release", "withdraw"]
+
+NO_CAP = 2**31
+
+
+class LeaseLost(Exception):
+    """Somebody else owns the work by now, or it was withdrawn. Roll back and forget it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One claimed piece of work. ``attempt`` counts from 1; ``fence`` and ``owner`` prove the claim."""
+
+    id: str
+    kind: str
+    scope: Scope
+    subject: str
+    payload: Mapping[str, Any]
+    attempt: int
+    fence: int
+    owner: str
+
+    @classmethod
+    def of(cls, row: Row, owner: str) -> "WorkItem":
+        return cls(
+            id=str(row["id"]),
+            kind=row["kind"],
+            scope=Scope(row["tenant_id"], row["namespace"]),
+            subject=str(row["subject"]),
+            payload=row["payload"],
+            attempt=row["attempt"],
+            fence=row["fence"],
+            owner=owner,
+        )
+
+
+async def finish(conn: Connection, item: WorkItem) -> None:
+    """The work is done: remove it with whatever else this transaction writes. Raises :class:`LeaseLost`."""
+    if not await conn.run(sql.finish, id=item.id, owner=item.owner, fence=item.fence):
+        raise LeaseLost(item.id)
+
+
+async def hold(conn: Connection, item: WorkItem) -> None:
+    """Nobody can take the work before this transaction ends. Raises :class:`LeaseLost`."""
+    if await conn.one(sql.hold, id=item.id, owner=item.owner, fence=item.fence) is None:
+        raise LeaseLost(item.id)
+
+
+async def release(conn: Connection, item: WorkItem, *, delay_s: float = 0, counts: bool = True) -> None:
+    """Give the work back, to be claimed after ``delay_s`` seconds. ``counts`` False: this was no attempt."""
+    await conn.run(
+        sql.release,
+        id=item.id,
+        owner=item.owner,
+        fence=item.fence,
+        delay_s=delay_s,
+        forgive=0 if counts else 1,
+    )
+
+
+class WorkQueue:
+    """The consumer's side, for one owner (an id that is never used twice)."""
+
+    def __init__(self, db: Database, owner: str, *, lease_s: float = 30) -> None:
+        self._db = db
+        self.owner = owner
+        self.lease_s = lease_s
+
+    async def claim(self, kind: str, batch: int, *, per_tenant: int = NO_CAP) -> list[WorkItem]:
+        """Up to ``batch`` due items, oldest first, leased to this owner. At most ``per_tenant`` run for one tenant."""
+        async with self._db.transaction() as conn:
+            if per_tenant != NO_CAP:
+                await conn.one(sql.claim_turn, kind=kind)
+            rows = await conn.fetch(
+                sql.claim,
+                kind=kind,
+                owner=self.owner,
+                batch=batch,
+                lease_s=self.lease_s,
+                per_tenant=per_tenant,
+            )
+        return [WorkItem.of(row, self.owner) for row in rows]
+
+    async def heartbeat(self, items: Sequence[WorkItem]) -> set[str]:
+        """Prolong every lease that is still ours; the ids of those."""
+        rows = await self._db.fetch(
+            sql.heartbeat,
+            ids=[item.id for item in items],
+            fences=[item.fence for item in items],
+            owner=self.owner,
+            lease_s=self.lease_s,
+        )
+        return {str(row["id"]) for row in rows}
+
+    async def release(self, item: WorkItem, *, delay_s: float = 0, counts: bool = True) -> None:
+        async with self._db.transaction() as conn:
+            await release(conn, item, delay_s=delay_s, counts=counts)
