@@ -15,8 +15,6 @@ from nova.store.work import CHANNEL, enqueue, sql, withdraw
 
 __all__ = ["CHANNEL", "LeaseLost", "WorkItem", "WorkQueue", "enqueue", "finish", "hold", "release", "withdraw"]
 
-NO_CAP = 2**31
-
 
 class LeaseLost(Exception):
     """Somebody else owns the work by now, or it was withdrawn. Roll back and forget it."""
@@ -81,19 +79,15 @@ class WorkQueue:
         self.owner = owner
         self.lease_s = lease_s
 
-    async def claim(self, kind: str, batch: int, *, per_tenant: int = NO_CAP) -> list[WorkItem]:
+    async def claim(self, kind: str, batch: int, *, per_tenant: int | None = None) -> list[WorkItem]:
         """Up to ``batch`` due items, oldest first, leased to this owner. At most ``per_tenant`` run for one tenant."""
-        async with self._db.transaction() as conn:
-            if per_tenant != NO_CAP:
+        claim = {"kind": kind, "owner": self.owner, "batch": batch, "lease_s": self.lease_s}
+        if per_tenant is None:
+            rows = await self._db.fetch(sql.claim, **claim)
+        else:
+            async with self._db.transaction() as conn:
                 await conn.one(sql.claim_turn, kind=kind)
-            rows = await conn.fetch(
-                sql.claim,
-                kind=kind,
-                owner=self.owner,
-                batch=batch,
-                lease_s=self.lease_s,
-                per_tenant=per_tenant,
-            )
+                rows = await conn.fetch(sql.claim_capped, **claim, per_tenant=per_tenant)
         return [WorkItem.of(row, self.owner) for row in rows]
 
     async def heartbeat(self, items: Sequence[WorkItem]) -> set[str]:

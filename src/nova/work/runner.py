@@ -14,7 +14,7 @@ from nova.errors import NovaError
 from nova.ids import new_id
 from nova.service import Background
 from nova.store.db import Database
-from nova.work.queue import CHANNEL, NO_CAP, LeaseLost, WorkItem, WorkQueue
+from nova.work.queue import CHANNEL, LeaseLost, WorkItem, WorkQueue
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class Kind:
 
     handler: WorkHandler
     concurrency: int
-    per_tenant: int = NO_CAP
+    per_tenant: int | None = None
     max_attempts: int = 3
     backoff_s: float = 1
     backoff_max_s: float = 60

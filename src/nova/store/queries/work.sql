@@ -9,10 +9,22 @@ VALUES (%(id)s, %(kind)s, %(tenant)s, %(namespace)s, %(subject)s, %(payload)s,
 DELETE FROM work
 WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND kind = %(kind)s AND subject = %(subject)s
 
--- name: claim_turn -- one claimer of a kind at a time, so that caps per tenant are exact
+-- name: claim
+WITH due AS (
+    SELECT id FROM work
+    WHERE kind = %(kind)s AND run_at <= now() AND (lease_until IS NULL OR lease_until <= now())
+    ORDER BY run_at, id LIMIT %(batch)s
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE work SET owner = %(owner)s, fence = fence + 1, attempt = attempt + 1,
+                lease_until = now() + make_interval(secs => %(lease_s)s)
+FROM due WHERE work.id = due.id
+RETURNING work.id, kind, tenant_id, namespace, subject, payload, attempt, fence
+
+-- name: claim_turn -- one claimer of a kind at a time, so that the cap per tenant is exact
 SELECT pg_advisory_xact_lock(hashtextextended('nova.work.' || %(kind)s, 0))
 
--- name: claim
+-- name: claim_capped -- the due row is checked again when it is locked: it may have been claimed since the snapshot
 WITH busy AS (
     SELECT tenant_id, count(*) AS running FROM work
     WHERE kind = %(kind)s AND lease_until > now() GROUP BY tenant_id
@@ -22,7 +34,7 @@ WITH busy AS (
     WHERE w.kind = %(kind)s AND w.run_at <= now() AND (w.lease_until IS NULL OR w.lease_until <= now())
 ), due AS (
     SELECT w.id FROM work w JOIN ranked r USING (id)
-    WHERE r.place <= %(per_tenant)s
+    WHERE r.place <= %(per_tenant)s AND (w.lease_until IS NULL OR w.lease_until <= now())
     ORDER BY w.run_at, w.id LIMIT %(batch)s
     FOR UPDATE OF w SKIP LOCKED
 )
