@@ -47,9 +47,7 @@ def run(
     if unknown := [name for name in wanted if name not in MEASURES]:
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; there are {', '.join(MEASURES)}", param_hint="--only")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # unwinds: the servers are stopped
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
+    console = _console()
     options = Options(quick=quick, peers=not skip_peers, label=label)
     if nova is not None:
         options = replace(options, nova=nova.absolute())
@@ -71,9 +69,14 @@ def compare(
     fail_on_worse: Annotated[bool, typer.Option("--fail-on-worse", help="Exit 1 when Nova got worse.")] = False,
 ) -> None:
     """Show what changed from A to B, with the peers beside it as the measure of the machine's own mood."""
-    found = comparing.show(_read(a), _read(b), noise, Console())
+    found = comparing.show(_read(a), _read(b), noise, _console())
     if fail_on_worse and any(entry.change == "worse" and entry.a.subject == "nova" for entry in found):
         raise typer.Exit(1)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def _measure(wanted: list[str], options: Options, console: Console) -> Report:

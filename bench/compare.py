@@ -12,8 +12,8 @@ from bench.model import Report, Row
 from bench.stats import spread
 from bench.table import number
 
-Change = Literal["better", "worse", "noise"]
-STYLE: dict[Change, str] = {"better": "bold green", "worse": "bold red", "noise": "dim"}
+Change = Literal["better", "worse", "noise", "unclear"]
+STYLE: dict[Change, str] = {"better": "bold green", "worse": "bold red", "noise": "dim", "unclear": "yellow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,16 @@ def differences(a: Report, b: Report, noise_percent: float) -> list[Difference]:
 
 
 def difference(a: Row, b: Row, noise_percent: float) -> Difference:
-    """More than noise is: beyond ``noise_percent``, and the rounds of A and of B do not overlap where both have them."""
+    """More than noise is: beyond ``noise_percent``, and no round of A lies among B's.
+
+    A time or a rate that has no rounds on one side is "unclear"; memory does not depend on how busy the machine is and
+    is judged by ``noise_percent`` alone.
+    """
     percent = (b.value - a.value) / a.value * 100 if a.value else 0.0
     if abs(percent) <= noise_percent or overlap(a.rounds, b.rounds):
         return Difference(a, b, percent, "noise")
+    if a.unit != "MiB" and min(len(a.rounds), len(b.rounds)) < 2:
+        return Difference(a, b, percent, "unclear")
     return Difference(a, b, percent, "better" if (percent > 0) == (a.better == "higher") else "worse")
 
 
@@ -71,9 +77,9 @@ def show(a: Report, b: Report, noise_percent: float, console: Console) -> list[D
     found = differences(a, b, noise_percent)
     table = Table(title=f"A {a.revision} {a.taken_at}   B {b.revision} {b.taken_at}", title_justify="left")
     for name in ("measure", "subject"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("A", "B", "change"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for entry in found:
         table.add_row(

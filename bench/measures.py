@@ -87,6 +87,7 @@ class Rounds:
     target: Target
     values: list[float] = field(default_factory=list)
     samples: list[float] = field(default_factory=list)
+    p90: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
 
 
@@ -136,8 +137,8 @@ def cold(run: Run, nova: Nova, measure: str, language: Language, count: int) -> 
             nova.delete(name)
         facts = {f"{phase}_ms": middle(values) for phase, values in phases.items()}
         facts |= {"calls": count, "not_idle_before": restless, "max_ms": max(times)}
-        run.add(measure, "p50", NAME, percentile(times, 50), "ms", rounds=_halves(times), facts=facts)
-        run.add(measure, "p99", NAME, percentile(times, 99), "ms")
+        run.add(measure, "p50", NAME, percentile(times, 50), "ms", rounds=_halves(times, 50), facts=facts)
+        run.add(measure, "p99", NAME, percentile(times, 99), "ms", rounds=_halves(times, 99))
 
 
 def must_be_cold(name: str, answer: Answer) -> None:
@@ -145,10 +146,10 @@ def must_be_cold(name: str, answer: Answer) -> None:
         raise DriveError(f"the first call of {name} was not a cold start: {answer.head} {answer.body[:200]}")
 
 
-def _halves(times: list[float]) -> list[float]:
-    """Medians of the first and of the second half: rounds for a measurement that has none."""
-    middle_index = len(times) // 2
-    return [percentile(times[:middle_index], 50), percentile(times[middle_index:], 50)]
+def _halves(times: list[float], percent: float) -> list[float]:
+    """The same percentile of the first and of the second half: rounds for a measurement that has none."""
+    half = len(times) // 2
+    return [percentile(times[:half], percent), percentile(times[half:], percent)]
 
 
 def from_zero(run: Run, peer: Peer, measure: str) -> None:
@@ -209,13 +210,14 @@ def warm_latency(run: Run, targets: Mapping[str, Target]) -> None:
                 us = run.caller.series(rounds.target, plan.warm_calls, skip=skip, max_s=plan.round_limit_s).us
                 rounds.samples.extend(us)
                 rounds.values.append(percentile(us, 50))
+                rounds.p90.append(percentile(us, 90))
                 rounds.p99.append(percentile(us, 99))
             if len(rounds.values) != number + 1:
                 del series[name]
     for name, rounds in series.items():
         facts = {"calls": len(rounds.samples), "min_us": min(rounds.samples)}
         run.add(measure, "p50", name, percentile(rounds.samples, 50), "µs", rounds=rounds.values, facts=facts)
-        run.add(measure, "p90", name, percentile(rounds.samples, 90), "µs")
+        run.add(measure, "p90", name, percentile(rounds.samples, 90), "µs", rounds=rounds.p90)
         run.add(measure, "p99", name, percentile(rounds.samples, 99), "µs", rounds=rounds.p99)
 
 
@@ -251,7 +253,8 @@ def process_mode(run: Run, nova: Nova) -> None:
         run.say("process mode: one caller")
         target = nova.deploy("process-mode", PYTHON, mode="process")
         us = run.caller.series(target, plan.warm_calls // 2, skip=20, max_s=plan.round_limit_s).us
-        run.add(measure, "p50", NAME, percentile(us, 50), "µs", facts={"calls": len(us), "p99_us": percentile(us, 99)})
+        facts = {"calls": len(us), "p99_us": percentile(us, 99)}
+        run.add(measure, "p50", NAME, percentile(us, 50), "µs", rounds=_halves(us, 50), facts=facts)
         throughput(run, measure, {NAME: target}, plan.process_callers)
         nova.delete("process-mode")
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
@@ -12,6 +13,7 @@ from time import monotonic, perf_counter, sleep
 PROC = Path("/proc")
 POSTGRES = "postgres"
 STOP_GRACE_S = 15.0
+LEFTOVER_GRACE_S = 2.0
 
 
 class ServerFailed(Exception):
@@ -161,14 +163,18 @@ class Server:
                 family = tree(self.pid)
                 self._process.kill()
                 self._process.wait()
-        deadline = monotonic() + 2
-        while (left := _alive(family)) and monotonic() < deadline:
-            sleep(0.02)
-        for process in left:
-            try:
+        for process in _wait_gone(family, LEFTOVER_GRACE_S):
+            with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        _wait_gone(family, LEFTOVER_GRACE_S)
+
+
+def _wait_gone(family: Sequence[Process], limit_s: float) -> list[Process]:
+    """Those of ``family`` that still run after at most ``limit_s``."""
+    deadline = monotonic() + limit_s
+    while (left := _alive(family)) and monotonic() < deadline:
+        sleep(0.01)
+    return left
 
 
 def _alive(family: Sequence[Process]) -> list[Process]:
