@@ -5,7 +5,7 @@ time. Outages become ``dependency_unavailable`` so that callers can be told to c
 """
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, Self
@@ -56,7 +56,7 @@ class Connection:
         """Execute; the number of rows touched."""
         return (await self.raw.execute(sql, params)).rowcount
 
-    async def run_many(self, sql: str, rows: list[Mapping[str, Any]]) -> None:
+    async def run_many(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
         async with self.raw.cursor() as cursor:
             await cursor.executemany(sql, rows)
 

@@ -35,6 +35,8 @@ CREATE TABLE api_keys (
     description  text NOT NULL DEFAULT '',
     created_by   text NOT NULL,
     expires_at   timestamptz,
+    previous_hash  bytea UNIQUE,           -- of the key before the last rotation, good until previous_until
+    previous_until timestamptz,
     last_used_at timestamptz,
     created_at   timestamptz NOT NULL DEFAULT now(),
     updated_at   timestamptz NOT NULL DEFAULT now(),
@@ -103,6 +105,7 @@ CREATE TABLE function_versions (
     version      int NOT NULL,
     data         jsonb NOT NULL,            -- the whole frozen configuration
     code_hash    text NOT NULL,             -- sha256:… over sorted path, mode and bytes
+    code_size    bigint NOT NULL,           -- bytes of all its files
     artifact     text,                      -- sha256:… of the tree mounted at /code; NULL until built
     build_id     uuid,
     description  text NOT NULL DEFAULT '',

@@ -1,0 +1,52 @@
+"""What a function is made of: the settings that act at once, and the configuration that each version freezes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nova.domain.function import Capture, EntryKind, Limits, Mode, NetworkPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Settings that act at once on every version. Each version keeps a copy, which activating it puts back.
+
+    ``max_replicas`` 0 means the node's capacity. ``idle_ttl_s`` None means the pool's own.
+    """
+
+    max_replicas: int = 100
+    idle_ttl_s: float | None = None
+    function_url: bool = True
+    capture: Capture = field(default_factory=Capture)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSettings:
+    """Everything of a function that lies outside its versions."""
+
+    recorded: Recorded = field(default_factory=Recorded)
+    description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionConfig:
+    """The frozen configuration of one version; its code is the tree with the version's ``code_hash``.
+
+    ``runtime`` is the id as the user gave it. ``network`` None means the backend's default: ``egress-only``, or offline
+    where the host cannot filter. ``dependency_files`` names the files of the tree that came by that field: new code keeps
+    them unless it brings its own.
+    """
+
+    runtime: str
+    handler: str
+    entry: str
+    entry_kind: EntryKind
+    mode: Mode = "persistent"
+    timeout_s: int = 30
+    concurrency: int = 1
+    backend: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    network: NetworkPolicy | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    dependency_files: tuple[str, ...] = ()
+    recorded: Recorded = field(default_factory=Recorded)
