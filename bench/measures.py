@@ -222,7 +222,11 @@ def warm_latency(run: Run, targets: Mapping[str, Target]) -> None:
 
 
 def throughput(run: Run, measure: str, targets: Mapping[str, Target], callers: int) -> None:
-    """Calls per second at so many callers, the subjects in turns; the value is the median round."""
+    """Calls per second at so many callers, the subjects in turns.
+
+    Nova is taken at its median round and a peer at its best: how gunicorn's workers share the connections is chance,
+    and can halve what functions-framework does.
+    """
     plan = run.plan
     series = {name: Rounds(target) for name, target in targets.items()}
     for number in range(plan.crowd_rounds):
@@ -241,9 +245,8 @@ def throughput(run: Run, measure: str, targets: Mapping[str, Target], callers: i
         facts = {"callers": float(callers)}
         if rounds.p99:
             facts |= {"p50_us": middle(rounds.samples), "p99_us": middle(rounds.p99)}
-        run.add(
-            measure, "rate", name, middle(rounds.values), "calls/s", better="higher", rounds=rounds.values, facts=facts
-        )
+        rate = middle(rounds.values) if name == NAME else max(rounds.values)
+        run.add(measure, "rate", name, rate, "calls/s", better="higher", rounds=rounds.values, facts=facts)
 
 
 def process_mode(run: Run, nova: Nova) -> None:
