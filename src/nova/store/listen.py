@@ -30,6 +30,7 @@ class Channel(StrEnum):
     TENANTS = "nova_tenants"
     CONFIG = "nova_config"
     WORK = "nova_work"
+    BUILDS = "nova_builds"
     LOGS = "nova_logs"
 
 

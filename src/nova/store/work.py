@@ -12,9 +12,10 @@ from psycopg.types.json import Jsonb
 from nova.domain.identity import Scope
 from nova.ids import new_id
 from nova.store.db import Connection, Queries
+from nova.store.listen import Channel
 
-CHANNEL = "nova_work"
-"""NOTIFY channel. Payload: ``{"kind"}`` for new work, ``{"kind", "withdrawn": subject}`` for work taken back."""
+CHANNEL = Channel.WORK
+"""Payload: ``{"kind"}`` for new work, ``{"kind", "withdrawn": subject}`` for work taken back."""
 
 sql = Queries("work")
 
