@@ -1,0 +1,55 @@
+"""A worker's environment, built from nothing: what the platform says, then what the function says."""
+
+from nova.agent.messages import InitHead
+
+_SEARCH_PATHS = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "PYTHONPATH": "{code}:{code}/deps",
+    "NODE_PATH": "{code}/node_modules:{code}/deps/node_modules:{code}",
+    "LD_LIBRARY_PATH": "{code}/lib:{code}/deps/lib:{code}",
+}
+_RESERVED_PREFIXES = ("NOVA_", "AWS_LAMBDA_", "LAMBDA_")
+
+
+def base(code_dir: str) -> dict[str, str]:
+    """What holds before a function is known; also the environment in which a standing worker boots."""
+    paths = {name: value.replace("{code}", code_dir) for name, value in _SEARCH_PATHS.items()}
+    return paths | {"HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC"}
+
+
+def build(init: InitHead, code_dir: str) -> dict[str, str]:
+    """Every variable of a worker but the ones of a single call.
+
+    The function's own values go before the platform's on a search path and replace the other base values; reserved
+    names are the platform's alone.
+    """
+    env = base(code_dir)
+    for name, value in init.env.items():
+        if name in _SEARCH_PATHS:
+            env[name] = f"{value}:{env[name]}"
+        elif not name.startswith(_RESERVED_PREFIXES):
+            env[name] = value
+    function = init.function
+    env.update(
+        NOVA_FUNCTION_NAME=function.name,
+        NOVA_FUNCTION_ID=function.id,
+        NOVA_FUNCTION_VERSION=str(function.version),
+        NOVA_TENANT=function.tenant,
+        NOVA_NAMESPACE=function.namespace,
+        NOVA_MEMORY_LIMIT_MB=str(init.memory_mb),
+        NOVA_TIMEOUT_S=str(init.timeout_s),
+        NOVA_RUNTIME=init.runtime,
+        NOVA_MODE=init.mode,
+        NOVA_CODE_DIR=code_dir,
+        NOVA_HANDLER=init.handler,
+        NOVA_INPUT_FD="3",
+        NOVA_RESULT_FD="4",
+        AWS_LAMBDA_FUNCTION_NAME=function.name,
+        AWS_LAMBDA_FUNCTION_VERSION=str(function.version),
+        AWS_LAMBDA_FUNCTION_MEMORY_SIZE=str(init.memory_mb),
+        AWS_LAMBDA_LOG_GROUP_NAME=f"/nova/{function.tenant}/{function.namespace}/{function.name}",
+        AWS_LAMBDA_LOG_STREAM_NAME=f"[{function.version}]{init.instance_id}",
+        LAMBDA_TASK_ROOT=code_dir,
+        _HANDLER=init.handler,
+    )
+    return env

@@ -1,0 +1,221 @@
+"""The heads of the frames: one definition for both ends. Unknown members are ignored, wrong types refused."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self, TypeVar
+
+from nova.agent.frames import MAX_MESSAGE, PROTOCOL, FrameError
+
+T = TypeVar("T")
+
+
+def take(head: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """Member ``name`` of a head. Raises :class:`FrameError` when it is missing or of another type."""
+    value = head.get(name)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise FrameError("bad_head", f"{name} must be {kind.__name__}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class GuestError:
+    """An error object of a worker or the agent: message at most 8 KiB, at most 64 stack lines of at most 512 bytes."""
+
+    type: str
+    message: str
+    stack: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"type": self.type, "message": self.message, "stack": list(self.stack)}
+
+    @classmethod
+    def of(cls, value: object) -> Self:
+        """From whatever a worker sent as its error: an object, or a bare string."""
+        if not isinstance(value, dict):
+            return cls("Error", clip(value if isinstance(value, str) else repr(value), 8192))
+        stack = value.get("stack")
+        lines = stack if isinstance(stack, list) else []
+        return cls(
+            type=clip(str(value.get("type") or "Error"), 256),
+            message=clip(str(value.get("message", "")), 8192),
+            stack=tuple(clip(str(line), 512) for line in lines[-64:]),
+        )
+
+
+def clip(text: str, limit: int) -> str:
+    """``text`` in at most ``limit`` bytes of UTF-8, cut at a character; lone surrogates become ``\\udXXX`` escapes."""
+    data = text.encode("utf-8", "backslashreplace")
+    return data[:limit].decode("utf-8", "ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class HelloHead:
+    """The host's first frame. ``token`` is hex; ``proto`` the lowest and highest protocol version it speaks."""
+
+    token: str
+    instance_id: str
+    proto: tuple[int, int] = (PROTOCOL, PROTOCOL)
+    max_message: int = MAX_MESSAGE
+
+    def as_head(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        proto = take(head, "proto", list)
+        if len(proto) != 2 or not all(isinstance(number, int) for number in proto):
+            raise FrameError("bad_head", "proto must be two integers")
+        return cls(
+            token=take(head, "token", str),
+            instance_id=take(head, "instance_id", str),
+            proto=(proto[0], proto[1]),
+            max_message=take(head, "max_message", int),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WelcomeHead:
+    """The agent's answer to Hello. ``fds`` descriptors of the standing worker come with it: lines, stdout, stderr."""
+
+    agent: str
+    runtimes: tuple[str, ...]
+    boot_us: int
+    fds: int
+    proto: int = PROTOCOL
+    state: str = "blank"
+    features: tuple[str, ...] = ("direct",)
+    max_message: int = MAX_MESSAGE
+
+    def as_head(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        return cls(
+            agent=take(head, "agent", str),
+            runtimes=tuple(take(head, "runtimes", list)),
+            boot_us=take(head, "boot_us", int),
+            fds=take(head, "fds", int),
+            proto=take(head, "proto", int),
+            state=take(head, "state", str),
+            features=tuple(take(head, "features", list)),
+            max_message=take(head, "max_message", int),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRef:
+    id: str
+    name: str
+    version: int
+    tenant: str
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class InitHead:
+    """What the agent needs to load a function."""
+
+    function: FunctionRef
+    instance_id: str
+    runtime: str
+    runtime_version: str
+    mode: str
+    handler: str
+    entry: str
+    entry_kind: str
+    env: Mapping[str, str]
+    memory_mb: int
+    timeout_s: int
+    concurrency: int
+    open_files: int
+
+    def as_head(self) -> dict[str, Any]:
+        return asdict(self) | {"env": dict(self.env)}
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        function = take(head, "function", dict)
+        env = take(head, "env", dict)
+        if not all(isinstance(value, str) for value in env.values()):
+            raise FrameError("bad_head", "env must map names to strings")
+        return cls(
+            function=FunctionRef(
+                id=take(function, "id", str),
+                name=take(function, "name", str),
+                version=take(function, "version", int),
+                tenant=take(function, "tenant", str),
+                namespace=take(function, "namespace", str),
+            ),
+            instance_id=take(head, "instance_id", str),
+            runtime=take(head, "runtime", str),
+            runtime_version=take(head, "runtime_version", str),
+            mode=take(head, "mode", str),
+            handler=take(head, "handler", str),
+            entry=take(head, "entry", str),
+            entry_kind=take(head, "entry_kind", str),
+            env=env,
+            memory_mb=take(head, "memory_mb", int),
+            timeout_s=take(head, "timeout_s", int),
+            concurrency=take(head, "concurrency", int),
+            open_files=take(head, "open_files", int),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedHead:
+    """Resp to Init and AddWorker. With ``ok`` false only ``error`` and the prints say something.
+
+    ``worker`` numbers the worker in later frames. ``multiplex``: it takes ``concurrency`` calls at once on one line
+    socket; otherwise each further slot is another worker (AddWorker). ``fds`` is 3 when its descriptors come along.
+    """
+
+    ok: bool
+    worker: int
+    fds: int = 0
+    init_us: int = 0
+    concurrency: int = 1
+    multiplex: bool = False
+    stdout: str = ""
+    stderr: str = ""
+    error: GuestError | None = field(default=None)
+
+    def as_head(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        error = head.get("error")
+        return cls(
+            ok=take(head, "ok", bool),
+            worker=take(head, "worker", int),
+            fds=take(head, "fds", int),
+            init_us=take(head, "init_us", int),
+            concurrency=take(head, "concurrency", int),
+            multiplex=take(head, "multiplex", bool),
+            stdout=take(head, "stdout", str),
+            stderr=take(head, "stderr", str),
+            error=None if error is None else GuestError.of(error),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExitHead:
+    """A worker ended. Exactly one of ``exit_code`` and ``signal`` is set."""
+
+    worker: int
+    pid: int
+    exit_code: int | None
+    signal: int | None
+
+    def as_head(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        return cls(
+            worker=take(head, "worker", int),
+            pid=take(head, "pid", int),
+            exit_code=None if head.get("exit_code") is None else take(head, "exit_code", int),
+            signal=None if head.get("signal") is None else take(head, "signal", int),
+        )

@@ -1,0 +1,139 @@
+"""One worker's lines, sans I/O. The agent reads them while the code loads, the host during calls: the same class.
+
+A worker gets ``{"init": …}`` once and then ``{"input": <json>, "context": {…}}`` lines; it answers ``{"ready": …}`` and
+then one ``{"output": <json>}`` or ``{"error": …}`` line per call. A multiplexing worker begins its lines with a
+``"request_id"`` member and sends prints as ``{"log": …}``. Outputs are cut out of their line, never decoded.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nova.agent.lines import LineReader
+from nova.agent.messages import GuestError
+
+_OUTPUT: Final = b'{"output": '
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
+_TAGGED = re.compile(rb'\{"request_id": "([0-9A-Za-z-]{1,64})", "output": ')
+_ANY_OUTPUT = re.compile(rb'\s*\{\s*(?:"request_id"\s*:\s*"([0-9A-Za-z-]{1,64})"\s*,\s*)?"output"\s*:\s*')
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The code is loaded. ``multiplex`` when the worker takes more than one call at once."""
+
+    concurrency: int
+    multiplex: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The end of a call: ``output`` as bytes that nobody has checked yet, or ``error``. The id only when multiplexed."""
+
+    request_id: str | None
+    output: bytes | None
+    error: GuestError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A print of one call of a multiplexing worker."""
+
+    request_id: str | None
+    stream: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """The worker wrote a line above the limit; its bytes are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """The worker wrote something that is no line of the protocol."""
+
+    reason: str
+
+
+Event = Ready | Result | Log | TooLong | Garbage
+
+
+def init_line(init: Mapping[str, Any]) -> bytes:
+    return json.dumps({"init": init}, separators=(",", ":")).encode() + b"\n"
+
+
+def call_line(payload: bytes, context: bytes) -> bytes:
+    """``payload`` and ``context`` are checked JSON on one line each; neither is looked at."""
+    return b'{"input": %b, "context": %b}\n' % (payload, context)
+
+
+def split_call(line: bytes) -> tuple[bytes, bytes]:
+    """Payload and context of a call line. The context has no member of its own name, so the last one found is the line's."""
+    middle = line.rindex(b', "context": ')
+    return line[len(b'{"input": ') : middle], line[middle + len(b', "context": ') : line.rindex(b"}")]
+
+
+def output_line(document: bytes) -> bytes:
+    return b'{"output": %b}\n' % document.translate(_ONE_LINE)
+
+
+def error_line(error: GuestError) -> bytes:
+    return json.dumps({"error": error.as_dict()}).encode() + b"\n"
+
+
+def cancel_line(request_id: str) -> bytes:
+    return b'{"cancel": "%b"}\n' % request_id.encode()
+
+
+def stop_line() -> bytes:
+    return b'{"stop": true}\n'
+
+
+class WorkerSession:
+    """Turns what a worker writes on its line descriptor into events."""
+
+    def __init__(self) -> None:
+        self._lines = LineReader()
+
+    def feed(self, data: bytes) -> list[Event]:
+        return [TooLong() if line is None else parse(line) for line in self._lines.feed(data)]
+
+
+def parse(line: bytes) -> Event:
+    if line.startswith(_OUTPUT) and line.endswith(b"}"):
+        return Result(None, line[len(_OUTPUT) : -1], None)
+    match = _TAGGED.match(line) or _ANY_OUTPUT.match(line)
+    if match is not None:
+        body = line.rstrip()
+        if not body.endswith(b"}"):
+            return Garbage("the output line has no end")
+        tag = match.group(1)
+        return Result(None if tag is None else tag.decode(), body[match.end() : -1], None)
+    return _parse_rare(line)
+
+
+def _parse_rare(line: bytes) -> Event:
+    """Everything but an output: small lines, so plain JSON will do."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return Garbage("a worker line is not JSON")
+    if not isinstance(message, dict):
+        return Garbage("a worker line is not an object")
+    tag = message.get("request_id")
+    request_id = tag if isinstance(tag, str) else None
+    if "error" in message:
+        return Result(request_id, None, GuestError.of(message["error"]))
+    if isinstance(log := message.get("log"), dict):
+        owner = log.get("request_id")
+        stream = "stderr" if log.get("stream") == "stderr" else "stdout"
+        return Log(owner if isinstance(owner, str) else None, stream, str(log.get("text", "")))
+    if isinstance(ready := message.get("ready"), dict):
+        concurrency = ready.get("concurrency")
+        if not isinstance(concurrency, int) or concurrency < 1:
+            return Garbage("ready without concurrency")
+        return Ready(concurrency, multiplex=ready.get("multiplex") is True)
+    return Garbage("a worker line is neither output nor error")

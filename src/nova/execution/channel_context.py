@@ -1,0 +1,33 @@
+"""The context object of a call line, as bytes: what a version fixes is encoded once, a call's own values are appended."""
+
+from nova.domain.function import FunctionSnapshot
+from nova.payload import encode
+
+
+class ContextEncoder:
+    """Encodes contexts for the calls of one version on one instance."""
+
+    def __init__(self, snapshot: FunctionSnapshot, instance_id: str) -> None:
+        fixed = {
+            "function_name": snapshot.name,
+            "function_id": snapshot.function_id,
+            "function_version": str(snapshot.version),
+            "memory_limit_mb": snapshot.limits.memory_mb,
+            "timeout_s": snapshot.timeout_s,
+            "runtime": snapshot.runtime,
+            "mode": snapshot.mode,
+            "tenant": snapshot.scope.tenant,
+            "namespace": snapshot.scope.namespace,
+            "instance_id": instance_id,
+            "attempt": 1,
+        }
+        self._fixed = b", " + encode(fixed)[1:]
+
+    def encode(
+        self, request_id: str, deadline_ms: int, traceparent: str | None = None, tracestate: str | None = None
+    ) -> bytes:
+        """``deadline_ms`` is Unix time. The request id is always the first member: bootstraps find it without parsing."""
+        own = b'{"request_id": "%b", "deadline_ms": %d' % (request_id.encode(), deadline_ms)
+        if traceparent:
+            own += b', "traceparent": %b, "tracestate": %b' % (encode(traceparent), encode(tracestate or ""))
+        return own + self._fixed

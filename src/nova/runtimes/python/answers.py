@@ -1,0 +1,88 @@
+"""What a worker writes back: a value as an output line, an exception as an error line."""
+
+import base64
+import json
+import os
+from typing import Any, Final
+
+OUTPUT_LIMIT: Final = 6 << 20
+"""Bytes of an encoded result."""
+_OWN_FOLDER: Final = os.path.dirname(__file__)
+
+
+class InitError(Exception):
+    """The function cannot be loaded, for a reason that is not an exception of its own code."""
+
+
+def _encode_other(value: object) -> object:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"b64": base64.b64encode(value).decode()}
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_encode_other).encode
+_encode_ascii = json.JSONEncoder(allow_nan=False, default=_encode_other).encode
+
+
+def of_value(value: Any, tag: bytes = b"") -> bytes:
+    """The line for a handler's result. ``tag`` is the ``"request_id": …`` member of a multiplexed call."""
+    try:
+        try:
+            document = _encode(value).encode()
+        except UnicodeEncodeError:
+            document = _encode_ascii(value).encode()  # lone surrogates exist in JSON only as escapes
+    except (TypeError, ValueError, RecursionError) as error:
+        return _error("Nova.InvalidOutput", f"the result is not JSON: {error}", [], tag)
+    if len(document) > OUTPUT_LIMIT:
+        text = f"the result has {len(document)} bytes; the limit is {OUTPUT_LIMIT}"
+        return _error("Nova.OutputTooLarge", text, [], tag)
+    return b'{%b"output": %b}\n' % (tag, document)
+
+
+def of_exception(error: BaseException, code_dir: str, tag: bytes = b"") -> bytes:
+    """The line for whatever a handler raised, or its module while it was imported."""
+    stack = _stack(error, code_dir)
+    if isinstance(error, InitError):
+        return _error("Nova.InitError", str(error), [], tag)
+    if isinstance(error, SystemExit):
+        return _error("Nova.ExitError", f"the function exited with code {_exit_code(error)}", stack, tag)
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"(the message of this error cannot be had: {type(broken).__name__})"
+    return _error(type(error).__name__, message, stack, tag)
+
+
+def of_platform(kind: str, message: str, tag: bytes = b"") -> bytes:
+    return _error(f"Nova.{kind}", message, [], tag)
+
+
+def _error(kind: str, message: str, stack: list[str], tag: bytes) -> bytes:
+    document = json.dumps({"type": kind, "message": message[:8192], "stack": stack})
+    return b'{%b"error": %b}\n' % (tag, document.encode())
+
+
+def _exit_code(error: SystemExit) -> int:
+    if error.code is None:
+        return 0
+    return error.code if isinstance(error.code, int) else 1
+
+
+def _stack(error: BaseException, code_dir: str) -> list[str]:
+    """``main.py:12 in handler`` for the innermost 64 frames, outermost first, without the bootstrap's and importlib's."""
+    lines = []
+    frame = error.__traceback__
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        path = code.co_filename
+        if not path.startswith((_OWN_FOLDER, "<frozen importlib")):
+            lines.append(f"{_relative(path, code_dir)}:{frame.tb_lineno} in {code.co_name}"[:512])
+        frame = frame.tb_next
+    if isinstance(error, SyntaxError) and error.filename:
+        lines.append(f"{_relative(error.filename, code_dir)}:{error.lineno} in <module>"[:512])
+    return lines[-64:]
+
+
+def _relative(path: str, code_dir: str) -> str:
+    prefix = code_dir + "/"
+    return path[len(prefix) :] if path.startswith(prefix) else path

@@ -1,0 +1,251 @@
+"""The Python worker: forked blank from a preloaded process, loads one function, serves its calls one at a time.
+
+This is the warm path of the guest: one read, one parse, the handler, one encode, one write.
+"""
+
+import asyncio
+import ctypes
+import json
+import mmap
+import os
+import signal
+import site
+import sys
+from collections.abc import Coroutine
+from json.scanner import make_scanner
+from typing import Any, Final, NoReturn
+
+from nova.runtimes.python import answers, multiplex
+from nova.runtimes.python.context import Context
+from nova.runtimes.python.loading import Function, become, load, settle
+
+INPUT_FD: Final = 3
+RESULT_FD: Final = 4
+_READ: Final = 1 << 18
+_INPUT: Final = '{"input": '
+_CONTEXT: Final = ', "context": '
+_REQUEST_ID: Final = '{"request_id": "'
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_scan = make_scanner(json.JSONDecoder())
+
+
+def preload() -> None:
+    """Import what handlers commonly use, once for all workers."""
+    import collections.abc  # noqa: F401
+    import concurrent.futures  # noqa: F401
+    import csv  # noqa: F401
+    import datetime  # noqa: F401
+    import decimal  # noqa: F401
+    import email.message  # noqa: F401
+    import encodings.idna  # noqa: F401
+    import hashlib  # noqa: F401
+    import http.client  # noqa: F401
+    import linecache  # noqa: F401
+    import pathlib  # noqa: F401
+    import random  # noqa: F401
+    import subprocess  # noqa: F401
+    import tempfile  # noqa: F401
+    import traceback  # noqa: F401
+    import typing  # noqa: F401
+    import urllib.request  # noqa: F401
+    import uuid  # noqa: F401
+
+    site.setquit()
+    site.sethelper()
+
+
+def rehearse() -> None:
+    """Load and call a dummy function in this process, so that workers start with warm code; leaves no trace."""
+    folder = os.path.join(os.path.dirname(__file__), "rehearsal")
+    sys.path.insert(0, folder)
+    try:
+        worker = Worker(load("dress.rehearsal", Context('{"request_id": ""}')), folder)
+        line = f'{_INPUT}{{"a": [1, 2.5, "x"]}}{_CONTEXT}{{"request_id": "0", "tenant": "default"}}}}\n'
+        for _ in range(20):
+            worker.answer(line.encode())
+        answers.of_exception(ValueError("x"), folder)
+    finally:
+        sys.path.remove(folder)
+        sys.path_importer_cache.pop(folder, None)
+        sys.modules.pop("dress", None)
+        os.environ.pop("NOVA_REQUEST_ID", None)
+
+
+def main() -> NoReturn:
+    """Serve the host's lines until it goes away."""
+    line = _read_line()
+    init: dict[str, Any] = json.loads(line)["init"]
+    code_dir: str = init["code_dir"]
+    current = Current()
+    request_id = multiplex.request_id if init["concurrency"] > 1 else current.request_id
+    try:
+        become(init, request_id)
+        function = load(init["handler"], _init_context(init))
+    except BaseException as error:
+        _flush()
+        _write(answers.of_exception(error, code_dir))
+        os._exit(1)
+    settle()
+    _flush()
+    if function.is_async and init["concurrency"] > 1 and init["mode"] != "process":
+        _write(b'{"ready": {"concurrency": %d, "multiplex": true}}\n' % init["concurrency"])
+        multiplex.serve(function, code_dir)
+    _write(b'{"ready": {"concurrency": 1}}\n')
+    worker = Worker(function, code_dir, current)
+    if init["mode"] == "process":
+        _serve_forked(worker)
+    _serve(worker)
+
+
+def _serve(worker: "Worker") -> NoReturn:
+    while True:
+        line = _read_line()
+        answer = worker.answer(line)
+        _flush()
+        _write(answer)
+
+
+def _serve_forked(worker: "Worker") -> NoReturn:
+    """A fresh process per call. The parent speaks only when the child ended without an answer."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    answered = mmap.mmap(-1, 1)
+    while True:
+        line = _read_line()
+        answered[0] = 0
+        pid = os.fork()
+        if pid == 0:
+            answer = worker.answer(line)
+            _flush()
+            answered[0] = 1
+            _write(answer)
+            answered[0] = 2
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        _kill_children()
+        if answered[0] == 1:
+            _write(b"\n")  # it died in the middle of its line; what is there of it cannot be read
+        elif answered[0] == 0:
+            _write(_ended(os.waitstatus_to_exitcode(status)))
+
+
+def _ended(code: int) -> bytes:
+    if code >= 0:
+        return answers.of_platform("ExitError", f"the process exited with code {code}")
+    return answers.of_platform("Signal", f"the process was ended by {signal.Signals(-code).name}")
+
+
+def _kill_children() -> None:
+    """End what the call left running."""
+    while True:
+        with open(f"/proc/self/task/{os.getpid()}/children") as children:
+            pids = [int(pid) for pid in children.read().split()]
+        if not pids:
+            return
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+class Current:
+    """The call that runs now."""
+
+    __slots__ = ("id",)
+
+    def __init__(self) -> None:
+        self.id = ""
+
+    def request_id(self) -> str:
+        return self.id
+
+
+class Worker:
+    """A loaded function that answers one line at a time."""
+
+    def __init__(self, function: Function, code_dir: str, current: Current | None = None) -> None:
+        self._call = function.call
+        self._is_async = function.is_async
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._code_dir = code_dir
+        self._current = current or Current()
+        self._traced = False
+
+    def answer(self, line: bytes) -> bytes:
+        try:
+            event, context = self._parse(line.decode())
+            value = self._call(event, context)
+            if self._is_async:
+                value = self._run(value)
+        except BaseException as error:
+            return answers.of_exception(error, self._code_dir)
+        return answers.of_value(value)
+
+    def _run(self, value: Coroutine[Any, Any, Any]) -> Any:
+        """One event loop for all calls of this process; made in the process that uses it, never before a fork."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop.run_until_complete(value)
+
+    def _parse(self, text: str) -> tuple[Any, Context]:
+        try:
+            event, end = _scan(text, len(_INPUT))
+        except StopIteration:
+            end = -1
+        if end < 0 or not text.startswith(_CONTEXT, end):  # white space around the payload
+            end = text.rindex(_CONTEXT)
+            event = json.loads(text[len(_INPUT) : end])
+        start = end + len(_CONTEXT)
+        id_start = start + len(_REQUEST_ID)
+        self._current.id = os.environ["NOVA_REQUEST_ID"] = text[id_start : text.index('"', id_start)]
+        context = Context(text[start:-2])
+        traced = '"traceparent": "' in context._text
+        if traced or self._traced:
+            self._traced = traced
+            os.environ["NOVA_TRACE_PARENT"] = os.environ["TRACEPARENT"] = context.traceparent or ""
+            os.environ["TRACESTATE"] = context.tracestate or ""
+        return event, context
+
+
+def _init_context(init: dict[str, Any]) -> Context:
+    """What an ``on_init`` hook may look at: everything but what belongs to a call."""
+    env = init["env"]
+    members = {
+        "request_id": "",
+        "function_name": env["NOVA_FUNCTION_NAME"],
+        "function_id": env["NOVA_FUNCTION_ID"],
+        "function_version": env["NOVA_FUNCTION_VERSION"],
+        "memory_limit_mb": int(env["NOVA_MEMORY_LIMIT_MB"]),
+        "timeout_s": int(env["NOVA_TIMEOUT_S"]),
+        "runtime": env["NOVA_RUNTIME"],
+        "mode": env["NOVA_MODE"],
+        "tenant": env["NOVA_TENANT"],
+        "namespace": env["NOVA_NAMESPACE"],
+    }
+    return Context(json.dumps(members))
+
+
+def _read_line() -> bytes:
+    """The next line from the host, LF included; the process ends with the host."""
+    data = os.read(INPUT_FD, _READ)
+    if data.endswith(b"\n"):
+        return data
+    pieces = bytearray(data)
+    while data:
+        data = os.read(INPUT_FD, _READ)
+        pieces += data
+        if data.endswith(b"\n"):
+            return bytes(pieces)
+    os._exit(0)
+
+
+def _flush() -> None:
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+def _write(line: bytes) -> None:
+    written = os.write(RESULT_FD, line)
+    while written < len(line):
+        written += os.write(RESULT_FD, line[written : written + _READ])

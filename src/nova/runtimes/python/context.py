@@ -1,0 +1,79 @@
+"""The second argument of a handler."""
+
+import json
+import sys
+import time
+from typing import Any
+
+REGION = "local"
+
+
+class Context:
+    """One call's context: the members of its line as attributes, and the names that handlers written for Lambda expect.
+
+    The line is parsed when the first attribute is read, so a handler that does not look pays nothing.
+    """
+
+    __slots__ = ("_members", "_text")
+
+    identity = None
+    client_context = None
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._members: dict[str, Any] | None = None
+
+    def _parsed(self) -> dict[str, Any]:
+        if self._members is None:
+            self._members = json.loads(self._text)
+        return self._members
+
+    def __getattr__(self, name: str) -> Any:
+        """request_id, function_name, function_id, function_version, memory_limit_mb, timeout_s, deadline_ms, runtime, …"""
+        try:
+            return self._parsed()[name]
+        except KeyError:
+            raise AttributeError(f"the context has no {name!r}") from None
+
+    def __repr__(self) -> str:
+        return f"Context({self._parsed()!r})"
+
+    @property
+    def traceparent(self) -> str | None:
+        value: str | None = self._parsed().get("traceparent")
+        return value
+
+    @property
+    def tracestate(self) -> str | None:
+        value: str | None = self._parsed().get("tracestate")
+        return value
+
+    trace = traceparent
+
+    @property
+    def aws_request_id(self) -> str:
+        return str(self.request_id)
+
+    @property
+    def memory_limit_in_mb(self) -> str:
+        return str(self.memory_limit_mb)
+
+    @property
+    def invoked_function_arn(self) -> str:
+        return f"arn:nova:lambda:{REGION}:{self.tenant}:function:{self.function_name}:{self.function_version}"
+
+    @property
+    def log_group_name(self) -> str:
+        return f"/nova/{self.tenant}/{self.namespace}/{self.function_name}"
+
+    @property
+    def log_stream_name(self) -> str:
+        return f"[{self.function_version}]{self.instance_id}"
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Milliseconds until the call is ended; never negative."""
+        return max(0, int(self.deadline_ms - time.time() * 1000))
+
+    def log(self, message: object) -> None:
+        """One line in the log of this call."""
+        sys.stderr.write(f"{message}\n")
