@@ -1,0 +1,302 @@
+"""Functions: what can be set, what is shown, and the routes of the resource itself."""
+
+import ipaddress
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
+from nova.domain.environment import check_environment
+from nova.domain.function import CapturePolicy, CompileStatus, EntryKind, IsolationMode, Mode
+from nova.domain.names import NAME
+
+Backend = Literal["auto", "sandbox"]
+Deploy = Literal["activate", "publish"]
+Name = Annotated[str, Field(pattern=NAME)]
+POINTER = r"^(/([^/~]|~[01])*)*$"
+"""A JSON Pointer (RFC 6901)."""
+
+
+def _address(host: str) -> str:
+    try:
+        return str(ipaddress.ip_network(host, strict=False)) if "/" in host else str(ipaddress.ip_address(host))
+    except ValueError:
+        raise ValueError("an IP address or CIDR; rules by host name are not available") from None
+
+
+def _environment(variables: dict[str, str | None] | None) -> dict[str, str | None] | None:
+    check_environment(variables or {})
+    return variables
+
+
+class FileContent(Model):
+    """A file that is not plain text, or that may be executed."""
+
+    base64: str
+    executable: bool = False
+
+
+class Limits(Model):
+    """Limits of one instance beside memory. ``vcpus``: unset, one for each 1769 MiB of memory."""
+
+    vcpus: float | None = Field(None, ge=0.1, le=32)
+    tmp_mb: int | None = Field(None, ge=1, le=10240, description="size of /tmp; default 64")
+    pids: int | None = Field(None, ge=8, le=4096, description="processes and threads; default 256")
+    open_files: int | None = Field(None, ge=32, le=65536, description="per process; default 1024")
+
+
+class EgressRule(Model):
+    """One destination that may be reached. ``port`` 0: every port."""
+
+    host: Annotated[str, Field(max_length=64), AfterValidator(_address)]
+    port: int = Field(0, ge=0, le=65535)
+    protocol: Literal["tcp", "udp", "any"] = "any"
+
+
+class NetworkPolicy(Model):
+    """What instances may reach. The host, other instances and link-local addresses are blocked under every policy.
+
+    ``egress-only``: the rules, or anywhere when there are none. ``strict``: only the rules, so none means offline.
+    ``none``: anywhere. ``deny_external_access`` leaves only private addresses.
+    """
+
+    isolation_mode: IsolationMode | None = Field(None, description="default egress-only")
+    egress_rules: list[EgressRule] | None = Field(None, max_length=100)
+    deny_external_access: bool | None = None
+
+
+class FunctionUrl(Model):
+    enabled: bool | None = Field(None, description="serve the function under /fn/{name}; default true")
+
+
+class Capture(Model):
+    """Which payloads the records of calls keep. Over ``max_kb`` (KiB) a payload is not kept; ``redact``: JSON Pointers."""
+
+    payloads: CapturePolicy | None = Field(None, description="default all")
+    max_kb: int | None = Field(None, ge=0, le=6144, description="default 64")
+    redact: list[Annotated[str, Field(max_length=256, pattern=POINTER)]] | None = Field(None, max_length=100)
+
+
+class FunctionFields(Model):
+    """Everything that can be set and has a default. An absent member and null both mean the default."""
+
+    handler: str | None = Field(None, min_length=1, max_length=256, description="default by runtime")
+    mode: Mode | None = Field(None, description="persistent (default): loaded once; process: fresh for each call")
+    memory_mb: int | None = Field(None, ge=128, le=10240, description="hard limit of one instance; default 128")
+    timeout_s: int | None = Field(None, ge=1, le=900, description="longest call; default 30")
+    instance_concurrency: int | None = Field(
+        None, ge=1, le=1000, description="calls at once in one instance; default 1"
+    )
+    max_replicas: int | None = Field(
+        None, ge=0, le=1000, description="instances at once; 0: what the node can hold; default 100"
+    )
+    idle_ttl_s: float | None = Field(None, ge=1, le=86400, description="default: the setting pool.idle_ttl")
+    backend: Backend | None = Field(None, description="isolation technology; default auto")
+    limits: Limits | None = None
+    network_policy: NetworkPolicy | None = None
+    env_vars: Annotated[dict[str, str | None] | None, AfterValidator(_environment)] = None
+    description: str | None = Field(None, max_length=4096)
+    tags: (
+        dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)] | None] | None
+    ) = Field(None, max_length=50)
+    function_url: FunctionUrl | None = None
+    capture: Capture | None = None
+
+
+class Source(Model):
+    """Code, in exactly one form: ``code`` (one file's text), ``files`` by path, or ``code_path`` on the server."""
+
+    code: str | None = None
+    files: dict[str, str | FileContent] | None = Field(None, min_length=1)
+    code_path: str | None = Field(None, min_length=1, max_length=4096)
+    dependency_files: dict[str, str] | None = Field(
+        None, description="dependency manifests and lock files by name; kept when only the code changes"
+    )
+
+
+class FunctionSpec(FunctionFields, Source):
+    """A whole function, as PUT takes it."""
+
+    runtime: str = Field(min_length=1, max_length=64)
+
+
+class FunctionCreate(FunctionSpec):
+    name: Name
+
+
+class FunctionPatch(FunctionFields, Source):
+    """JSON Merge Patch: null goes back to the default; ``env_vars``, ``tags`` and the nested objects merge by key."""
+
+    runtime: str | None = Field(None, min_length=1, max_length=64)
+    deploy: Deploy | None = Field(
+        None, description="activate (default): new versions go live once built; publish: they only exist"
+    )
+
+
+class LimitsView(Model):
+    vcpus: float | None
+    tmp_mb: int
+    pids: int
+    open_files: int
+
+
+class NetworkPolicyView(Model):
+    isolation_mode: IsolationMode
+    egress_rules: list[EgressRule]
+    deny_external_access: bool
+
+
+class FunctionUrlView(Model):
+    enabled: bool
+
+
+class CaptureView(Model):
+    payloads: CapturePolicy
+    max_kb: int
+    redact: list[str]
+
+
+class ConfigView(Model):
+    """The frozen configuration of one version. ``network_policy`` null: the default of this server."""
+
+    runtime: str
+    handler: str
+    entry_point: str
+    entry_kind: EntryKind
+    mode: Mode
+    memory_mb: int
+    timeout_s: int
+    instance_concurrency: int
+    max_replicas: int
+    idle_ttl_s: float | None
+    backend: str
+    limits: LimitsView
+    network_policy: NetworkPolicyView | None
+    env_vars: dict[str, str]
+    dependency_files: list[str]
+    function_url: FunctionUrlView
+    capture: CaptureView
+
+
+class Urls(Model):
+    """Where to call it, relative to the server. ``function`` is null when the function URL is off."""
+
+    invoke: str
+    function: str | None
+
+
+class Function(ConfigView):
+    """A function. ``version`` is the live one; the configuration shown is that of ``head_version``, deployed last."""
+
+    id: str
+    tenant_id: str
+    namespace: str
+    name: str
+    description: str
+    tags: dict[str, str]
+    version: int | None
+    head_version: int
+    latest_version: int
+    code_hash: str
+    code_size: int
+    compile_status: CompileStatus
+    compile_error: str | None
+    build_id: str | None
+    urls: Urls
+    created_by: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class FunctionQuery(PageQuery):
+    q: str | None = Field(None, min_length=1, max_length=256, description="part of name, description or a tag")
+    runtime: str | None = Field(None, max_length=64)
+    mode: Mode | None = None
+    backend: Backend | None = None
+    tag: str | None = Field(None, max_length=385, description="a tag's name, or name=value")
+    compile_status: CompileStatus | None = None
+
+
+class DryRun(Model):
+    dry_run: bool = Field(False, description="validate and answer with the would-be resource; write nothing")
+
+
+ROUTES = (
+    Route(
+        op="function.create",
+        method="POST",
+        path="/functions",
+        summary="Create a function with its first version",
+        plane=Plane.CONTROL,
+        permission="function:create",
+        audit="function.create",
+        body=FunctionCreate,
+        query=DryRun,
+        answer=Function,
+        status=201,
+        resource=None,
+        tag="functions",
+    ),
+    Route(
+        op="function.list",
+        method="GET",
+        path="/functions",
+        summary="Functions, newest first",
+        plane=Plane.CONTROL,
+        permission="function:read",
+        query=FunctionQuery,
+        answer=Page[Function],
+        resource=None,
+        tag="functions",
+    ),
+    Route(
+        op="function.get",
+        method="GET",
+        path="/functions/{name}",
+        summary="One function",
+        plane=Plane.CONTROL,
+        permission="function:read",
+        answer=Function,
+        tag="functions",
+    ),
+    Route(
+        op="function.patch",
+        method="PATCH",
+        path="/functions/{name}",
+        summary="Change some of a function; what its versions freeze makes a new version",
+        plane=Plane.CONTROL,
+        permission="function:update",
+        audit="function.update",
+        body=FunctionPatch,
+        query=DryRun,
+        answer=Function,
+        tag="functions",
+    ),
+    Route(
+        op="function.put",
+        method="PUT",
+        path="/functions/{name}",
+        summary="Create or replace; JSON, or multipart with `archive` and `meta` (the JSON without code)",
+        plane=Plane.CONTROL,
+        permission="function:update",
+        audit="function.put",
+        body=FunctionSpec,
+        query=DryRun,
+        answer=Function,
+        kind=Kind.UPLOAD,
+        tag="functions",
+    ),
+    Route(
+        op="function.delete",
+        method="DELETE",
+        path="/functions/{name}",
+        summary="Delete a function with its versions, aliases and code",
+        plane=Plane.CONTROL,
+        permission="function:delete",
+        audit="function.delete",
+        query=Empty,
+        status=204,
+        tag="functions",
+    ),
+)
