@@ -24,10 +24,11 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A proven caller.
+    """A caller: proven, or :data:`ANONYMOUS`.
 
     ``subject`` is ``operator`` (the local operator), ``key:<name>`` or ``service:<plane>``. ``tenants`` empty means every
-    tenant (the platform's own identities); ``namespaces`` empty means every namespace of the tenants.
+    tenant (the platform's own identities); ``namespaces`` empty means every namespace of the tenants. ``default_scope`` is
+    where a request without scope headers acts; None when there is no obvious one.
     """
 
     subject: str
@@ -36,4 +37,8 @@ class Identity:
     grants: tuple[Grant, ...] = ()
     platform: bool = False
     tier: str | None = None
-    default_scope: Scope = field(default_factory=Scope)
+    default_scope: Scope | None = field(default_factory=Scope)
+
+
+ANONYMOUS = Identity("anonymous", frozenset(), default_scope=None)
+"""Nobody: the caller of a public route who proved nothing. Holds no grant and no scope."""

@@ -44,8 +44,8 @@ async def stream(
     An exception before the first event reaches the caller with nothing sent; a later one cuts the stream.
     """
     source = aiter(events)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    upcoming: asyncio.Future[Event] = asyncio.ensure_future(_next(source))
+    gone: asyncio.Task[Any] = asyncio.create_task(_disconnected(receive))
+    upcoming: asyncio.Task[Any] = asyncio.create_task(_next(source))
     try:
         await asyncio.wait({upcoming}, timeout=FIRST_EVENT_WAIT_S)
         if upcoming.done() and (error := upcoming.exception()) and not isinstance(error, _Ended):
@@ -54,18 +54,18 @@ async def stream(
         await send({"type": "http.response.start", "status": 200, "headers": head})
         await send({"type": "http.response.body", "body": b": stream\n\n", "more_body": True})
         while True:
-            await asyncio.wait({upcoming, gone}, timeout=COMMENT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([upcoming, gone], timeout=COMMENT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
                 return
             if not upcoming.done():
                 await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
                 continue
             try:
-                event = upcoming.result()
+                event: Event = upcoming.result()
             except _Ended:
                 break
             await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
-            upcoming = asyncio.ensure_future(_next(source))
+            upcoming = asyncio.create_task(_next(source))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         for task in (gone, upcoming):
