@@ -108,6 +108,10 @@ def not_found(kind: str, name: str) -> NovaError:
     return NovaError("not_found", f"{kind} {name!r} does not exist")
 
 
+def draining() -> NovaError:
+    return NovaError("draining", "the server is shutting down", retry_after_s=1)
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionError:
     """What went wrong inside a function: the class raised, or a ``Nova.*`` type that the platform found out.

@@ -73,6 +73,7 @@ class FunctionSnapshot:
 
     ``artifact`` is the digest (``sha256:…``) of the tree that is mounted at ``/code``. ``pool_key`` is a digest over
     everything that shapes an instance: two snapshots with equal keys may share instances, others never do.
+    ``generation`` is the function's when the snapshot was taken: of two with equal keys the higher one is newer.
     """
 
     scope: Scope
@@ -99,3 +100,4 @@ class FunctionSnapshot:
     function_url: bool
     pool_key: str = field(default="")
     capture: Capture = field(default=Capture())
+    generation: int = 0

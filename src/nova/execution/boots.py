@@ -1,0 +1,100 @@
+"""Making one instance for a function: its tree on disk, an isolated place from a backend, the code loaded in it."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from nova.clock import Clock
+from nova.domain.function import FunctionSnapshot
+from nova.errors import NovaError
+from nova.execution.backends.base import Backend, InitFailed, InitSpec, Instance, InstanceSpec
+from nova.execution.slots import BootTimes, LoadFailed
+from nova.ids import new_id
+
+log = structlog.get_logger(__name__)
+
+
+class Artifacts(Protocol):
+    async def materialise(self, digest: str) -> Path:
+        """The tree of an artifact as a read-only folder on this node; raises NovaError."""
+        ...
+
+
+class BackendSelector(Protocol):
+    async def select(self, snapshot: FunctionSnapshot) -> Backend:
+        """The backend that runs this function; raises NovaError ``unsupported``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """A loaded instance, the backend that must stop it, and how many calls it takes at once."""
+
+    backend: Backend
+    instance: Instance
+    concurrency: int
+    times: BootTimes
+
+
+class Booter:
+    """Boots instances, one call each. A failure at any point, or a cancellation, leaves no instance behind."""
+
+    def __init__(self, artifacts: Artifacts, backends: BackendSelector, clock: Clock) -> None:
+        self._artifacts = artifacts
+        self._backends = backends
+        self._clock = clock
+
+    async def boot(self, snapshot: FunctionSnapshot) -> Booted:
+        """Raises :class:`LoadFailed` for the user's code and NovaError for everything else."""
+        began = self._clock.monotonic()
+        backend = await self._backends.select(snapshot)
+        code = await self._artifacts.materialise(snapshot.artifact)
+        spec = InstanceSpec(
+            instance_id=new_id(),
+            runtime=snapshot.runtime,
+            runtime_version=snapshot.runtime_version,
+            code=code,
+            limits=snapshot.limits,
+            network=snapshot.network,
+        )
+        instance = await backend.create(spec)
+        created = self._clock.monotonic()
+        try:
+            done = await instance.channel.init(InitSpec.of(snapshot))
+        except BaseException as exc:
+            await _undo(backend, instance)
+            if isinstance(exc, InitFailed):
+                spent = self._clock.monotonic()
+                times = BootTimes(instance.source, _us(created - began), _us(spent - created), exc.stdout, exc.stderr)
+                raise LoadFailed(exc.error, instance.instance_id, times) from None
+            raise
+        loaded = self._clock.monotonic()
+        times = BootTimes(instance.source, _us(created - began), _us(loaded - created), done.stdout, done.stderr)
+        return Booted(backend, instance, max(1, min(done.concurrency, snapshot.concurrency)), times)
+
+
+async def _undo(backend: Backend, instance: Instance) -> None:
+    """Stop an instance that nobody will own. Not to be interrupted: the boot may just have been cancelled."""
+    stopping = asyncio.ensure_future(backend.stop(instance, reason="init failed"))
+    try:
+        await asyncio.shield(stopping)
+    except asyncio.CancelledError:
+        await stopping
+        raise
+    except Exception:
+        log.exception("an instance could not be stopped", instance=instance.instance_id)
+
+
+def as_failure(exc: BaseException) -> NovaError | LoadFailed:
+    """What a caller is told of a failed boot; details of our own faults stay in the log."""
+    if isinstance(exc, NovaError | LoadFailed):
+        return exc
+    log.error("an instance could not be made", exc_info=exc)
+    return NovaError("internal", "an instance could not be made")
+
+
+def _us(seconds: float) -> int:
+    return max(0, round(seconds * 1_000_000))

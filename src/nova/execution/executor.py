@@ -1,0 +1,235 @@
+"""One call from acceptance to its record: find the snapshot, take a slot, send the input once, give the slot back once.
+
+A call that was sent is never sent again. One whose instance died before anything was sent takes another.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from nova.clock import SYSTEM_CLOCK, Clock
+from nova.domain.call import CallRequest, CallResult, Phases
+from nova.domain.function import FunctionSnapshot
+from nova.domain.identity import Scope
+from nova.domain.ports import InstanceInfo
+from nova.errors import FunctionError, NovaError, draining
+from nova.execution.backends.base import WorkerCall, WorkerResult
+from nova.execution.catalog import Catalog
+from nova.execution.fleet import InstanceFleet
+from nova.execution.slots import BootTimes, Lease, LoadFailed, PoolMoved
+
+Recorder = Callable[[CallRequest, FunctionSnapshot, CallResult], None]
+"""Takes every finished call that reached an instance or failed to load; must not block or raise."""
+
+ENDED_S = 2.0
+"""How long a closing executor waits for the calls whose instances it has just destroyed."""
+
+_REFUSALS = {"Nova.Timeout": "timeout", "Nova.Cancelled": "cancelled", "Nova.InstanceLost": "instance_lost"}
+"""Errors of a worker that are not the function's own: the caller gets them as refusals."""
+_INTENDED = {"Nova.Timeout": "timeout", "Nova.Cancelled": "cancelled"}
+"""Why an instance is destroyed after these errors; after any other it crashed."""
+
+
+class Contexts(Protocol):
+    """Makes the ``context`` object of a worker's line."""
+
+    def __call__(self, call: CallRequest, snapshot: FunctionSnapshot, deadline: float) -> bytes: ...
+
+
+class Executor:
+    """Implements the ports :class:`~nova.domain.ports.Invoker` and :class:`~nova.domain.ports.Fleet`."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        fleet: InstanceFleet,
+        contexts: Contexts,
+        recorder: Recorder,
+        *,
+        drain_s: float = 10.0,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._catalog = catalog
+        self._fleet = fleet
+        self._contexts = contexts
+        self._record = recorder
+        self._drain_s = drain_s
+        self._clock = clock
+        self._now = clock.monotonic
+        self._ended = asyncio.Event()
+        self.active = 0
+        """calls that were accepted and have not been answered"""
+        self.draining = False
+        """no new calls: the server is shutting down"""
+
+    async def start(self) -> None:
+        await self._catalog.start()
+        await self._fleet.start()
+
+    async def close(self) -> None:
+        """Refuse new calls, wait ``drain_s`` for those in flight, end the rest and stop every instance. Idempotent."""
+        self.drain()
+        await self._all_ended(self._drain_s)
+        await self._catalog.close()
+        await self._fleet.close()
+        await self._all_ended(ENDED_S)
+
+    def drain(self) -> None:
+        """Refuse new calls from now on."""
+        self.draining = True
+
+    async def _all_ended(self, limit_s: float) -> None:
+        if self.active:
+            self._ended.clear()
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._ended.wait()
+            except TimeoutError:
+                return
+
+    # Invoker
+
+    async def invoke(self, call: CallRequest) -> CallResult:
+        """Run one call to its end; see :class:`~nova.domain.ports.Invoker`.
+
+        Raises NovaError: ``draining``, ``not_found``, ``build_pending``, ``build_failed``, ``queue_full``,
+        ``queue_timeout``, ``capacity``, ``timeout``, ``cancelled``, ``instance_lost``, or why no instance can be made.
+        """
+        if self.draining:
+            raise draining()
+        self.active += 1
+        try:
+            began = self._now()
+            deadline = None if call.timeout_ms is None else call.received + call.timeout_ms / 1000
+            snapshot = self._catalog.peek(call)
+            if snapshot is None:
+                snapshot = await self._catalog.resolve(call, deadline)
+            lease = self._fleet.pool(snapshot).take()
+            if lease is None or not lease.member.instance.channel.usable:
+                try:
+                    snapshot, lease = await self._acquire(call, snapshot, lease, deadline)
+                except LoadFailed as failure:
+                    return self._not_loaded(call, snapshot, failure, began)
+            return await self._run(call, snapshot, lease, deadline, began)
+        finally:
+            self.active -= 1
+            if not self.active:
+                self._ended.set()
+
+    async def _acquire(
+        self, call: CallRequest, snapshot: FunctionSnapshot, broken: Lease | None, deadline: float | None
+    ) -> tuple[FunctionSnapshot, Lease]:
+        """Wait for a usable instance of the version that the call is for, which may change meanwhile."""
+        lease = broken
+        while True:
+            if lease is not None:
+                if lease.member.instance.channel.usable:
+                    return snapshot, lease
+                lease.retire(self._now(), "lost")
+            pool = self._fleet.pool(snapshot)
+            try:
+                lease = pool.take() or await self._fleet.wait(pool, deadline)
+            except PoolMoved:
+                lease = None
+                snapshot = await self._catalog.resolve(call, deadline)
+
+    async def _run(
+        self, call: CallRequest, snapshot: FunctionSnapshot, lease: Lease, deadline: float | None, began: float
+    ) -> CallResult:
+        sent = self._now()
+        limit = sent + snapshot.timeout_s
+        if deadline is not None and deadline < limit:
+            limit = deadline
+            if limit <= sent:
+                lease.abandon(sent)
+                raise NovaError("timeout", "the caller's time was up before the call began")
+        channel = lease.member.instance.channel
+        try:
+            answer = await channel.call(
+                WorkerCall(call.request_id, call.payload, self._contexts(call, snapshot, limit), limit)
+            )
+        except BaseException:
+            answer = WorkerResult(None, FunctionError("Nova.Cancelled", "the caller went away"))
+            self._finish(call, snapshot, lease, answer, began, sent)
+            raise
+        result = self._finish(call, snapshot, lease, answer, began, sent)
+        if answer.error is not None and (code := _REFUSALS.get(answer.error.type)) is not None:
+            raise NovaError(code, answer.error.message, extra={"version": snapshot.version})
+        return result
+
+    def _finish(
+        self,
+        call: CallRequest,
+        snapshot: FunctionSnapshot,
+        lease: Lease,
+        answer: WorkerResult,
+        began: float,
+        sent: float,
+    ) -> CallResult:
+        """Give the slot back and record the call."""
+        ended = self._now()
+        member = lease.member
+        if member.instance.channel.usable:
+            lease.release(ended, ended - sent)
+        else:
+            error = answer.error
+            lease.retire(ended, _INTENDED.get(error.type, "crashed") if error is not None else "crashed")
+        boot = lease.boot
+        phases = _phases(boot, began, sent, ended)
+        result = CallResult(
+            request_id=call.request_id,
+            version=snapshot.version,
+            output=answer.output,
+            error=answer.error,
+            duration_us=int((ended - began) * 1e6),
+            cold_start=boot is not None,
+            instance_id=member.instance.instance_id,
+            source="warm" if boot is None else boot.source,
+            phases=phases,
+            stdout=answer.stdout if boot is None else boot.stdout + answer.stdout,
+            stderr=answer.stderr if boot is None else boot.stderr + answer.stderr,
+        )
+        self._record(call, snapshot, result)
+        return result
+
+    def _not_loaded(
+        self, call: CallRequest, snapshot: FunctionSnapshot, failure: LoadFailed, began: float
+    ) -> CallResult:
+        """The user's code does not load: an error of the function, with what it printed."""
+        ended = self._now()
+        times = failure.times
+        result = CallResult(
+            request_id=call.request_id,
+            version=snapshot.version,
+            output=None,
+            error=failure.error,
+            duration_us=int((ended - began) * 1e6),
+            cold_start=True,
+            instance_id=failure.instance_id,
+            source=times.source,
+            phases=_phases(times, began, ended, ended),
+            stdout=times.stdout,
+            stderr=times.stderr,
+        )
+        self._record(call, snapshot, result)
+        return result
+
+    # Fleet
+
+    async def instances(self, scope: Scope, function: str) -> Sequence[InstanceInfo]:
+        return self._fleet.instances(scope, function)
+
+    def stats(self) -> dict[str, Any]:
+        """The fleet's numbers and ``active``, the calls in this process."""
+        return {"active": self.active, **self._fleet.stats()}
+
+
+def _phases(boot: BootTimes | None, began: float, sent: float, ended: float) -> Phases:
+    """Split a call's time. A caller that joined a boot half-way waited for a part of it only: no phase is longer than that."""
+    waited = int((sent - began) * 1e6)
+    handler = int((ended - sent) * 1e6)
+    if boot is None:
+        return Phases(waited, 0, 0, handler)
+    init = min(boot.init_us, waited)
+    instance = min(boot.instance_us, waited - init)
+    return Phases(waited - init - instance, instance, init, handler)

@@ -1,0 +1,384 @@
+"""The owner of all pools of this process: it boots and stops instances, keeps the node's bounds, and looks after the idle.
+
+One object, one event loop. Boots and stops are tasks of the fleet's own, so that no caller's cancellation disturbs them.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from typing import Any, Protocol
+
+import structlog
+
+from nova.clock import SYSTEM_CLOCK, Clock
+from nova.config import PoolSettings
+from nova.domain.function import FunctionSnapshot
+from nova.domain.identity import Scope
+from nova.domain.ports import InstanceInfo
+from nova.errors import draining
+from nova.execution.admission import NodeMemory
+from nova.execution.backends.base import Backend
+from nova.execution.boots import Booted, Booter, as_failure
+from nova.execution.pool import Pool
+from nova.execution.slots import BootFailure, Lease, LoadFailed, Member
+from nova.execution.turns import Turns
+from nova.service import Background
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 0.02
+"""How often the deadlines of waiting calls are looked at; nothing ticks while nobody waits."""
+PING_TIMEOUT_S = 2.0
+FORGET_FAILURE_S = 60.0
+"""An empty pool is kept this long after a failed boot, so that its pauses grow."""
+
+
+class FleetEvents(Protocol):
+    """Who wants to know what becomes of instances (metrics). Called on the event loop; must not block or raise."""
+
+    def instance_created(self, snapshot: FunctionSnapshot, booted: Booted) -> None: ...
+
+    def instance_stopped(self, snapshot: FunctionSnapshot, reason: str, *, crashed: bool) -> None: ...
+
+
+class NoEvents:
+    def instance_created(self, snapshot: FunctionSnapshot, booted: Booted) -> None:
+        pass
+
+    def instance_stopped(self, snapshot: FunctionSnapshot, reason: str, *, crashed: bool) -> None:
+        pass
+
+
+class InstanceFleet:
+    """Pools by key, and everything they share. :meth:`pool` and :meth:`Pool.take` are the warm path; the rest is rare."""
+
+    def __init__(
+        self,
+        booter: Booter,
+        settings: PoolSettings,
+        *,
+        events: FleetEvents | None = None,
+        memory: NodeMemory | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        parallel_boots: int | None = None,
+    ) -> None:
+        self._booter = booter
+        self._settings = settings
+        self._events = events or NoEvents()
+        self._memory = memory or NodeMemory()
+        self._capacity = self._memory.capacity()
+        self._clock = clock
+        self._turns = Turns(parallel_boots or max(4, 2 * (os.cpu_count() or 1)))
+        self._pools: dict[str, Pool] = {}
+        self._drained: set[Pool] = set()
+        self._backends: dict[str, Backend] = {}
+        self._tasks = Background("fleet")
+        self._boots: set[asyncio.Task[None]] = set()
+        self._stops: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.Task[Any] | None = None
+        self._full = False
+        self._closing = False
+        self.size = 0
+        """instances of all pools, from the beginning of a boot to the end of a stop"""
+        self.created = 0
+        self.stopped = 0
+
+    async def start(self) -> None:
+        self._tasks.spawn("sweep", self._every(lambda: self._settings.cleanup_interval, self._sweep))
+        self._tasks.spawn("health", self._every(lambda: self._settings.health_check_interval, self._ping_idle))
+
+    async def close(self) -> None:
+        """Refuse whoever waits, stop every instance and wait until all are gone. Idempotent."""
+        self._closing = True
+        await self._tasks.close()
+        for boot in self._boots:
+            boot.cancel()
+        for pool in list(self._all()):
+            pool.refuse_all(draining)
+            self._drain(pool)
+            for member in list(pool.members.values()):
+                pool.discard(member, "shutdown")
+        while pending := self._boots | self._stops:
+            await asyncio.wait(pending)
+
+    # Slots
+
+    def pool(self, snapshot: FunctionSnapshot) -> Pool:
+        """The pool of this snapshot; made when there is none."""
+        pool = self._pools.get(snapshot.pool_key)
+        if pool is None:
+            pool = self._pools[snapshot.pool_key] = Pool(self, snapshot, self._clock.monotonic())
+        elif pool.snapshot is not snapshot and snapshot.generation >= pool.snapshot.generation:
+            pool.snapshot = snapshot
+        return pool
+
+    async def wait(self, pool: Pool, deadline: float | None) -> Lease:
+        """Queue for a slot until ``deadline`` (monotonic; the caller's) or ``pool.max_queue_wait``.
+
+        Raises NovaError (``queue_full``, ``queue_timeout``, ``capacity``, ``timeout``, ``draining``, or what a boot
+        failed with), LoadFailed, or PoolMoved when the function changed meanwhile.
+        """
+        if self._closing:
+            raise draining()
+        now = self._clock.monotonic()
+        limit, refusal = now + self._settings.max_queue_wait, "queue_timeout"
+        if deadline is not None and deadline < limit:
+            limit, refusal = deadline, "timeout"
+        waiter = pool.join(now, limit, refusal, self._settings.max_queue_depth)
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            pool.leave(waiter, self._clock.monotonic())
+            raise
+
+    # What pools ask for (pool.Owner)
+
+    def want_boots(self, pool: Pool) -> None:
+        self._turns.add(pool)
+        if not self._full:
+            self._boot_next()
+
+    def stop(self, member: Member, reason: str) -> None:
+        crashed = reason in CRASHES
+        self._events.instance_stopped(member.pool.snapshot, reason, crashed=crashed)
+        _keep(self._stops, self._stop(member, reason))
+
+    def watch_queue(self) -> None:
+        if self._ticker is None or self._ticker.done():
+            self._ticker = self._tasks.spawn("queue", self._tick())
+
+    async def _tick(self) -> None:
+        while any(pool.waiters for pool in self._all()):
+            await self._clock.sleep(TICK_S)
+            now = self._clock.monotonic()
+            self._turns.release_slow(now)
+            for pool in list(self._all()):
+                if pool.waiters:
+                    pool.expire(now)
+                    pool.plan()
+            self._boot_next()
+
+    # Boots and stops
+
+    def _boot_next(self) -> None:
+        """Begin boots while there are pools short of instances, places to boot in and room on the node.
+
+        Once the node is full, nothing is tried again before an instance went or a tick passed.
+        """
+        if self._closing:
+            return
+        now = self._clock.monotonic()
+        blocked: list[Pool] = []
+        while (pool := self._turns.pop()) is not None:
+            if pool.shortfall(now) <= 0:
+                continue
+            if not self._room(now, wanted=len(blocked) + 1):
+                blocked.append(pool)
+                continue
+            self.size += 1
+            pool.boot_began()
+            _keep(self._boots, self._boot(pool, self._turns.enter(now)))
+            self._turns.add(pool)
+        for pool in blocked:
+            self._turns.add(pool)
+        self._full = bool(blocked)
+
+    def _room(self, now: float, wanted: int) -> bool:
+        """May one more instance begin? At the bound, idle instances that nobody waits for make place."""
+        limit = self._settings.max_global_instances or self._capacity
+        if self.size < limit and not self._memory.low(now):
+            return True
+        if sum(pool.stopping for pool in self._all()) < wanted:
+            idle = min(self._idle(), key=lambda member: member.last_used, default=None)
+            if idle is not None:
+                idle.pool.discard(idle, "reclaimed")
+        return False
+
+    def _idle(self) -> Iterator[Member]:
+        return (member for pool in self._pools.values() for member in pool.available if not member.inflight)
+
+    async def _boot(self, pool: Pool, place: int) -> None:
+        try:
+            booted = await self._booter.boot(pool.snapshot)
+        except asyncio.CancelledError:
+            self.size -= 1
+            pool.boot_cancelled()
+            raise
+        except Exception as exc:
+            self.size -= 1
+            failure = BootFailure(as_failure(exc))
+            self._log_failure(pool, failure)
+            pool.boot_failed(failure, self._clock.monotonic())
+        else:
+            self.created += 1
+            self._adopt(pool, booted)
+        finally:
+            self._turns.leave(place)
+        self._forget_if_gone(pool)
+        self._boot_next()
+
+    def _adopt(self, pool: Pool, booted: Booted) -> None:
+        now = self._clock.monotonic()
+        instance = booted.instance
+        member = Member(pool, instance, booted.concurrency, now)
+        self._backends[instance.instance_id] = booted.backend
+        self._events.instance_created(pool.snapshot, booted)
+        pool.boot_ended(member, booted.times, now)
+        instance.channel.on_lost(lambda: pool.lost(member))
+        if not instance.channel.usable:
+            pool.lost(member)
+
+    def _log_failure(self, pool: Pool, failure: BootFailure) -> None:
+        snapshot, cause = pool.snapshot, failure.cause
+        told = cause.error.type if isinstance(cause, LoadFailed) else cause.code
+        log.warning(
+            "an instance did not start",
+            function=snapshot.name,
+            version=snapshot.version,
+            cause=told,
+            in_a_row=pool.failures + 1,
+        )
+
+    async def _stop(self, member: Member, reason: str) -> None:
+        instance = member.instance
+        backend = self._backends.pop(instance.instance_id)
+        try:
+            await backend.stop(instance, reason=reason)
+        except Exception:
+            log.exception("an instance could not be stopped", instance=instance.instance_id)
+        self.size -= 1
+        self.stopped += 1
+        member.pool.stopped()
+        self._forget_if_gone(member.pool)
+        self._boot_next()
+
+    # Change
+
+    def evict(self, scope: Scope, function: str, keep: Collection[str]) -> int:
+        """Drain the pools of a function whose keys are not in ``keep``; returns how many. Empty ``keep``: all."""
+        stale = [pool for pool in self._of(scope, function) if pool.key not in keep and not pool.draining]
+        for pool in stale:
+            self._drain(pool)
+        return len(stale)
+
+    def has_pools(self, scope: Scope, function: str) -> bool:
+        return any(True for _ in self._of(scope, function))
+
+    def _drain(self, pool: Pool) -> None:
+        if self._pools.get(pool.key) is pool:
+            del self._pools[pool.key]
+        self._drained.add(pool)
+        pool.drain()
+        self._forget_if_gone(pool)
+
+    def _forget_if_gone(self, pool: Pool) -> None:
+        if pool.draining and pool.gone:
+            self._drained.discard(pool)
+
+    # The idle
+
+    async def _every(self, interval: Callable[[], float], work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await self._clock.sleep(interval())
+            await work()
+
+    async def _sweep(self) -> None:
+        """Stop what was idle for too long; forget pools that have nothing."""
+        now = self._clock.monotonic()
+        for pool in list(self._pools.values()):
+            own = pool.snapshot.idle_ttl_s
+            ttl = self._settings.idle_ttl if own is None else own
+            for member in [member for member in pool.available if not member.inflight]:
+                if now - member.last_used >= ttl:
+                    pool.discard(member, "idle")
+            remembered = pool.failure is not None and now - pool.last_used < FORGET_FAILURE_S
+            if pool.gone and not remembered:
+                del self._pools[pool.key]
+
+    async def _ping_idle(self) -> None:
+        """Ask every idle instance whether it lives, all at once; one that does not answer is replaced when needed."""
+        await asyncio.gather(*(self._ping(member) for member in list(self._idle())))
+
+    async def _ping(self, member: Member) -> None:
+        try:
+            alive = await member.instance.channel.ping(PING_TIMEOUT_S)
+        except Exception:
+            log.exception("a ping failed", instance=member.instance.instance_id)
+            alive = False
+        if not alive:
+            member.pool.discard(member, "no answer")
+
+    # What is there
+
+    def _all(self) -> Iterator[Pool]:
+        yield from self._pools.values()
+        yield from self._drained
+
+    def _of(self, scope: Scope, function: str) -> Iterator[Pool]:
+        for pool in self._all():
+            snapshot = pool.snapshot
+            if snapshot.name == function and snapshot.scope == scope:
+                yield pool
+
+    def instances(self, scope: Scope, function: str) -> list[InstanceInfo]:
+        now = self._clock.monotonic()
+        return [
+            InstanceInfo(
+                instance_id=member.instance.instance_id,
+                function=pool.snapshot.name,
+                version=pool.snapshot.version,
+                backend=self._backends[member.instance.instance_id].name,
+                state=member.label,
+                inflight=member.inflight,
+                calls=member.calls,
+                age_s=round(now - member.started, 3),
+            )
+            for pool in self._of(scope, function)
+            for member in pool.members.values()
+        ]
+
+    def stats(self) -> dict[str, Any]:
+        """Totals and one row per pool. ``instances`` = booting + ready + busy + draining + stopping, in each row too."""
+        rows = [pool_stats(pool) for pool in self._all()]
+        kinds = ("instances", "booting", "ready", "busy", "draining", "stopping", "inflight", "waiting")
+        totals = {kind: sum(row[kind] for row in rows) for kind in kinds}
+        return {
+            **totals,
+            "created": self.created,
+            "stopped": self.stopped,
+            "max_instances": self._settings.max_global_instances or self._capacity,
+            "pools": rows,
+        }
+
+
+CRASHES = frozenset({"lost", "no answer", "crashed"})
+"""Reasons for a stop that nobody intended."""
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+def pool_stats(pool: Pool) -> dict[str, Any]:
+    labels = [member.label for member in pool.members.values()]
+    snapshot = pool.snapshot
+    return {
+        "tenant": snapshot.scope.tenant,
+        "namespace": snapshot.scope.namespace,
+        "function": snapshot.name,
+        "version": snapshot.version,
+        "instances": pool.size,
+        "booting": pool.booting,
+        "ready": labels.count("ready"),
+        "busy": labels.count("busy"),
+        "draining": labels.count("draining"),
+        "stopping": pool.stopping,
+        "inflight": pool.inflight,
+        "waiting": len(pool.waiters),
+        "calls": pool.calls,
+        "boots": pool.boots,
+        "failures": pool.failures,
+        "evicted": pool.draining,
+    }

@@ -1,0 +1,316 @@
+"""The pool of one function version: free slots, the queue before them, and how many instances to boot.
+
+Everything here is synchronous and runs on the event loop, so no lock is needed and none is held. Two invariants make the
+warm path short: :attr:`Pool.available` holds exactly the ready instances with a free slot, most recently used last, and
+while anybody waits it is empty, because a freed slot goes straight to the oldest waiter.
+"""
+
+import asyncio
+import math
+from collections import OrderedDict
+from typing import Protocol
+
+from nova.domain.function import FunctionSnapshot
+from nova.errors import NovaError
+from nova.execution.slots import BootFailure, BootTimes, Lease, Member, PoolMoved, State, Waiter
+
+FAILURES_BEFORE_BACKOFF = 3
+MAX_BACKOFF_S = 30.0
+_WEIGHT = 0.2
+"""of the newest sample in the running means"""
+
+
+class Owner(Protocol):
+    """What a pool needs of the fleet it belongs to."""
+
+    def want_boots(self, pool: "Pool") -> None:
+        """The pool may be short of instances: give it its turn."""
+        ...
+
+    def stop(self, member: Member, reason: str) -> None:
+        """Destroy an instance in the background; ends with :meth:`Pool.stopped`."""
+        ...
+
+    def watch_queue(self) -> None:
+        """Somebody waits: look at the deadlines until nobody does."""
+        ...
+
+
+class Pool:
+    """All instances of one pool key. ``snapshot`` is the newest with that key; settings outside the key come from it."""
+
+    __slots__ = (
+        "available",
+        "boot_s",
+        "booting",
+        "boots",
+        "calls",
+        "draining",
+        "failure",
+        "failures",
+        "inflight",
+        "key",
+        "last_used",
+        "members",
+        "owner",
+        "progress_at",
+        "retry_at",
+        "service_s",
+        "snapshot",
+        "stopping",
+        "waiters",
+    )
+
+    def __init__(self, owner: Owner, snapshot: FunctionSnapshot, now: float) -> None:
+        self.owner = owner
+        self.key = snapshot.pool_key
+        self.snapshot = snapshot
+        self.available: list[Member] = []
+        self.members: dict[str, Member] = {}
+        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self.booting = 0
+        self.stopping = 0
+        self.inflight = 0
+        self.calls = 0
+        self.boots = 0
+        self.failures = 0
+        self.failure: BootFailure | None = None
+        self.retry_at = 0.0
+        self.boot_s = 0.0
+        self.service_s = 0.0
+        self.progress_at = now
+        self.last_used = now
+        self.draining = False
+
+    # The warm path
+
+    def take(self) -> Lease | None:
+        """A free slot of the instance that was used last, or None."""
+        available = self.available
+        if not available:
+            return None
+        member = available[-1]
+        member.inflight += 1
+        self.inflight += 1
+        if member.inflight == member.concurrency:
+            available.pop()
+        return Lease(member)
+
+    def released(self, member: Member, now: float, service_s: float) -> None:
+        member.calls += 1
+        member.last_used = self.last_used = self.progress_at = now
+        self.calls += 1
+        self.service_s += (service_s - self.service_s) * _WEIGHT if self.service_s else service_s
+        self._free(member)
+
+    def _free(self, member: Member) -> None:
+        """One slot of ``member`` has no call any more."""
+        if member.state is State.READY:
+            if self.waiters and self._hand(member, None):
+                return
+            self._count_out(member)
+            if member.inflight == member.concurrency - 1:
+                self.available.append(member)
+        else:
+            self._count_out(member)
+            if member.state is State.DRAINING and not member.inflight:
+                self.discard(member, "drained")
+
+    def _count_out(self, member: Member) -> None:
+        member.inflight -= 1
+        self.inflight -= 1
+        if member.inflight < 0:
+            raise RuntimeError(f"{member.instance.instance_id} has a negative number of calls")
+
+    def _hand(self, member: Member, boot: BootTimes | None) -> bool:
+        """Give an occupied slot to the oldest waiter; False when nobody waits any more."""
+        while self.waiters:
+            waiter, _ = self.waiters.popitem(last=False)
+            if not waiter.future.done():
+                waiter.future.set_result(Lease(member, boot))
+                return True
+        return False
+
+    # Ends other than a good one
+
+    def returned_broken(self, member: Member, now: float, reason: str) -> None:
+        member.calls += 1
+        self.calls += 1
+        self.last_used = self.progress_at = now
+        self._count_out(member)
+        self.discard(member, reason)
+
+    def abandoned(self, member: Member, boot: BootTimes | None, now: float) -> None:
+        member.last_used = now
+        if boot is not None and self.waiters and member.state is State.READY and self._hand(member, boot):
+            return
+        self._free(member)
+
+    def lost(self, member: Member) -> None:
+        """The channel broke. Calls in flight end by themselves and say why; the last of them takes the instance out."""
+        if member.inflight and member.state is not State.STOPPING:
+            if member in self.available:
+                self.available.remove(member)
+            member.state = State.DRAINING
+        else:
+            self.discard(member, "lost")
+
+    def discard(self, member: Member, reason: str) -> None:
+        """Take an instance out for good, whatever it is doing; calls on it end by its channel. Idempotent."""
+        if member.state is State.STOPPING:
+            return
+        if member in self.available:
+            self.available.remove(member)
+        member.state = State.STOPPING
+        del self.members[member.instance.instance_id]
+        self.stopping += 1
+        self.owner.stop(member, reason)
+
+    def stopped(self) -> None:
+        """A discarded instance is gone and its place free."""
+        self.stopping -= 1
+        self.plan()
+
+    # The queue
+
+    def join(self, now: float, deadline: float, refusal: str, max_depth: int) -> Waiter:
+        """Queue up. Raises what a failed boot left behind, ``queue_full``, or :class:`PoolMoved`."""
+        if self.draining:
+            raise PoolMoved
+        if self.failure is not None and now < self.retry_at and not self.members and not self.booting:
+            raise self.failure.exception()
+        if len(self.waiters) >= max_depth:
+            raise NovaError("queue_full", f"{max_depth} calls are waiting already", retry_after_s=1)
+        if not self.waiters:
+            self.progress_at = now
+        waiter = Waiter(asyncio.get_running_loop().create_future(), deadline, refusal)
+        self.waiters[waiter] = None
+        self.owner.watch_queue()
+        self.plan()
+        return waiter
+
+    def leave(self, waiter: Waiter, now: float) -> None:
+        """The caller is gone. A slot that was already its own goes to the next."""
+        self.waiters.pop(waiter, None)
+        future = waiter.future
+        if future.done() and not future.cancelled() and future.exception() is None:
+            future.result().abandon(now)
+
+    def expire(self, now: float) -> None:
+        """Refuse the waiters whose time is up."""
+        for waiter in [waiter for waiter in self.waiters if waiter.deadline <= now]:
+            del self.waiters[waiter]
+            if not waiter.future.done():
+                waiter.future.set_exception(self._refusal(waiter.refusal))
+
+    def _refusal(self, code: str) -> NovaError:
+        if code == "timeout":
+            return NovaError("timeout", "the caller's time was up before an instance was free")
+        if not self.members and not self.booting:
+            return NovaError("capacity", "this node has no room for another instance", retry_after_s=1)
+        return NovaError("queue_timeout", "no instance became free in time", retry_after_s=1)
+
+    def refuse_all(self, make: "ExceptionFactory") -> None:
+        """Every waiter gets an exception of its own."""
+        waiters, self.waiters = self.waiters, OrderedDict()
+        for waiter in waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(make())
+
+    # Boots
+
+    @property
+    def size(self) -> int:
+        """Instances that exist, from the first moment of their boot to the last of their stop."""
+        return len(self.members) + self.booting + self.stopping
+
+    def plan(self) -> None:
+        if self.waiters and not self.draining:
+            self.owner.want_boots(self)
+
+    def shortfall(self, now: float) -> int:
+        """How many boots to begin now: those that the queue needs beyond what will be free within one boot time."""
+        if self.draining or not self.waiters or now < self.retry_at:
+            return 0
+        concurrency = self.snapshot.concurrency
+        need = len(self.waiters) - self.booting * concurrency - self._expected_releases(now)
+        boots = max(0, math.ceil(need / concurrency))
+        limit = self.snapshot.max_replicas
+        return max(0, min(boots, limit - self.size)) if limit else boots
+
+    def _expected_releases(self, now: float) -> int:
+        """Slots that running calls will free within one boot time.
+
+        The mean service time is corrected by what is seen: when nothing was released for longer than it promises, the
+        calls that run now are slower than those before them.
+        """
+        if not self.inflight or not self.service_s:
+            return 0
+        service = max(self.service_s, (now - self.progress_at) * self.inflight)
+        return int(self.inflight * self.boot_s / service)
+
+    def boot_began(self) -> None:
+        self.booting += 1
+        self.boots += 1
+
+    def boot_ended(self, member: Member, times: BootTimes, now: float) -> None:
+        """A loaded instance is here: its slots go to the oldest waiters, the first of them as a cold start."""
+        self.booting -= 1
+        self.failures = 0
+        self.failure = None
+        self.retry_at = 0.0
+        took = (times.instance_us + times.init_us) / 1e6
+        self.boot_s += (took - self.boot_s) * _WEIGHT if self.boot_s else took
+        self.progress_at = self.last_used = now
+        self.members[member.instance.instance_id] = member
+        if self.draining:
+            self.discard(member, "drained")
+            return
+        boot: BootTimes | None = times
+        while member.inflight < member.concurrency:
+            member.inflight += 1
+            self.inflight += 1
+            if not self._hand(member, boot):
+                self._count_out(member)
+                self.available.append(member)
+                break
+            boot = None
+        self.plan()
+
+    def boot_failed(self, failure: BootFailure, now: float) -> None:
+        """The error reaches all who wait, unless running instances will serve them. Three in a row pause the boots."""
+        self.booting -= 1
+        self.failures += 1
+        self.failure = failure
+        self.last_used = now
+        if self.failures >= FAILURES_BEFORE_BACKOFF:
+            pause = min(MAX_BACKOFF_S, 2.0 ** (self.failures - FAILURES_BEFORE_BACKOFF))
+            self.retry_at = max(self.retry_at, now + pause)
+        if not self.members:
+            self.refuse_all(failure.exception)
+        self.plan()
+
+    def boot_cancelled(self) -> None:
+        """The fleet closes."""
+        self.booting -= 1
+
+    # The end of a pool
+
+    def drain(self) -> None:
+        """No new calls; those in flight finish; whoever waits is sent to the function's new pool, in order."""
+        self.draining = True
+        self.refuse_all(PoolMoved)
+        self.available.clear()
+        for member in list(self.members.values()):
+            if member.inflight:
+                member.state = State.DRAINING
+            else:
+                self.discard(member, "drained")
+
+    @property
+    def gone(self) -> bool:
+        return not self.size and not self.waiters
+
+
+class ExceptionFactory(Protocol):
+    def __call__(self) -> Exception: ...

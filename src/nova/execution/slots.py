@@ -1,0 +1,131 @@
+"""The small records of a pool: an instance as the pool knows it, the lease on one of its slots, a call that waits."""
+
+import asyncio
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from nova.domain.call import StartSource
+from nova.errors import FunctionError, NovaError
+from nova.execution.backends.base import Instance
+
+if TYPE_CHECKING:
+    from nova.execution.pool import Pool
+
+
+class State(StrEnum):
+    READY = "ready"
+    """takes calls; idle or busy, as its slots say"""
+    DRAINING = "draining"
+    """finishes the calls it has and takes no more"""
+    STOPPING = "stopping"
+    """being destroyed; it counts until it is gone"""
+
+
+@dataclass(frozen=True, slots=True)
+class BootTimes:
+    """What it took to make an instance, in microseconds: the isolated place, then the user's code."""
+
+    source: StartSource
+    instance_us: int
+    init_us: int
+    stdout: str = ""
+    stderr: str = ""
+
+
+class Member:
+    """One instance of a pool. Only its pool changes it."""
+
+    __slots__ = ("calls", "concurrency", "inflight", "instance", "last_used", "pool", "started", "state")
+
+    def __init__(self, pool: "Pool", instance: Instance, concurrency: int, now: float) -> None:
+        self.pool = pool
+        self.instance = instance
+        self.concurrency = concurrency
+        self.state = State.READY
+        self.inflight = 0
+        self.calls = 0
+        self.started = now
+        self.last_used = now
+
+    @property
+    def label(self) -> str:
+        """The state as people read it."""
+        if self.state is State.READY:
+            return "busy" if self.inflight else "ready"
+        return str(self.state)
+
+
+class Lease:
+    """The right to one call on one instance. It must be given back exactly once: a second time is a bug and raises.
+
+    ``boot`` is set for the first call of an instance that was made while the call waited: that call started cold.
+    """
+
+    __slots__ = ("boot", "member", "open")
+
+    def __init__(self, member: Member, boot: BootTimes | None = None) -> None:
+        self.member = member
+        self.boot = boot
+        self.open = True
+
+    def release(self, now: float, service_s: float) -> None:
+        """The call ended and its instance is well. ``service_s`` is how long the call held the slot."""
+        self._close()
+        self.member.pool.released(self.member, now, service_s)
+
+    def retire(self, now: float, reason: str) -> None:
+        """The call ended and its instance must not be used again."""
+        self._close()
+        self.member.pool.returned_broken(self.member, now, reason)
+
+    def abandon(self, now: float) -> None:
+        """The slot was never used: whoever waited for it is gone."""
+        self._close()
+        self.member.pool.abandoned(self.member, self.boot, now)
+
+    def _close(self) -> None:
+        if not self.open:
+            raise RuntimeError(f"the lease on {self.member.instance.instance_id} was given back twice")
+        self.open = False
+
+
+class Waiter:
+    """A call in a pool's queue. ``refusal`` is the error it meets when ``deadline`` (monotonic) passes."""
+
+    __slots__ = ("deadline", "future", "refusal")
+
+    def __init__(self, future: "asyncio.Future[Lease]", deadline: float, refusal: str) -> None:
+        self.future = future
+        self.deadline = deadline
+        self.refusal = refusal
+
+
+class PoolMoved(Exception):
+    """The pool drains: its function changed. Whoever waited resolves the function anew."""
+
+
+class LoadFailed(Exception):
+    """The user's code could not be loaded; what the caller gets as the function's error."""
+
+    def __init__(self, error: FunctionError, instance_id: str, times: BootTimes) -> None:
+        super().__init__(error.type)
+        self.error = error
+        self.instance_id = instance_id
+        self.times = times
+
+
+@dataclass(frozen=True, slots=True)
+class BootFailure:
+    """Why a boot failed, kept to tell everybody who waited and, during a back-off, everybody who comes."""
+
+    cause: NovaError | LoadFailed
+
+    def exception(self) -> Exception:
+        """A fresh exception for one caller: sharing one would pile up the tracebacks of all."""
+        cause = self.cause
+        if isinstance(cause, LoadFailed):
+            return LoadFailed(cause.error, cause.instance_id, cause.times)
+        return NovaError(
+            cause.code, cause.detail, errors=cause.errors, extra=cause.extra, retry_after_s=cause.retry_after_s
+        )

@@ -1,0 +1,93 @@
+"""From rows to a :class:`FunctionSnapshot`, and the key that decides which instances a snapshot may use."""
+
+import hashlib
+from dataclasses import asdict, replace
+from types import MappingProxyType
+from typing import Protocol
+
+from nova.domain.function import FunctionSnapshot, NetworkPolicy
+from nova.payload import encode
+from nova.store.functions import FunctionRecord
+from nova.store.versions import VersionRecord
+
+_OUTSIDE_THE_KEY = frozenset(
+    {"pool_key", "compile_status", "build_id", "max_replicas", "idle_ttl_s", "function_url", "capture", "generation"}
+)
+"""What may change while instances live: it shapes calls or pools, never an instance."""
+
+
+class RuntimeName(Protocol):
+    """A resolved runtime: ``python3.11`` as given becomes ``python`` and the version that is installed."""
+
+    @property
+    def runtime(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+
+class RuntimeResolver(Protocol):
+    def resolve(self, runtime: str) -> RuntimeName:
+        """Raises NovaError ``runtime_unavailable`` when this node has no toolchain for it."""
+        ...
+
+
+class NetworkDefaults(Protocol):
+    def default_network(self, backend: str) -> NetworkPolicy:
+        """The policy of functions that name none, on the backend that ``backend`` (or ``auto``) stands for."""
+        ...
+
+
+class SnapshotMaker:
+    """Makes snapshots of built versions."""
+
+    def __init__(self, runtimes: RuntimeResolver, networks: NetworkDefaults) -> None:
+        self._runtimes = runtimes
+        self._networks = networks
+
+    def make(self, function: FunctionRecord, version: VersionRecord) -> FunctionSnapshot:
+        """Raises NovaError when this node lacks the runtime, ValueError for a version that is not built."""
+        if not version.built or version.artifact is None:
+            raise ValueError(f"version {version.version} of {function.name} is not built")
+        config, recorded = version.config, function.settings.recorded
+        runtime = self._runtimes.resolve(config.runtime)
+        snapshot = FunctionSnapshot(
+            scope=function.scope,
+            function_id=function.id,
+            name=function.name,
+            version=version.version,
+            runtime=runtime.runtime,
+            runtime_version=runtime.version,
+            handler=config.handler,
+            entry=config.entry,
+            entry_kind=config.entry_kind,
+            mode=config.mode,
+            timeout_s=config.timeout_s,
+            concurrency=config.concurrency,
+            limits=config.limits,
+            network=config.network or self._networks.default_network(config.backend),
+            env=MappingProxyType(dict(config.env)),
+            artifact=version.artifact,
+            compile_status=version.compile_status,
+            build_id=version.build_id,
+            backend=config.backend,
+            max_replicas=recorded.max_replicas,
+            idle_ttl_s=recorded.idle_ttl_s,
+            function_url=recorded.function_url,
+            capture=recorded.capture,
+            generation=function.generation,
+        )
+        return replace(snapshot, pool_key=pool_key(snapshot))
+
+
+def pool_key(snapshot: FunctionSnapshot) -> str:
+    """A digest over everything that shapes an instance, the function's identity included."""
+    plain = asdict(replace(snapshot, env={}))
+    shape = {name: value for name, value in plain.items() if name not in _OUTSIDE_THE_KEY}
+    shape["env"] = sorted(snapshot.env.items())
+    return hashlib.sha256(encode(shape)).hexdigest()
+
+
+def weight(snapshot: FunctionSnapshot) -> int:
+    """About how many bytes a cached snapshot takes."""
+    return 2048 + sum(len(name) + len(value) + 100 for name, value in snapshot.env.items())
