@@ -1,0 +1,1 @@
+"""What runs inside a build's sandbox: standard library only, bound there as it stands."""
