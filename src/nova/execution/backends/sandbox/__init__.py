@@ -1,0 +1,1 @@
+"""The default backend: instances made of Linux namespaces, a read-only root, a system-call filter and cgroups."""

@@ -1,0 +1,384 @@
+"""The launcher: a small privileged process that makes and ends instances for one daemon.
+
+It is single-threaded, blocks in one poll, imports only the standard library and the agent, holds no secret (its
+environment is empty) and ends when the daemon does, with every instance. It is also the zygote of Python workers: agent
+and bootstrap are loaded and exercised here once, and every instance is a fork of that.
+
+The daemon starts it as ``python -I -S launcher.py <source root> <descriptor of its socket>``; the first message
+configures it.
+"""
+
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+
+from nova.agent import preload, supervisor
+from nova.agent.config import AgentConfig, WorkerLaunch
+from nova.execution.backends.sandbox import command, kernel, mounts, namespaces
+from nova.execution.backends.sandbox.cgroups import Group, Groups, Layout
+from nova.execution.backends.sandbox.protocol import Message, receive, send
+from nova.execution.backends.sandbox.seccomp import build_filter
+
+RETRY_MS = 20
+"""How long to wait before another try to remove a control group that the kernel still holds."""
+OOM_SCORE = 1000
+"""Instances go before the daemon when the whole host runs out of memory."""
+
+
+@dataclass(slots=True)
+class Child:
+    """A living instance or build: its first process and what must be freed after it."""
+
+    name: str
+    pid: int
+    pidfd: int
+    group: Group
+    status_fd: int
+    root: str | None = None
+    """a root of its own, to be dropped after it"""
+    status: bytes = b""
+    ready: bool = False
+    out_of_memory: bool = False
+
+
+class Launcher:
+    def __init__(self, sock: socket.socket, config: dict[str, Any]) -> None:
+        self._sock = sock
+        self._unprivileged: bool = config["unprivileged"]
+        self._base: str = config["base"]
+        self._filter = build_filter()
+        self._groups: Groups = Layout.of(config["cgroups"]).open(config["node"])
+        self._children: dict[str, Child] = {}
+        self._dying: list[Group] = []
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._poll = select.poll()
+        self._own_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self._own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._roots: set[str] = set()
+        kernel.mount("tmpfs", self._base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=700,size=1m")
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Work until the daemon closes its end, then end every instance."""
+        self._watch(self._sock.fileno(), self._read_request)
+        send(self._sock, {"event": "started", "swept": self._sweep(), "hard_limits": self._groups.hard})
+        try:
+            while True:
+                for fd, _events in self._poll.poll(RETRY_MS if self._dying else None):
+                    if (handler := self._handlers.get(fd)) is not None:
+                        handler()
+                self._dying = [group for group in self._dying if not group.destroy()]
+        except (EOFError, ConnectionError):
+            self._end_all()
+
+    def _sweep(self) -> list[str]:
+        names: list[str] = []
+        waiter = select.poll()
+        for _ in range(100):
+            names += self._groups.sweep()
+            if not self._groups.leftovers():
+                break
+            waiter.poll(RETRY_MS)
+        return names
+
+    def _end_all(self) -> None:
+        for child in self._children.values():
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        for child in list(self._children.values()):
+            os.waitpid(child.pid, 0)
+            self._dying.append(child.group)
+        waiter = select.poll()
+        for _ in range(100):
+            self._dying = [group for group in self._dying if not group.destroy()]
+            if not self._dying:
+                break
+            waiter.poll(RETRY_MS)
+        self._groups.close()
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, select.POLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def _read_request(self) -> None:
+        message = receive(self._sock)
+        if message is None:
+            raise EOFError
+        body = message.body
+        reply: dict[str, Any] = {"seq": body["seq"]}
+        fds: list[int] = []
+        try:
+            fds = getattr(self, "_do_" + body["op"])(message, reply)
+        except OSError as error:
+            reply["error"] = str(error)
+        finally:
+            message.close()
+        send(self._sock, reply, fds)
+
+    def _do_root(self, message: Message, _reply: dict[str, Any]) -> list[int]:
+        """Build a root that later requests name."""
+        plan = mounts.RootPlan.of(message.body["plan"])
+        if plan.name in self._roots:
+            return []
+        mounts.build_root(plan, f"{self._base}/{plan.name}")
+        self._roots.add(plan.name)
+        return []
+
+    def _do_spawn(self, message: Message, reply: dict[str, Any]) -> list[int]:
+        """A sealed instance: agent and standing worker, no code yet. Descriptors: control socket[, network]."""
+        body = message.body
+        control, *network = message.fds
+        config = AgentConfig(
+            token_sha256=bytes.fromhex(body["token_sha256"]),
+            instance_id=body["instance"],
+            runtime=body["runtime"],
+            worker=WorkerLaunch.of(body["worker"]),
+        )
+        program = self._filter
+        root = f"{self._base}/{body['root']}"
+
+        def main(files: list[int], status: int) -> NoReturn:
+            confinement = namespaces.Confinement(root, body["tmp_bytes"], not network, tuple(files))
+            namespaces.confine(confinement)
+            namespaces.keep_only([control, status])
+            namespaces.seal(program)
+            os.write(namespaces.STATUS_FD, b"ready\n")
+            os.close(namespaces.STATUS_FD)
+            supervisor.run(socket.socket(fileno=namespaces.FIRST_FD), config)
+
+        child = self._start(body["instance"], body["uid"], main, network[0] if network else None)
+        reply["pid"] = child.pid
+        return [child.pidfd]
+
+    def _do_claim(self, message: Message, _reply: dict[str, Any]) -> list[int]:
+        """Give a sealed instance its limits and its code."""
+        body = message.body
+        child = self._child(body["instance"])
+        self._limit(child, body)
+        mounts.attach_inside(
+            child.pidfd, self._own_mounts, [(source, target) for source, target in body["binds"]], body["tmp_bytes"]
+        )
+        return []
+
+    def _do_run(self, message: Message, reply: dict[str, Any]) -> list[int]:
+        """A command in a place of its own. Descriptors: where its stdout and stderr go."""
+        body = message.body
+        output = message.fds[0]
+        program = self._filter
+        root = f"{self._base}/{body['instance']}"
+
+        def main(files: list[int], status: int) -> NoReturn:
+            namespaces.confine(namespaces.Confinement(root, body["tmp_bytes"], True, tuple(files)))
+            namespaces.keep_only([output, status])
+            namespaces.seal(program)
+            os.write(namespaces.STATUS_FD, b"ready\n")
+            command.run(body["argv"], body["env"], body["cwd"], namespaces.FIRST_FD, namespaces.STATUS_FD)
+
+        mounts.build_root(mounts.RootPlan.of(body["plan"]), root)
+        try:
+            child = self._start(body["instance"], body["uid"], main, None)
+        except OSError:
+            mounts.drop_root(root)
+            raise
+        child.root = root
+        try:
+            self._limit(child, body)
+        except OSError:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            raise
+        reply["pid"] = child.pid
+        return [child.pidfd]
+
+    def _do_stats(self, message: Message, reply: dict[str, Any]) -> list[int]:
+        child = self._child(message.body["instance"])
+        usage = child.group.usage()
+        reply.update(
+            memory_bytes=usage.memory_bytes,
+            cpu_us=usage.cpu_us,
+            pids=usage.pids,
+            oom_kills=max(child.group.oom_kills(), int(child.out_of_memory)),
+        )
+        return []
+
+    def _child(self, name: str) -> Child:
+        child = self._children.get(name)
+        if child is None:
+            raise ProcessLookupError(f"instance {name} has ended")
+        return child
+
+    def _limit(self, child: Child, body: dict[str, Any]) -> None:
+        child.group.limit(body["memory_bytes"], body["vcpus"], body["pids"])
+        if not self._groups.hard:
+            _limit_processes(child.pid, body["memory_bytes"], body["pids"])
+
+    # -- children ------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str, uid: int, main: Callable[[list[int], int], NoReturn], network: int | None) -> Child:
+        """Fork a child into new namespaces; it runs ``main`` once its user (``uid`` out here) and its group exist."""
+        group = self._groups.create(name)
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        files: list[int] = []
+
+        def child_main() -> NoReturn:
+            try:
+                os.read(go_read, 1)
+                main(files, status_write)
+            except BaseException as error:
+                os.write(status_write if _is_open(status_write) else namespaces.STATUS_FD, f"error {error}\n".encode())
+            os._exit(70)
+
+        pid = -1
+        try:
+            files += group.join_files()
+            pid = self._clone(child_main, network)
+            _write(f"/proc/{pid}/oom_score_adj", str(OOM_SCORE))
+            # An ordinary user's launcher is root of a user namespace that knows no one else.
+            namespaces.map_user(pid, 0 if self._unprivileged else uid)
+            os.write(go_write, b"g")
+            child = Child(name, pid, os.pidfd_open(pid), group, status_read)
+        except OSError:
+            if pid > 0:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            os.close(status_read)
+            self._dying.append(group)
+            raise
+        finally:
+            for fd in (go_read, go_write, status_write, *files):
+                os.close(fd)
+        self._children[name] = child
+        self._watch(child.pidfd, lambda: self._bury(child))
+        self._watch(status_read, lambda: self._read_status(child))
+        if group.oom_event is not None:
+            self._watch(group.oom_event, lambda: self._out_of_memory(child))
+        return child
+
+    def _clone(self, child_main: Callable[[], NoReturn], network: int | None) -> int:
+        flags = namespaces.INSTANCE_NAMESPACES
+        if network is None:
+            return kernel.clone(flags | kernel.CLONE_NEWNET, child_main)
+        kernel.setns(network, kernel.CLONE_NEWNET)
+        try:
+            return kernel.clone(flags, child_main)
+        finally:
+            kernel.setns(self._own_network, kernel.CLONE_NEWNET)
+
+    def _read_status(self, child: Child) -> None:
+        data = os.read(child.status_fd, 65536)
+        child.status += data
+        if not data:
+            self._unwatch(child.status_fd)
+        if not child.ready and child.status.startswith(b"ready\n"):
+            child.ready = True
+            send(self._sock, {"event": "ready", "instance": child.name})
+
+    def _out_of_memory(self, child: Child) -> None:
+        """Version 1 of control groups ends one process only; the whole group goes."""
+        child.out_of_memory = True
+        if child.group.oom_event is not None:
+            self._unwatch(child.group.oom_event)
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+
+    def _bury(self, child: Child) -> None:
+        """The first process is dead, so the kernel has ended all the others."""
+        _, status = os.waitpid(child.pid, 0)
+        del self._children[child.name]
+        self._read_rest(child)
+        for fd in (child.pidfd, child.status_fd, child.group.oom_event):
+            if fd is not None:
+                self._unwatch(fd)
+        os.close(child.pidfd)
+        os.close(child.status_fd)
+        if child.root is not None:
+            mounts.drop_root(child.root)
+        oom = child.out_of_memory or child.group.oom_kills() > 0
+        if not child.group.destroy():
+            self._dying.append(child.group)
+        send(
+            self._sock,
+            {
+                "event": "exit",
+                "instance": child.name,
+                "code": os.waitstatus_to_exitcode(status),
+                "status": child.status.decode(errors="replace"),
+                "oom": oom,
+            },
+        )
+
+    def _read_rest(self, child: Child) -> None:
+        try:
+            while data := os.read(child.status_fd, 65536):
+                child.status += data
+        except BlockingIOError:
+            return
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def _limit_processes(pid: int, memory_bytes: int, pids: int) -> None:
+    """Where no control group can be made: limits per process, on the first process and what it has started."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        family = [pid, *map(int, file.read().split())]
+    for member in family:
+        resource.prlimit(member, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        resource.prlimit(member, resource.RLIMIT_NPROC, (pids, pids))
+
+
+def main() -> None:
+    sock = socket.socket(fileno=int(sys.argv[2]))
+    first = receive(sock)
+    if first is None:
+        return
+    config = first.body
+    try:
+        if config["unprivileged"]:
+            enter_user_namespace()
+        else:
+            os.setgroups([])
+        mounts.private_namespace()
+        launcher = Launcher(sock, config)
+        preload.warm_up(config["modules"])
+    except OSError as error:
+        send(sock, {"event": "failed", "error": str(error)})
+        raise
+    launcher.serve()
+
+
+def enter_user_namespace() -> None:
+    """As an ordinary user: become root of a user namespace, which may make the others."""
+    uid, gid = os.getuid(), os.getgid()
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"0 {uid} 1")
+    _write("/proc/self/gid_map", f"0 {gid} 1")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Messages between the daemon and its launcher: one JSON object per datagram, descriptors beside it.
+
+Requests carry a ``seq`` that their reply repeats; what the launcher tells unasked carries ``event`` instead.
+Guest-side code: standard library only.
+"""
+
+import json
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_MESSAGE = 512 * 1024
+MAX_DESCRIPTORS = 8
+
+
+@dataclass(slots=True)
+class Message:
+    """``fds`` belong to whoever received the message."""
+
+    body: dict[str, Any]
+    fds: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+def message_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep message boundaries and hold one message of the largest size."""
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE)
+    return pair
+
+
+def send(sock: socket.socket, body: dict[str, Any], fds: list[int] | None = None) -> None:
+    """Raises ValueError for a message that is too large and OSError when the other end is gone or does not read."""
+    data = json.dumps(body, separators=(",", ":")).encode()
+    if len(data) > MAX_MESSAGE:
+        raise ValueError(f"message of {len(data)} bytes; at most {MAX_MESSAGE}")
+    socket.send_fds(sock, [data], fds or [])
+
+
+def receive(sock: socket.socket) -> Message | None:
+    """The next message, None at the end. Descriptors arrive close-on-exec."""
+    data, fds, _flags, _address = socket.recv_fds(sock, MAX_MESSAGE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None
+    return Message(json.loads(data), list(fds))

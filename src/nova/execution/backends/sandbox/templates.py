@@ -1,0 +1,145 @@
+"""Templates: sealed places that wait for a function, kept ready per kind and refilled off the path of calls."""
+
+import asyncio
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from nova.execution.backends.sandbox.cells import Cell, Kind
+from nova.service import Background
+
+log = structlog.get_logger(__name__)
+
+MOST = 16
+"""Templates of one kind, however large the demand."""
+CALM_S = 60.0
+"""A kind that grew shrinks again after this time without a claim that found nothing."""
+REFILL_DELAY_S = 0.015
+"""Refilling waits this long after a claim, so that it does not compete with the claimed instance's own start."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 10.0
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """The templates of one kind."""
+
+    base: int
+    target: int
+    ready: deque[Cell] = field(default_factory=deque)
+    missed: float = -math.inf
+
+
+class Templates:
+    """``boot`` makes one; ``end`` frees one that nobody takes."""
+
+    def __init__(
+        self,
+        boot: Callable[[Kind], Awaitable[Cell]],
+        end: Callable[[Cell], Awaitable[object]],
+        targets: Mapping[Kind, int],
+    ) -> None:
+        self._boot = boot
+        self._end = end
+        self._shelves: dict[Kind, _Shelf] = {kind: _Shelf(count, count) for kind, count in targets.items()}
+        self._wanted = asyncio.Event()
+        self._background = Background("sandbox.templates")
+        self._failures: defaultdict[Kind, int] = defaultdict(int)
+        self._retry_at: dict[Kind, float] = {}
+
+    async def start(self) -> None:
+        self._wanted.set()
+        self._background.spawn("refill", self._refill())
+
+    async def close(self) -> None:
+        await self._background.close()
+        for shelf in self._shelves.values():
+            while shelf.ready:
+                await self._end(shelf.ready.pop())
+
+    def take(self, kind: Kind) -> Cell | None:
+        """A living template, or None. Either way the shelf is filled up later; more so when nothing was there."""
+        shelf = self._shelves.setdefault(kind, _Shelf(0, 0))
+        cell = self._pop(shelf)
+        if cell is None:
+            shelf.missed = time.monotonic()
+            shelf.target = min(MOST, max(1, 2 * shelf.target))
+            self._wanted.set()
+        else:
+            asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._wanted.set)
+        return cell
+
+    @staticmethod
+    def _pop(shelf: _Shelf) -> Cell | None:
+        while shelf.ready:
+            cell = shelf.ready.popleft()
+            if cell.channel.usable:
+                return cell
+        return None
+
+    def counts(self) -> dict[Kind, tuple[int, int]]:
+        """Per kind: how many are ready, how many there should be."""
+        return {kind: (len(shelf.ready), shelf.target) for kind, shelf in self._shelves.items()}
+
+    def forget(self, cell: Cell) -> bool:
+        """A place ended by itself; True if it was a template."""
+        shelf = self._shelves.get(cell.kind)
+        if shelf is None or cell not in shelf.ready:
+            return False
+        shelf.ready.remove(cell)
+        self._wanted.set()
+        return True
+
+    # -- refilling -----------------------------------------------------------------------------------------------
+
+    async def _refill(self) -> None:
+        """One at a time: the launcher stays free for claims, and the machine for calls."""
+        while True:
+            kind = self._next_missing()
+            if kind is None:
+                self._wanted.clear()
+                await self._pause()
+                await self._shrink()
+                continue
+            try:
+                cell = await self._boot(kind)
+            except Exception as error:
+                self._put_off(kind, error)
+                continue
+            self._failures.pop(kind, None)
+            self._shelves[kind].ready.append(cell)
+
+    def _next_missing(self) -> Kind | None:
+        now = time.monotonic()
+        for kind, shelf in self._shelves.items():
+            if len(shelf.ready) < shelf.target and self._retry_at.get(kind, now) <= now:
+                return kind
+        return None
+
+    async def _pause(self) -> None:
+        """Until a template is missing, a failed kind is due again, or a shelf may shrink."""
+        now = time.monotonic()
+        due = [at - now for kind, at in self._retry_at.items() if at > now]
+        due += [shelf.missed + CALM_S - now for shelf in self._shelves.values() if shelf.target > shelf.base]
+        try:
+            async with asyncio.timeout(max(0.0, min(due)) if due else None):
+                await self._wanted.wait()
+        except TimeoutError:
+            return
+
+    async def _shrink(self) -> None:
+        now = time.monotonic()
+        for shelf in self._shelves.values():
+            if shelf.target > shelf.base and now >= shelf.missed + CALM_S:
+                shelf.target = shelf.base
+                while len(shelf.ready) > shelf.target:
+                    await self._end(shelf.ready.pop())
+
+    def _put_off(self, kind: Kind, error: Exception) -> None:
+        self._failures[kind] += 1
+        delay = min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(self._failures[kind], 10))
+        self._retry_at[kind] = time.monotonic() + delay
+        log.warning("no template could be made", runtime=kind.runtime, error=str(error), retry_s=round(delay, 1))
