@@ -1,14 +1,15 @@
 """Call records: what every finished call leaves behind, as logs of a function and as invocations of a scope."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
+from nova.api.table import Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain.names import NAME
 
 Status = Literal["success", "error"]
+Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 DEFAULT_TAIL = 10
 MAX_TAIL = 500
 
@@ -51,14 +52,19 @@ class Invocation(Model):
 
 
 class CallLog(Invocation):
-    """A call with what it printed.
-
-    ``input`` and ``output`` are there when the function's capture policy kept them and the caller holds
-    ``payload:read``; ``captured`` tells which of them were kept.
-    """
+    """A call with what it printed; each stream at most 256 KiB."""
 
     stdout: str
     stderr: str
+
+
+class CallDetail(CallLog):
+    """A call with everything that was kept of it.
+
+    ``captured`` names the payloads that the function's capture policy kept. ``input`` and ``output`` show them to callers
+    who hold ``payload:read``, unless they are nested deeper than 100 levels.
+    """
+
     captured: list[Literal["input", "output"]]
     input: Any = None
     output: Any = None
@@ -87,7 +93,7 @@ class LogQuery(Model):
     cursor: str | None = None
     request_id: str | None = Field(None, max_length=64)
     status: Status | None = None
-    q: str | None = Field(None, min_length=1, max_length=256)
+    q: Text | None = None
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
     version: int | None = Field(None, ge=1)
@@ -98,22 +104,22 @@ class StreamQuery(Model):
     """A live tail. It begins now, or at ``since``, or after the header ``Last-Event-ID``."""
 
     since: AwareDatetime | None = None
-    q: str | None = Field(None, min_length=1, max_length=256, description="only lines that contain this text")
+    q: Text | None = Field(None, description="only lines that contain this text")
     request_id: str | None = Field(None, max_length=64)
 
 
 class InvocationQuery(PageQuery):
     function: str | None = Field(None, pattern=NAME)
     status: Status | None = None
-    runtime: str | None = Field(None, max_length=64)
+    runtime: Text | None = None
     version: int | None = Field(None, ge=1)
-    caller: str | None = Field(None, max_length=256)
+    caller: Text | None = None
     trace_id: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
     min_duration_ms: float | None = Field(None, ge=0)
     cold_start: bool | None = None
-    q: str | None = Field(None, min_length=1, max_length=256, description="text that the prints contain")
+    q: Text | None = Field(None, description="text that the prints contain")
 
 
 ROUTES = (
@@ -158,8 +164,7 @@ ROUTES = (
         summary="One finished call",
         plane=Plane.EXECUTION,
         permission="log:read",
-        query=Empty,
-        answer=CallLog,
+        answer=CallDetail,
         resource=None,
         tag="invocations",
     ),

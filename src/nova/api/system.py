@@ -54,7 +54,7 @@ class CallTotals(Model):
 
 
 class Metrics(CallTotals):
-    """Totals of what the caller may see. ``functions`` has one entry per ``tenant/namespace/name``."""
+    """Totals of what the caller may see; ``functions``, by name, are those of the scope that the request names."""
 
     vms_created: int
     vms_stopped: int
@@ -99,30 +99,33 @@ class FunctionMetrics(RangeFigures):
     since_start: CallTotals
 
 
-class PoolStats(Model):
-    """Instances of one version, and the calls in them and before them."""
+class InstanceCounts(Model):
+    """``instances`` = booting + idle + busy + draining + stopping. ``inflight`` calls run, ``queue_depth`` calls wait."""
+
+    instances: int
+    booting: int
+    idle: int
+    busy: int
+    draining: int
+    stopping: int
+    inflight: int
+    queue_depth: int
+
+
+class PoolStats(InstanceCounts):
+    """The instances of one function version."""
 
     tenant: str
     namespace: str
     function: str
     version: int
-    runtime: str
-    backend: str
-    idle: int
-    busy: int
-    booting: int
-    inflight: int
-    queue_depth: int
 
 
-class Stats(Model):
+class Stats(InstanceCounts):
+    """Totals of what the caller may see, and one entry per pool. ``active_vms`` counts instances that hold memory."""
+
     active_vms: int
     total_pools: int
-    idle: int
-    busy: int
-    booting: int
-    inflight: int
-    queue_depth: int
     pools: list[PoolStats]
 
 

@@ -99,7 +99,7 @@ class InvocationStore:
     async def of_function(
         self, function_id: UUID, wanted: LogFilter, *, limit: int, before: Before | None = None
     ) -> list[Row]:
-        """Whole records, newest first."""
+        """Records without payloads, newest first."""
         return await self._db.fetch(
             _q.function_logs, function_id=function_id, limit=limit, **_params(wanted), **_position(before)
         )
@@ -118,6 +118,7 @@ class InvocationStore:
         )
 
     async def get(self, scope: Scope, request_id: UUID) -> Row | None:
+        """One whole record; ``input`` and ``output`` as JSON text."""
         return await self._db.one(_q.call, id=request_id, tenant=scope.tenant, namespace=scope.namespace)
 
     async def feed_position(self, function_id: UUID, since: datetime | None) -> int:

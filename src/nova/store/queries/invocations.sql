@@ -13,7 +13,9 @@ CREATE TEMP TABLE staged_calls (LIKE invocation_logs INCLUDING DEFAULTS) ON COMM
 INSERT INTO invocation_logs SELECT * FROM staged_calls ORDER BY seq ON CONFLICT (id, created_at) DO NOTHING;
 
 -- name: function_logs
-SELECT *
+SELECT id, created_at, tenant_id, namespace, function_id, function_name, version, qualifier, runtime, trigger, caller,
+       status, error_kind, error_message, error_stack, cold_start, start_source, instance_id, duration_ms, queue_ms,
+       boot_ms, init_ms, input_size, output_size, trace_id, client_request_id, stdout, stderr
   FROM invocation_logs
  WHERE function_id = %(function_id)s
    AND (%(request_id)s::uuid IS NULL OR id = %(request_id)s)
@@ -49,7 +51,12 @@ SELECT id, created_at, tenant_id, namespace, function_id, function_name, version
  LIMIT %(limit)s;
 
 -- name: call
-SELECT * FROM invocation_logs WHERE id = %(id)s AND tenant_id = %(tenant)s AND namespace = %(namespace)s;
+SELECT id, created_at, tenant_id, namespace, function_id, function_name, version, qualifier, runtime, trigger, caller,
+       status, error_kind, error_message, error_stack, cold_start, start_source, instance_id, duration_ms, queue_ms,
+       boot_ms, init_ms, input_size, output_size, trace_id, client_request_id, stdout, stderr,
+       input::text AS input, output::text AS output
+  FROM invocation_logs
+ WHERE id = %(id)s AND tenant_id = %(tenant)s AND namespace = %(namespace)s;
 
 -- name: feed_end
 SELECT coalesce(max(seq), 0) AS seq FROM invocation_logs WHERE function_id = %(function_id)s;
