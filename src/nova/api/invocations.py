@@ -9,7 +9,7 @@ from nova.api.table import Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain.names import NAME
 
 Status = Literal["success", "error"]
-Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
+Text = Annotated[str, Field(min_length=1, max_length=256)]
 DEFAULT_TAIL = 10
 MAX_TAIL = 500
 

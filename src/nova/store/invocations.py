@@ -155,14 +155,18 @@ class InvocationStore:
         return made
 
     async def purge(self, keep_from: date) -> tuple[int, int]:
-        """Remove every record of days before ``keep_from``: the number of days dropped, and of rows deleted elsewhere."""
+        """Remove every record of days before ``keep_from``: the number of partitions dropped, and of rows that went."""
         async with self._db.transaction() as conn:
             await conn.one(_q.lock_partitions)
+            await conn.run("SET LOCAL statement_timeout = 0")
             old = [name for day, name in await _day_partitions(conn) if day < keep_from]
+            rows = await conn.run(_q.purge_default, before=_midnight(keep_from))
             for name in old:
+                count = await conn.raw.execute(sql.SQL("SELECT count(*) AS rows FROM {}").format(sql.Identifier(name)))
+                if row := await count.fetchone():
+                    rows += row["rows"]
                 await conn.raw.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
-            deleted = await conn.run(_q.purge_default, before=_midnight(keep_from))
-        return len(old), deleted
+        return len(old), rows
 
 
 async def _copy(conn: Connection, statement: str, rows: Sequence[bytes]) -> None:
