@@ -5,9 +5,9 @@ from nova.payload import encode
 
 
 class ContextEncoder:
-    """Encodes contexts for the calls of one version on one instance."""
+    """Encodes contexts for the calls of one version."""
 
-    def __init__(self, snapshot: FunctionSnapshot, instance_id: str) -> None:
+    def __init__(self, snapshot: FunctionSnapshot) -> None:
         fixed = {
             "function_name": snapshot.name,
             "function_id": snapshot.function_id,
@@ -18,7 +18,6 @@ class ContextEncoder:
             "mode": snapshot.mode,
             "tenant": snapshot.scope.tenant,
             "namespace": snapshot.scope.namespace,
-            "instance_id": instance_id,
             "attempt": 1,
         }
         self._fixed = b", " + encode(fixed)[1:]

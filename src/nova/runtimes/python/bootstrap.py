@@ -11,8 +11,7 @@ import os
 import signal
 import site
 import sys
-from collections.abc import Coroutine
-from json.scanner import make_scanner
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn
 
 from nova.runtimes.python import answers, multiplex
@@ -26,7 +25,7 @@ _INPUT: Final = '{"input": '
 _CONTEXT: Final = ', "context": '
 _REQUEST_ID: Final = '{"request_id": "'
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_scan = make_scanner(json.JSONDecoder())
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def preload() -> None:

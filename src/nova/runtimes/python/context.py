@@ -1,6 +1,7 @@
 """The second argument of a handler."""
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -68,7 +69,7 @@ class Context:
 
     @property
     def log_stream_name(self) -> str:
-        return f"[{self.function_version}]{self.instance_id}"
+        return os.environ["AWS_LAMBDA_LOG_STREAM_NAME"]
 
     def get_remaining_time_in_millis(self) -> int:
         """Milliseconds until the call is ended; never negative."""

@@ -1,0 +1,132 @@
+"""The host's end of the agent connection: frames out, answers back, and the descriptors that come with them."""
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from nova.agent import frames
+from nova.agent.frames import Frame, FrameDecoder, FrameError
+
+_READ: Final = 1 << 18
+_MAX_FDS: Final = 3
+
+
+class ControlLost(Exception):
+    """The connection ended, or the agent broke the protocol."""
+
+
+class ControlConnection:
+    """Requests by id on one stream socket. What arrives unasked goes to ``on_frame``; the end is told once by ``on_lost``."""
+
+    def __init__(
+        self, sock: socket.socket, *, on_frame: Callable[[Frame], None], on_lost: Callable[[str], None]
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._on_frame = on_frame
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._decoder = FrameDecoder()
+        self._next_id = 1
+        self._answers: dict[int, asyncio.Future[Frame]] = {}
+        self._outgoing = bytearray()
+        self._fds: deque[int] = deque()
+        self._closed = False
+        self._loop.add_reader(self._fd, self._on_readable)
+
+    def request(self, kind: int, head: Mapping[str, Any]) -> asyncio.Future[Frame]:
+        """Send a frame; the future ends with its answer, or with :class:`ControlLost`."""
+        future: asyncio.Future[Frame] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(ControlLost("the connection is closed"))
+            return future
+        number, self._next_id = self._next_id, self._next_id + 2
+        self._answers[number] = future
+        future.add_done_callback(lambda _done: self._answers.pop(number, None))
+        self._outgoing += frames.encode(kind, number, head)
+        self._flush()
+        return future
+
+    def take_fds(self, count: int) -> list[int]:
+        """The oldest ``count`` descriptors received; the caller owns them. Raises ControlLost when they did not come."""
+        if len(self._fds) < count:
+            raise ControlLost("the agent did not send the descriptors it announced")
+        return [self._fds.popleft() for _ in range(count)]
+
+    def close(self, reason: str = "the connection was closed") -> None:
+        """Idempotent; requests without an answer end as :class:`ControlLost`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._sock.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        for future in list(self._answers.values()):
+            if not future.done():
+                future.set_exception(ControlLost(reason))
+
+    def _lose(self, reason: str) -> None:
+        if not self._closed:
+            self.close(reason)
+            self._on_lost(reason)
+
+    def _flush(self) -> None:
+        try:
+            sent = self._sock.send(self._outgoing)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            # Later, not now: the caller of request() still has to get its future.
+            self._loop.call_soon(self._lose, f"the agent is gone: {error.strerror}")
+            self._outgoing.clear()
+            return
+        del self._outgoing[:sent]
+        if self._outgoing:
+            self._loop.add_writer(self._fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        self._loop.remove_writer(self._fd)
+        self._flush()
+
+    def _on_readable(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._sock, _READ, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(f"the agent is gone: {error.strerror}")
+            return
+        self._fds.extend(fds)
+        if not data:
+            self._lose("the agent is gone")
+            return
+        try:
+            for frame in self._decoder.feed(data):
+                self._dispatch(frame)
+        except FrameError as error:
+            self._lose(f"the agent broke the protocol: {error}")
+
+    def _dispatch(self, frame: Frame) -> None:
+        if frame.type == frames.ERROR:
+            self._refused(frame)
+            return
+        future = self._answers.get(frame.id) if frame.type in (frames.RESP, frames.HELLO) else None
+        if future is None:
+            self._on_frame(frame)
+        elif not future.done():
+            future.set_result(frame)
+
+    def _refused(self, frame: Frame) -> None:
+        reason = f"the agent refused: {frame.head.get('code')}: {frame.head.get('message')}"
+        future = self._answers.get(frame.id)
+        if frame.id == 0 or future is None:
+            self._lose(reason)
+        elif not future.done():
+            future.set_exception(ControlLost(reason))

@@ -1,0 +1,299 @@
+"""One worker, driven by the host: its line socket and the pipes of its prints.
+
+This is the warm path: a call is one send, its answer one receive and a future resolved from the reader callback. No task,
+no timer and no stream object belong to a call.
+"""
+
+import asyncio
+import os
+import socket
+from collections import deque
+from typing import Any, Final, Protocol
+
+import structlog
+
+from nova import payload
+from nova.agent.lines import PrintBuffer
+from nova.agent.worker import Event, Garbage, Log, Result, TooLong, WorkerSession, cancel_line
+from nova.errors import FunctionError, NovaError
+from nova.execution.backends.base import WorkerResult
+from nova.execution.channel_deadlines import Deadlines
+
+log = structlog.get_logger(__name__)
+
+OUTPUT_LIMIT: Final = 6 << 20
+"""Bytes of a result."""
+_READ: Final = 1 << 18
+_PIPE_READ: Final = 1 << 16
+_DRAIN_READS: Final = 16
+"""Reads of one drain: more than a pipe can hold, so a worker that never stops printing cannot hold up the loop."""
+
+
+class LineOwner(Protocol):
+    """What a line tells the channel."""
+
+    def line_free(self, line: "WorkerLine") -> None:
+        """It can take another call."""
+        ...
+
+    def line_ended(self, line: "WorkerLine") -> None:
+        """The worker closed its end."""
+        ...
+
+    def line_broken(self, line: "WorkerLine", reason: str) -> None:
+        """The worker said what it must not."""
+        ...
+
+    def call_overdue(self, call: "Call", error: FunctionError | None) -> None:
+        """A call in flight ran out of time (``error``) or was cancelled (None)."""
+        ...
+
+
+class Call(asyncio.Future[WorkerResult]):
+    """A call in flight and the future of its result in one object. ``line`` is None while it waits for a worker."""
+
+    __slots__ = ("deadline", "deadlines", "line", "owner", "request_id", "stderr", "stdout")
+
+    def __init__(self, owner: LineOwner, deadlines: Deadlines, request_id: str, deadline: float) -> None:
+        super().__init__()
+        self.owner = owner
+        self.deadlines = deadlines
+        self.request_id = request_id
+        self.deadline = deadline
+        self.line: WorkerLine | None = None
+        self.stdout: PrintBuffer | None = None
+        self.stderr: PrintBuffer | None = None
+        deadlines.add(self)
+
+    def settle(self, output: bytes | None, error: FunctionError | None, stdout: str = "", stderr: str = "") -> None:
+        """End it, unless its caller has gone meanwhile."""
+        self.deadlines.discard(self)
+        if not self.done():
+            self.set_result(WorkerResult(output, error, stdout, stderr))
+
+    def cancel(self, msg: Any = None) -> bool:
+        """The caller has gone: the future is cancelled now, the worker is told or ended."""
+        if not super().cancel(msg):
+            return False
+        self.deadlines.discard(self)
+        self.owner.call_overdue(self, None)
+        return True
+
+    def expire(self) -> None:
+        if not self.done():
+            self.owner.call_overdue(self, FunctionError("Nova.Timeout", "the call ran out of time"))
+
+
+class WorkerLine:
+    """A loaded worker. With ``multiplex`` calls are told apart by their ids, otherwise there is one at a time."""
+
+    def __init__(
+        self, owner: LineOwner, number: int, descriptors: tuple[int, int, int], *, multiplex: bool, instance_id: str
+    ) -> None:
+        line, stdout, stderr = descriptors
+        self.number = number
+        self._owner = owner
+        self._multiplex = multiplex
+        self._instance_id = instance_id
+        self._loop = asyncio.get_running_loop()
+        self._sock = socket.socket(fileno=line)
+        self._sock.setblocking(False)
+        self._line_fd = line
+        self._session = WorkerSession()
+        self._pipes = {stdout: PrintBuffer(), stderr: PrintBuffer()}
+        self._stdout, self._stderr = self._pipes.values()
+        self._pipes_open = set(self._pipes)
+        self._current: Call | None = None
+        self._calls: dict[str, Call] = {}
+        self._outgoing: deque[memoryview] = deque()
+        self._closed = False
+        self._loop.add_reader(line, self._on_line)
+        for fd in self._pipes:
+            self._loop.add_reader(fd, self._on_print, fd)
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def send(self, call: Call, data: bytes) -> None:
+        """Put a call's line on the socket at once; what does not fit follows when the worker reads."""
+        call.line = self
+        if self._multiplex:
+            call.stdout, call.stderr = PrintBuffer(), PrintBuffer()
+            self._calls[call.request_id] = call
+        else:
+            self._current = call
+        self._write(data)
+
+    def tell_cancelled(self, call: Call) -> None:
+        """Ask a multiplexing worker to give up one call."""
+        self._write(cancel_line(call.request_id))
+
+    def in_flight(self) -> list[Call]:
+        return list(self._calls.values()) if self._current is None else [self._current]
+
+    def has(self, call: Call) -> bool:
+        """Its worker has not answered it yet."""
+        return call is self._current or self._calls.get(call.request_id) is call
+
+    def finish(self, call: Call, output: bytes | None, error: FunctionError | None) -> None:
+        """End a call with what was printed until now."""
+        if call.stdout is not None and call.stderr is not None:
+            self._calls.pop(call.request_id, None)
+            stdout, stderr = call.stdout.take(), call.stderr.take()
+        else:
+            self._current = None
+            self._drain()
+            stdout, stderr = self._stdout.take(), self._stderr.take()
+        call.settle(output, error, stdout, stderr)
+
+    def expire(self, call: Call, error: FunctionError) -> None:
+        """Answer a multiplexed call now; its worker still has to confirm that it gave it up."""
+        if call.stdout is not None and call.stderr is not None:
+            call.settle(None, error, call.stdout.take(), call.stderr.take())
+
+    def read_rest(self) -> None:
+        """Take in what a dead worker had still written."""
+        for _ in range(_DRAIN_READS):
+            if self._closed or not self._on_line():
+                return
+
+    def close(self) -> None:
+        """Give back the descriptors; idempotent. Calls in flight are the owner's to end, before."""
+        if self._closed:
+            return
+        self._closed = True
+        self._stop_reading()
+        self._loop.remove_writer(self._line_fd)
+        self._sock.close()
+        for fd in self._pipes:
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+    # -- the line socket -----------------------------------------------------------------------------------------
+
+    def _write(self, data: bytes) -> None:
+        sent = 0
+        if not self._outgoing:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return  # the worker is gone; the reader learns it and the exit report says why
+        if sent < len(data):
+            if not self._outgoing:
+                self._loop.add_writer(self._line_fd, self._on_writable)
+            self._outgoing.append(memoryview(data)[sent:])
+
+    def _on_writable(self) -> None:
+        while self._outgoing:
+            try:
+                sent = self._sock.send(self._outgoing[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._outgoing.clear()
+                break
+            if sent < len(self._outgoing[0]):
+                self._outgoing[0] = self._outgoing[0][sent:]
+            else:
+                self._outgoing.popleft()
+        self._loop.remove_writer(self._line_fd)
+
+    def _on_line(self) -> bool:
+        """Read once; True when there was something."""
+        try:
+            data = self._sock.recv(_READ)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._stop_reading()
+            self._owner.line_ended(self)
+            return False
+        for event in self._session.feed(data):
+            self._take(event)
+        return True
+
+    def _stop_reading(self) -> None:
+        self._loop.remove_reader(self._line_fd)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Result():
+                call = self._calls.get(event.request_id or "") if self._multiplex else self._current
+                if call is not None:
+                    self._answered(call, event)
+                else:
+                    self._owner.line_broken(self, "the worker answered a call that is not in flight")
+            case Log():
+                self._logged(event)
+            case TooLong() if self._current is not None:
+                self._answered(self._current, Result(None, None, None))
+            case TooLong():
+                self._owner.line_broken(self, "the worker wrote a line that is too long")
+            case Garbage():
+                self._owner.line_broken(self, event.reason)
+
+    def _answered(self, call: Call, result: Result) -> None:
+        output, error = result.output, None
+        if result.error is not None:
+            error = FunctionError(result.error.type, result.error.message, result.error.stack)
+        elif output is None:
+            error = too_large()
+        else:
+            try:
+                output = payload.check(output, limit=OUTPUT_LIMIT, empty=b"")
+            except NovaError as refused:
+                if refused.code != "payload_too_large":
+                    self._owner.line_broken(self, refused.detail)
+                    return
+                output, error = None, too_large()
+        self.finish(call, output, error)
+        self._owner.line_free(self)
+
+    # -- prints --------------------------------------------------------------------------------------------------
+
+    def _logged(self, event: Log) -> None:
+        call = self._calls.get(event.request_id or "")
+        buffer = None if call is None else call.stderr if event.stream == "stderr" else call.stdout
+        if buffer is not None:
+            buffer.add(event.text.encode("utf-8", "backslashreplace"))
+        else:
+            self._outside(len(event.text))
+
+    def _on_print(self, fd: int) -> bool:
+        """Read once; True when there may be more."""
+        try:
+            data = os.read(fd, _PIPE_READ)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(fd)
+            self._pipes_open.discard(fd)
+            return False
+        if self._current is not None:
+            self._pipes[fd].add(data)
+        else:
+            self._outside(len(data))
+        return True
+
+    def _drain(self) -> None:
+        """Prints come before the answer: take what lies in the pipes."""
+        for fd in tuple(self._pipes_open):
+            buffer = self._pipes[fd]
+            for _ in range(_DRAIN_READS):
+                try:
+                    data = os.read(fd, _PIPE_READ)
+                except BlockingIOError:
+                    break
+                if not data:
+                    break
+                buffer.add(data)
+
+    def _outside(self, size: int) -> None:
+        log.debug("print outside any call", instance_id=self._instance_id, bytes=size)
+
+
+def too_large() -> FunctionError:
+    return FunctionError("Nova.OutputTooLarge", f"the result is larger than {OUTPUT_LIMIT} bytes")
