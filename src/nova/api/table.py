@@ -31,7 +31,11 @@ class Plane(StrEnum):
 
 
 class Kind(StrEnum):
-    """How the handler speaks: JSON in and out; a raw ASGI callable; a server-sent event stream; uploaded bytes in."""
+    """How the handler speaks.
+
+    JSON in and out; ASGI: the handler returns an ASGI application (a Starlette response is one) that answers; SSE: it returns
+    an iterator of events; UPLOAD: it reads the body itself, as a stream.
+    """
 
     JSON = "json"
     ASGI = "asgi"
@@ -80,6 +84,8 @@ class Route:
     resource: str | None = "name"
     platform: bool = False
     """True: only platform identities, whatever the permission (settings, runtimes, tenants)."""
+    scoped: bool = True
+    """False: acts outside any namespace, so the scope headers do not matter (tenants, settings, descriptions)."""
     tag: str = ""
 
     @property

@@ -86,6 +86,11 @@ class Door:
         """Where the request acts; see :meth:`Directory.select`."""
         return self._directory.select(caller.identity, tenant, namespace)
 
+    def check_tenant(self, caller: Caller) -> None:
+        """For routes outside any namespace: raise ``tenant_suspended`` for callers of a suspended tenant."""
+        if not caller.identity.platform:
+            self._directory.check_open(caller.identity.tenants)
+
     def authorize(self, caller: Caller, permission: str, function: str | None, *, platform: bool = False) -> None:
         """Raise ``forbidden`` unless the caller holds the permission on this function (None: on no function)."""
         if caller.identity is OPERATOR:

@@ -1,6 +1,6 @@
 """Where a request acts: headers select among the scopes that the identity holds, and a suspended tenant is shut."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from nova.domain.identity import DEFAULT_NAMESPACE, Identity, Scope
 from nova.domain.names import is_scope
@@ -62,6 +62,13 @@ class Directory:
         if identity.namespaces and namespace not in identity.namespaces:
             raise NovaError("scope_forbidden", f"you may not act in namespace {namespace!r}")
         return self._open(Scope(tenant, namespace))
+
+    def check_open(self, tenants: Iterable[str]) -> None:
+        """Raise ``tenant_suspended`` when one of these is."""
+        for tenant in tenants:
+            state = self._tenants.get(tenant)
+            if state is None or state.status == "suspended":
+                raise NovaError("tenant_suspended", f"tenant {tenant!r} is suspended")
 
     def _open(self, scope: Scope) -> Scope:
         state = self._tenants.get(scope.tenant)

@@ -1,0 +1,134 @@
+"""The route table and the planes' handlers, made into one ASGI application.
+
+Start-up fails on an operation without a handler, with two, or on a handler without an operation; so whatever is in the table
+works, and whatever works is in the table.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from nova.api.table import Route
+from nova.config import LimitSettings
+from nova.errors import NovaError
+from nova.http.body import ClientGone
+from nova.http.exchange import Exchange
+from nova.http.handler import Handler, handlers_of
+from nova.http.operation import Operation, Shared
+from nova.http.routing import Match, Router, without_prefix
+from nova.security.access import PERMISSIONS
+from nova.security.guards import Door
+from nova.store.audit import AuditStore
+
+log = structlog.get_logger(__name__)
+_PREFLIGHT_AGE_S = 600
+
+
+def bind(
+    table: Iterable[Route],
+    owners: Iterable[object],
+    *,
+    door: Door,
+    audit: AuditStore,
+    limits: LimitSettings,
+    elsewhere: Iterable[str] = (),
+) -> "Application":
+    """The application that answers every operation of ``table`` with the handlers that ``owners`` have.
+
+    ``elsewhere`` are operations that an outer layer answers. Raises RuntimeError when table and handlers do not fit.
+    """
+    rows = list(table)
+    handlers = _collect(owners)
+    shared = Shared(door, audit, limits)
+    outer = frozenset(elsewhere)
+    operations = [row for row in rows if row.op not in outer]
+    if missing := sorted({row.op for row in operations} - handlers.keys()):
+        raise RuntimeError(f"operations without a handler: {', '.join(missing)}")
+    if surplus := sorted(handlers.keys() - {row.op for row in operations}):
+        raise RuntimeError(f"handlers without an operation: {', '.join(surplus)}")
+    if len({row.op for row in rows}) != len(rows):
+        raise RuntimeError("an operation is in the table twice")
+    if unknown := sorted({row.permission for row in rows if row.permission} - PERMISSIONS):
+        raise RuntimeError(f"permissions that no role can hold: {', '.join(unknown)}")
+    router: Router[Operation] = Router()
+    for row in operations:
+        router.add(row.method, row.path, Operation(row, handlers[row.op], shared, _item_path(row, rows)))
+    return Application(router, door)
+
+
+def _collect(owners: Iterable[object]) -> dict[str, Handler]:
+    handlers: dict[str, Handler] = {}
+    for owner in owners:
+        for op, handler in handlers_of(owner).items():
+            if op in handlers:
+                raise RuntimeError(f"two handlers for {op}")
+            handlers[op] = handler
+    return handlers
+
+
+def _item_path(row: Route, rows: list[Route]) -> str | None:
+    """The path under which one thing of a collection is read."""
+    prefix = f"{row.path}/{{"
+    return next(
+        (
+            r.path
+            for r in rows
+            if r.method == "GET" and r.path.startswith(prefix) and r.path.count("/") == prefix.count("/")
+        ),
+        None,
+    )
+
+
+class Application:
+    """ASGI: the management API."""
+
+    def __init__(self, router: Router[Operation], door: Door) -> None:
+        self._router = router
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1000})
+            return
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._answer(exchange)
+        except ClientGone:
+            return
+        except NovaError as exc:
+            if exchange.started:
+                raise
+            await exchange.refuse(exc)
+        except Exception:
+            log.exception("request failed", request_id=exchange.request_id, method=exchange.method)
+            if exchange.started:
+                raise
+            await exchange.refuse(NovaError("internal", "something went wrong here; the log has this request id"))
+
+    async def _answer(self, exchange: Exchange) -> None:
+        match = self._router.find(without_prefix(exchange.raw_path))
+        if match is None:
+            raise NovaError("route_not_found", "there is no such route")
+        if (origin := exchange.headers.get(b"origin")) is not None and self._door.allows_origin(origin):
+            exchange.extra += [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
+            if exchange.method == "OPTIONS" and b"access-control-request-method" in exchange.headers:
+                await _preflight(exchange, match)
+                return
+            exchange.extra.append((b"access-control-expose-headers", b"*"))
+        found = match.get(exchange.method)
+        if found is None:
+            allow = match.allow
+            raise NovaError("method_not_allowed", f"allowed here: {', '.join(allow)}", extra={"allow": allow})
+        operation, params = found
+        await operation(exchange, params)
+
+
+async def _preflight(exchange: Exchange, match: Match[Operation]) -> None:
+    headers = [
+        (b"access-control-allow-methods", ", ".join(match.allow).encode()),
+        (b"access-control-allow-headers", exchange.headers.get(b"access-control-request-headers", b"*")),
+        (b"access-control-max-age", b"%d" % _PREFLIGHT_AGE_S),
+    ]
+    await exchange.answer(204, headers, b"")

@@ -1,0 +1,297 @@
+"""HTTP/1.1 on one connection: uvicorn's httptools protocol with limits, time-outs, and one write per answer.
+
+Beyond what uvicorn does: a head or URL that is too long, a client that sends too slowly and a connection too many are refused
+with a problem document; an answer given before the whole body came closes the connection without losing the answer; requests
+that offer an upgrade (as Java's and curl's HTTP/2 clients do) are served as what they are; and a task can ask to be cancelled
+when its client leaves.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httptools
+import structlog
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from nova.api import problem
+from nova.errors import CODES, NovaError
+from nova.http.cycle import Cycle
+from nova.ids import new_id
+
+log = structlog.get_logger(__name__)
+_HIGH_WATER = 256 * 1024
+_LINGER_S = 2.0
+_LINGER_BYTES = 16 << 20
+_MIN_PROGRESS = 1024
+"""A body must grow by this many bytes per ``header_timeout``."""
+_UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """``head_bytes`` counts the request line and the headers; times in seconds."""
+
+    max_connections: int = 10_000
+    head_bytes: int = 64 * 1024
+    url_bytes: int = 16 * 1024
+    header_timeout_s: float = 10.0
+    keep_alive_s: float = 75.0
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    cycle: Any
+    pipeline: Any
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: ConnectionLimits,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._in_head = True
+        self._in_body = False
+        self._head_bytes = 0
+        self._progress = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._lingering = 0
+        self._refusal: NovaError | None = None
+
+    # --- connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections:
+            self._refuse(NovaError("capacity", "too many connections", retry_after_s=1))
+            return
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        cycle: Cycle | None = self.cycle
+        super().connection_lost(exc)
+        if cycle is not None and not cycle.response_complete:
+            cycle.left()
+        self._unset_keepalive_if_required()
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._lingering:
+            self._lingering += len(data)
+            if self._lingering > _LINGER_BYTES:
+                self.transport.close()
+            return
+        if self.transport.is_closing():
+            return
+        self._progress += len(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._without_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or NovaError("validation_failed", "this is not an HTTP/1.1 request"))
+            return
+        if self._in_head and self._head_bytes > self._limits.head_bytes + self._limits.url_bytes:
+            long_url = len(self.url) > self._limits.url_bytes if getattr(self, "url", None) else False
+            self._refuse(_url_too_long(self._limits) if long_url else _head_too_long(self._limits))
+        elif self._timer is None:
+            if self._in_body or (self._in_head and self._head_bytes):
+                self._arm()
+        elif not self._in_body and not (self._in_head and self._head_bytes):
+            self._disarm()
+
+    def shutdown(self) -> None:
+        """Finish what was begun and take nothing new; endless streams are cut."""
+        if self.cycle is not None and not self.cycle.response_complete and self.cycle.endless:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    # --- parser callbacks
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._in_body = False
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        if len(self.url) > self._limits.url_bytes:
+            self._refusal = _url_too_long(self._limits)
+            raise self._refusal
+
+    def on_headers_complete(self) -> None:
+        head_bytes = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if head_bytes > self._limits.head_bytes:
+            self._refusal = _head_too_long(self._limits)
+            raise self._refusal
+        self._in_head = False
+        self._head_bytes = 0
+        self._in_body = True
+        parser = self.parser
+        if parser.should_upgrade():
+            return  # served after the offer is taken out, see _without_upgrade
+        version = parser.get_http_version()
+        parsed = httptools.parse_url(self.url)
+        raw_path = parsed.path
+        cycle = Cycle(
+            scope={
+                "type": "http",
+                "asgi": {"version": "3.0", "spec_version": "2.3"},
+                "http_version": version,
+                "server": self.server,
+                "client": self.client,
+                "scheme": self.scheme,
+                "method": parser.get_method().decode("ascii"),
+                "root_path": "",
+                "path": raw_path.decode("ascii"),
+                "raw_path": raw_path,
+                "query_string": parsed.query or b"",
+                "headers": self.headers,
+                "state": {},
+            },
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        busy = self.cycle is not None and not self.cycle.response_complete
+        self.cycle = cycle
+        if busy:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+        else:
+            self._start_asgi_task(cycle, self.app)
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > _HIGH_WATER:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._in_head = True
+        if self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self.cycle.lingers:
+            self.server_state.total_requests += 1
+            self._linger()
+        else:
+            super().on_response_complete()
+
+    # --- refusals, time-outs, closing
+
+    def _without_upgrade(self, rest: bytes) -> None:
+        """We speak HTTP/1.1 only: parse the request again as if it had not offered anything else."""
+        method = self.parser.get_method()
+        kept = [(name, value) for name, value in self.headers if name not in _UPGRADE_HEADERS and name != b"connection"]
+        lines = [method + b" " + self.url + b" HTTP/1.1", *(name + b": " + value for name, value in kept), b"", b""]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join(lines) + rest)
+
+    def _arm(self) -> None:
+        self._progress = 0
+        self._timer = self.loop.call_later(self._limits.header_timeout_s, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if self._in_body and (self.flow.read_paused or self._progress >= _MIN_PROGRESS):
+            self._arm()
+        elif self._in_body or self._head_bytes:
+            self._refuse(NovaError("request_timeout", "the request was not sent in time"))
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: NovaError) -> None:
+        """Answer without asking the application, unless its answer has begun, and close."""
+        self._disarm()
+        cycle: Cycle | None = self.cycle
+        running = cycle is not None and not cycle.response_complete
+        if cycle is None or not running or not cycle.response_started:
+            self.transport.write(_raw_refusal(error))
+        if cycle is not None and running:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            cycle.left()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but read on a little: a reset would destroy the answer in the client's hands."""
+        if self.transport.is_closing():
+            return
+        self._disarm()
+        self._lingering = 1
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(_LINGER_S, self.transport.close)
+
+
+def factory(
+    config: Config, state: ServerState, loop: asyncio.AbstractEventLoop, limits: ConnectionLimits
+) -> Callable[[], asyncio.Protocol]:
+    """What a listening socket makes for each connection."""
+
+    def make() -> asyncio.Protocol:
+        return cast(asyncio.Protocol, Protocol(config, state, {}, loop, limits=limits))
+
+    return make
+
+
+def _url_too_long(limits: ConnectionLimits) -> NovaError:
+    return NovaError("uri_too_long", f"the limit is {limits.url_bytes} bytes", extra={"limit_bytes": limits.url_bytes})
+
+
+def _head_too_long(limits: ConnectionLimits) -> NovaError:
+    return NovaError(
+        "headers_too_large", f"the limit is {limits.head_bytes} bytes", extra={"limit_bytes": limits.head_bytes}
+    )
+
+
+def _raw_refusal(error: NovaError) -> bytes:
+    request_id = new_id()
+    body = problem.document(error, request_id)
+    lines = [
+        f"HTTP/1.1 {error.status} {CODES[error.code].title}",
+        f"content-type: {problem.MEDIA_TYPE}",
+        f"content-length: {len(body)}",
+        f"x-request-id: {request_id}",
+        *(f"{name.lower()}: {value}" for name, value in problem.headers(error).items()),
+        "connection: close",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
