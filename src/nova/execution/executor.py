@@ -5,7 +5,7 @@ A call that was sent is never sent again. One whose instance died before anythin
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import CallRequest, CallResult, Phases
@@ -30,12 +30,6 @@ _INTENDED = {"Nova.Timeout": "timeout", "Nova.Cancelled": "cancelled"}
 """Why an instance is destroyed after these errors; after any other it crashed."""
 
 
-class Contexts(Protocol):
-    """Makes the ``context`` object of a worker's line."""
-
-    def __call__(self, call: CallRequest, snapshot: FunctionSnapshot, deadline: float) -> bytes: ...
-
-
 class Executor:
     """Implements the ports :class:`~nova.domain.ports.Invoker` and :class:`~nova.domain.ports.Fleet`."""
 
@@ -43,7 +37,6 @@ class Executor:
         self,
         catalog: Catalog,
         fleet: InstanceFleet,
-        contexts: Contexts,
         recorder: Recorder,
         *,
         drain_s: float = 10.0,
@@ -51,7 +44,6 @@ class Executor:
     ) -> None:
         self._catalog = catalog
         self._fleet = fleet
-        self._contexts = contexts
         self._record = recorder
         self._drain_s = drain_s
         self._clock = clock
@@ -143,11 +135,11 @@ class Executor:
             if limit <= sent:
                 lease.abandon(sent)
                 raise NovaError("timeout", "the caller's time was up before the call began")
-        channel = lease.member.instance.channel
+        member = lease.member
+        deadline_ms = int((self._clock.now().timestamp() + limit - sent) * 1000)
+        context = member.pool.context.encode(call.request_id, deadline_ms, call.traceparent, call.tracestate)
         try:
-            answer = await channel.call(
-                WorkerCall(call.request_id, call.payload, self._contexts(call, snapshot, limit), limit)
-            )
+            answer = await member.instance.channel.call(WorkerCall(call.request_id, call.payload, context, limit))
         except BaseException:
             answer = WorkerResult(None, FunctionError("Nova.Cancelled", "the caller went away"))
             self._finish(call, snapshot, lease, answer, began, sent)

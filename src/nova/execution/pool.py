@@ -12,6 +12,7 @@ from typing import Protocol
 
 from nova.domain.function import FunctionSnapshot
 from nova.errors import NovaError
+from nova.execution.channel_context import ContextEncoder
 from nova.execution.slots import BootFailure, BootTimes, Lease, Member, PoolMoved, State, Waiter
 
 FAILURES_BEFORE_BACKOFF = 3
@@ -45,6 +46,7 @@ class Pool:
         "booting",
         "boots",
         "calls",
+        "context",
         "draining",
         "failure",
         "failures",
@@ -65,6 +67,7 @@ class Pool:
         self.owner = owner
         self.key = snapshot.pool_key
         self.snapshot = snapshot
+        self.context = ContextEncoder(snapshot)
         self.available: list[Member] = []
         self.members: dict[str, Member] = {}
         self.waiters: OrderedDict[Waiter, None] = OrderedDict()
