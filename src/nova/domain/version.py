@@ -32,15 +32,16 @@ class FunctionSettings:
 class VersionConfig:
     """The frozen configuration of one version; its code is the tree with the version's ``code_hash``.
 
-    ``runtime`` is the id as the user gave it. ``network`` None means the backend's default: ``egress-only``, or offline
-    where the host cannot filter. ``dependency_files`` names the files of the tree that came by that field: new code keeps
-    them unless it brings its own.
+    ``runtime`` is the id as the user gave it; ``handler_given`` tells a handler that was named from one that followed from
+    the entry file. ``network`` None means the backend's default: ``egress-only``, or offline where the host cannot filter.
+    ``dependency_files`` names the files of the tree that came by that field: new code keeps them unless it brings its own.
     """
 
     runtime: str
     handler: str
     entry: str
     entry_kind: EntryKind
+    handler_given: bool = False
     mode: Mode = "persistent"
     timeout_s: int = 30
     concurrency: int = 1

@@ -6,16 +6,18 @@ Whoever changes a row tells every process through :func:`announce`, in the trans
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
+from psycopg.errors import ForeignKeyViolation
 from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
-from nova.domain.alias import Alias, split_of
+from nova.domain.alias import Alias
 from nova.domain.identity import Scope
 from nova.domain.version import FunctionSettings
+from nova.errors import NovaError
 from nova.ids import new_id, new_token
 from nova.payload import encode
+from nova.store.aliases import alias_of
 from nova.store.db import Connection, Database, Queries, Row
 from nova.store.listen import Channel
 from nova.store.versions import VersionRecord, version_of
@@ -110,18 +112,25 @@ class FunctionStore:
     async def insert(
         self, conn: Connection, scope: Scope, name: str, settings: FunctionSettings, created_by: str
     ) -> str | None:
-        """A new function, still without any version; its id, or None when the name is taken."""
+        """A new function, still without any version; its id, or None when the name is taken.
+
+        Raises ``scope_invalid`` when there is no such namespace (any more).
+        """
         function_id = new_id()
-        touched = await conn.run(
-            _sql.insert,
-            id=function_id,
-            tenant=scope.tenant,
-            namespace=scope.namespace,
-            name=name,
-            data=_dump(settings),
-            etag=new_etag(),
-            created_by=created_by,
-        )
+        try:
+            touched = await conn.run(
+                _sql.insert,
+                id=function_id,
+                tenant=scope.tenant,
+                namespace=scope.namespace,
+                name=name,
+                data=_dump(settings),
+                etag=new_etag(),
+                created_by=created_by,
+            )
+        except ForeignKeyViolation:
+            where = f"{scope.tenant}/{scope.namespace}"
+            raise NovaError("scope_invalid", f"there is no namespace {where!r}") from None
         return function_id if touched else None
 
     async def take_number(self, conn: Connection, function_id: str) -> int:
@@ -160,12 +169,6 @@ async def announce(conn: Connection, scope: Scope, name: str, generation: int) -
 
 def new_etag() -> str:
     return new_token(9)
-
-
-def alias_of(name: str, data: Mapping[str, Any]) -> Alias:
-    """An alias from its row's ``data``."""
-    split = split_of({int(version): int(weight) for version, weight in data["split"].items()})
-    return Alias(name, split, data.get("description", ""))
 
 
 def _function_of(row: Row) -> FunctionRecord:

@@ -8,7 +8,7 @@ from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
 from nova.domain.function import CompileStatus
-from nova.domain.tree import SourceFile, Tree
+from nova.domain.tree import LINK, SourceFile, Tree
 from nova.domain.version import VersionConfig
 from nova.ids import new_id
 from nova.store.blobs import BlobStore
@@ -47,6 +47,10 @@ class FileRecord:
     digest: str
     size: int
     mode: int
+
+    @property
+    def is_link(self) -> bool:
+        return self.mode == LINK
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +136,6 @@ class VersionStore:
     async def copy_files(self, conn: Connection, function_id: str, *, base: int, version: int) -> None:
         """Give a version the files of another."""
         await conn.run(_sql.copy_files, id=function_id, base=base, version=version)
-
-    async def set_build(self, conn: Connection, function_id: str, version: int, build_id: str) -> None:
-        await conn.run(_sql.set_build, id=function_id, version=version, build_id=build_id)
 
     async def delete(self, conn: Connection, function_id: str, version: int) -> bool:
         return await conn.run(_sql.delete, id=function_id, version=version) > 0

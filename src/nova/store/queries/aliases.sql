@@ -7,9 +7,6 @@ SELECT name, data, etag, created_at, updated_at FROM function_aliases
  ORDER BY name
  LIMIT %(limit)s;
 
--- name: count
-SELECT count(*) AS count FROM function_aliases WHERE function_id = %(id)s;
-
 -- name: insert
 INSERT INTO function_aliases (function_id, name, data, etag)
 VALUES (%(id)s, %(name)s, %(data)s, %(etag)s)

@@ -34,9 +34,6 @@ SELECT gen_random_uuid(), function_id, %(version)s, file_path, digest, size, mod
   FROM function_files
  WHERE function_id = %(id)s AND version = %(base)s;
 
--- name: set_build
-UPDATE function_versions SET build_id = %(build_id)s WHERE function_id = %(id)s AND version = %(version)s;
-
 -- name: delete
 DELETE FROM function_versions WHERE function_id = %(id)s AND version = %(version)s;
 
