@@ -119,7 +119,6 @@ class InitHead:
     function: FunctionRef
     instance_id: str
     runtime: str
-    runtime_version: str
     mode: str
     handler: str
     entry: str
@@ -149,7 +148,6 @@ class InitHead:
             ),
             instance_id=take(head, "instance_id", str),
             runtime=take(head, "runtime", str),
-            runtime_version=take(head, "runtime_version", str),
             mode=take(head, "mode", str),
             handler=take(head, "handler", str),
             entry=take(head, "entry", str),

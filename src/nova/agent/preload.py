@@ -34,7 +34,6 @@ def _rehearse_agent() -> None:
         function=FunctionRef("0", "rehearsal", 1, "default", "default"),
         instance_id="0",
         runtime="python",
-        runtime_version="",
         mode="persistent",
         handler="main.handler",
         entry="main.py",

@@ -221,6 +221,8 @@ class Supervisor:
         digest = hashlib.sha256(token).digest()
         if frame.type != frames.HELLO or not hmac.compare_digest(digest, self._config.token_sha256):
             raise _Ended(1)
+        if hello.instance_id != self._config.instance_id:
+            raise _Ended(1)
         self._greeted = True
         self._last_id = frame.id
         if not hello.proto[0] <= frames.PROTOCOL <= hello.proto[1]:
@@ -276,10 +278,11 @@ class Supervisor:
 
     def _load(self, frame: Frame) -> None:
         init = InitHead.of(frame.head)
+        if init.runtime != self._config.runtime:
+            self._refuse(frame, "Nova.InitError", f"this instance runs {self._config.runtime}, not {init.runtime}")
+            return
         if self._init is not None:
-            same = init == self._init
-            error = None if same else GuestError("Nova.InitError", "this instance has another function loaded")
-            self._send(frames.RESP, frame.id, LoadedHead(ok=same, worker=0, error=error).as_head())
+            self._refuse(frame, "Nova.InitError", "this instance has a function loaded already")
             return
         self._init = init
         main = runner_main(self._config, init)
@@ -293,11 +296,14 @@ class Supervisor:
     def _add_worker(self, frame: Frame) -> None:
         """One more worker of the loaded function, for one more call at a time."""
         if self._init is None or len(self._workers) >= self._init.concurrency:
-            error = GuestError("Nova.NotReady", "no further worker can be started")
-            self._send(frames.RESP, frame.id, LoadedHead(ok=False, worker=0, error=error).as_head())
+            self._refuse(frame, "Nova.NotReady", "no further worker can be started")
             return
         main = runner_main(self._config, self._init) or standing_main(self._config)
         self._begin_loading(self._start(main), frame.id, self._init, with_descriptors=True)
+
+    def _refuse(self, frame: Frame, kind: str, message: str) -> None:
+        head = LoadedHead(ok=False, worker=0, error=GuestError(kind, message))
+        self._send(frames.RESP, frame.id, head.as_head())
 
     def _begin_loading(self, worker: Worker, frame_id: int, init: InitHead, *, with_descriptors: bool) -> None:
         loading = _Loading(worker, frame_id, with_descriptors, time.monotonic())

@@ -112,7 +112,13 @@ class DirectChannel:
         if welcome.max_message != frames.MAX_MESSAGE or welcome.fds not in (0, 3):
             raise ControlLost("the agent's limits do not fit")
         self._standing = self._take_descriptors() if welcome.fds else None
-        log.debug("agent connected", instance_id=self.instance_id, agent=welcome.agent, boot_us=welcome.boot_us)
+        log.debug(
+            "agent connected",
+            instance_id=self.instance_id,
+            agent=welcome.agent,
+            runtimes=welcome.runtimes,
+            boot_us=welcome.boot_us,
+        )
 
     def _take_descriptors(self) -> tuple[int, int, int]:
         line, stdout, stderr = self._control.take_fds(3)
@@ -304,6 +310,7 @@ class DirectChannel:
         if frame.type != frames.WORKER_EXIT:
             return
         report = WorkerExitHead.of(frame.head)
+        log.debug("worker ended", instance_id=self.instance_id, pid=report.pid, code=report.exit_code)
         self._exits[report.worker] = report
         line = self._lines.get(report.worker)
         if line is not None and not self._lost:
@@ -373,7 +380,6 @@ def _init_head(spec: InitSpec, instance_id: str) -> InitHead:
         function=FunctionRef(spec.function_id, spec.name, spec.version, spec.tenant, spec.namespace),
         instance_id=instance_id,
         runtime=spec.runtime,
-        runtime_version=spec.runtime_version,
         mode=spec.mode,
         handler=spec.handler,
         entry=spec.entry,
