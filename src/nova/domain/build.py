@@ -13,12 +13,16 @@ Installer = Literal["pip", "npm"]
 BuildStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: frozenset[BuildStatus] = frozenset({"succeeded", "failed", "cancelled"})
 
+INSTALLERS: Mapping[str, Installer] = {"python": "pip", "node": "npm"}
+"""By runtime. Others install nothing."""
 MANIFESTS: Mapping[str, tuple[str, ...]] = {
     "python": ("requirements.txt",),
     "node": ("package.json", "package-lock.json"),
 }
 """By runtime: the files at the top of the source tree that name dependencies, the deciding one first."""
 
+_RECIPE = "1"
+"""Changes when the same inputs are built in another way."""
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _NPM_FIELDS = ("dependencies", "optionalDependencies", "peerDependencies")
 
@@ -50,9 +54,12 @@ def plan(runtime: str, files: Mapping[str, bytes]) -> BuildPlan | None:
     return None
 
 
-def cache_key(*, runtime: str, code_hash: str, toolchain: str, arch: str, plan: BuildPlan) -> str:
-    """``sha256:…`` over everything that decides what a build makes. ``code_hash`` covers sources and manifests."""
-    parts = (runtime, code_hash, toolchain, arch, plan.installer, plan.target, str(plan.locked))
+def cache_key(*, runtime: str, code_hash: str, entry: str, toolchain: str, arch: str) -> str:
+    """``sha256:…`` over everything that decides what a build makes. ``code_hash`` covers sources and manifests.
+
+    ``toolchain`` names the versions of interpreter and installer.
+    """
+    parts = (_RECIPE, runtime, code_hash, entry, toolchain, arch)
     framed = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
     return "sha256:" + hashlib.sha256(framed).hexdigest()
 

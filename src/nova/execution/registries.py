@@ -28,6 +28,8 @@ from nova.execution.registry_proxy import Registry, Upstream
 
 CA_BUNDLE = "/nova/ca.pem"
 """Where a build finds the certificate bundle."""
+NO_NPMRC = {"userconfig": "/nova/npmrc-of-user", "globalconfig": "/nova/npmrc-of-host"}
+"""Files that do not exist; npm refuses to read one file as both."""
 RUN_PIP = "import sys; sys.path.insert(0, sys.argv.pop(1)); from runpy import run_module; " + (
     "run_module('pip', run_name='__main__', alter_sys=True)"
 )
@@ -126,7 +128,7 @@ async def find_npm(node: Path) -> Npm:
     """The npm beside ``node``, else on the path. Raises ``runtime_unavailable`` when there is none."""
     root = _npm_root(node)
     listing = (str(node), str(root / "bin" / "npm-cli.js"), "config", "list", "--json")
-    bare = ("--userconfig", os.devnull, "--globalconfig", os.devnull)
+    bare = [f"--{name}={path}" for name, path in NO_NPMRC.items()]
     config, defaults = await asyncio.gather(_output(*listing, cwd=root), _output(*listing, *bare, cwd=root))
     version = json.loads((root / "package.json").read_text())["version"]
     return Npm(root, version, npm_access(json.loads(config), json.loads(defaults)["registry"]))
@@ -136,11 +138,8 @@ def npm_access(config: Mapping[str, object], default_registry: str) -> Access:
     """From ``npm config list --json``: the registry, those of scopes, certificates and proxy."""
     own = {name: str(value) for name, value in config.items() if name == "registry" or name.endswith(":registry")}
     env = {f"npm_config_{name}": value for name, value in own.items()}
-    env |= {
-        "npm_config_cafile": CA_BUNDLE,
-        "npm_config_userconfig": "/nova/npmrc",
-        "npm_config_globalconfig": "/nova/npmrc",
-    }
+    env |= {f"npm_config_{name}": path for name, path in NO_NPMRC.items()}
+    env["npm_config_cafile"] = CA_BUNDLE
     if config.get("strict-ssl") is False:
         env["npm_config_strict_ssl"] = "false"
     proxy = str(config.get("https-proxy") or config.get("proxy") or "") or _host_proxy()

@@ -1,0 +1,119 @@
+"""What installing dependencies means, per installer: the steps that turn a source tree into what is mounted."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from nova.domain.build import BuildPlan, Installer
+from nova.errors import NovaError
+from nova.execution.backends.base import Bind
+from nova.execution.builds_box import Step
+from nova.execution.registries import RUN_PIP, Access, Npm, Pip, find_npm, find_pip
+from nova.runtimes.registry import Resolved, Runtimes
+from nova.runtimes.toolchains import Toolchain
+
+Network = Literal["registries", "none"]
+
+
+class Installers:
+    """pip and npm of this host, looked up when a build first needs them, and found again if they were missing."""
+
+    def __init__(self, runtimes: Runtimes, *, network: Network) -> None:
+        self._runtimes = runtimes
+        self._network = network
+        self._pip: Pip | None = None
+        self._npm: Npm | None = None
+        self._lookup = asyncio.Lock()
+
+    def forwarder(self) -> tuple[str, ...]:
+        """The interpreter that runs the first process of a step with network."""
+        return _python(self._interpreter())
+
+    async def toolchain(self, runtime: Resolved, installer: Installer) -> str:
+        """What the installed versions depend on, as text. Raises ``runtime_unavailable``."""
+        found = await (self._find_pip() if installer == "pip" else self._find_npm(_program(runtime.toolchain)))
+        return f"{runtime.runtime} {runtime.toolchain.version}, {installer} {found.version}"
+
+    async def steps(self, runtime: Resolved, plan: BuildPlan) -> Sequence[Step]:
+        """Raises ``runtime_unavailable``."""
+        if plan.installer == "pip":
+            pip = await self._find_pip()
+            return pip_steps(replace(pip, access=self._limited(pip.access)), runtime.toolchain, plan)
+        npm = await self._find_npm(_program(runtime.toolchain))
+        forwarder = _host_binds(self._interpreter())
+        return npm_steps(replace(npm, access=self._limited(npm.access)), runtime.toolchain, plan, forwarder)
+
+    def _interpreter(self) -> Toolchain:
+        return self._runtimes.resolve("python").toolchain
+
+    def _limited(self, access: Access) -> Access:
+        return access if self._network == "registries" else replace(access, registries=frozenset())
+
+    async def _find_pip(self) -> Pip:
+        async with self._lookup:
+            if self._pip is None:
+                self._pip = await find_pip()
+            return self._pip
+
+    async def _find_npm(self, node: Path) -> Npm:
+        async with self._lookup:
+            if self._npm is None:
+                self._npm = await find_npm(node)
+            return self._npm
+
+
+def pip_steps(pip: Pip, python: Toolchain, plan: BuildPlan) -> Sequence[Step]:
+    """Wheels only, so that no code of a package runs; then bytecode, since nobody can write it beside the code later."""
+    binds = _host_binds(python)
+    command = (
+        *_python(python),
+        *("-c", RUN_PIP, pip.search_path, "install", "--requirement", f"/code/{plan.manifest}"),
+        *("--target", f"/code/{plan.target}", "--only-binary", ":all:", "--cache-dir", "/cache"),
+        *(
+            "--no-compile",
+            "--no-input",
+            "--no-warn-script-location",
+            "--disable-pip-version-check",
+            "--progress-bar",
+            "off",
+        ),
+    )
+    compile_all = ("-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash", "/code")
+    return (
+        Step("pip install", command, binds=(*binds, Bind(pip.source, pip.inside)), access=pip.access),
+        Step("compile to bytecode", (*_python(python), *compile_all), binds=binds, required=False),
+    )
+
+
+def npm_steps(npm: Npm, node: Toolchain, plan: BuildPlan, forwarder: tuple[Bind, ...]) -> Sequence[Step]:
+    """From the lock file when there is one. No script of a package runs."""
+    program = _program(node)
+    command = (
+        *(str(program), str(npm.root / "bin" / "npm-cli.js"), "ci" if plan.locked else "install"),
+        *("--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund", "--no-update-notifier", "--no-progress"),
+        *("--no-package-lock",) * (not plan.locked),
+        *("--cache=/cache", "--logs-max=0", "--loglevel=http"),
+    )
+    binds = dict.fromkeys((*_host_binds(node), *forwarder, *_outside(npm.root)))
+    env = {"PATH": f"{program.parent}:/usr/local/bin:/usr/bin:/bin"}
+    return (Step(f"npm {command[2]}", command, env, tuple(binds), npm.access),)
+
+
+def _python(python: Toolchain) -> tuple[str, ...]:
+    return (str(_program(python)), "-I", "-S")
+
+
+def _program(toolchain: Toolchain) -> Path:
+    if toolchain.program is None:
+        raise NovaError("runtime_unavailable", "this runtime has no program that installs dependencies")
+    return toolchain.program
+
+
+def _host_binds(toolchain: Toolchain) -> tuple[Bind, ...]:
+    return tuple(Bind(path, str(path)) for path in toolchain.host_paths)
+
+
+def _outside(path: Path) -> tuple[Bind, ...]:
+    return () if path.is_relative_to("/usr") else (Bind(path, str(path)),)
