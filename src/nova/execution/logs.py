@@ -32,8 +32,9 @@ _FLUSH_BYTES = 4 * 1024 * 1024
 """a buffer with this much in it is written before it has a full batch"""
 _BUFFER_BYTES = 64 * 1024 * 1024
 """a buffer with this much in it counts as full"""
-_OVERFLOW = 4
-"""waiting records beyond this many buffers are counted as lost: the disk does not keep up either"""
+_MOST_WAITING = 10_000
+_MOST_WAITING_BYTES = 256 * 1024 * 1024
+"""beyond these (or four buffers) records are counted as lost: the disk does not keep up either"""
 _PROBE_S = 0.5
 _ENCODE_CHUNK = 50
 """rows encoded before the event loop gets a turn"""
@@ -69,10 +70,12 @@ class LogBatcher:
         self._settings = settings
         self._batch = settings.log_batch_size
         self._buffer = settings.log_buffer_size
+        self._most = max(4 * self._buffer, _MOST_WAITING)
         self._spill = Spill(spill_dir, callrows.LAYOUT, max_bytes=spill_bytes)
         self._waiting: list[FinishedCall] = []
         self._waiting_bytes = 0
         self._taken = 0
+        self._aside = 0
         self._settled = 0
         self._settlers: list[tuple[int, asyncio.Future[None]]] = []
         self._prefixes: dict[tuple[str, int], bytes] = {}
@@ -106,7 +109,7 @@ class LogBatcher:
         """Keep the record of a finished call. Never waits, never fails."""
         waiting = self._waiting
         count = len(waiting) + 1
-        if count > self._buffer * _OVERFLOW:
+        if count > self._most or self._waiting_bytes > _MOST_WAITING_BYTES:
             self._lose(1, "the buffer is full and the disk does not keep up")
             return
         waiting.append(FinishedCall(time.time_ns() // 1000, call, snapshot, result))
@@ -119,7 +122,7 @@ class LogBatcher:
             self._overfull.set()
 
     async def settle(self, timeout_s: float = 2.0) -> None:
-        """Wait until everything recorded so far is where readers find it, or on disk; at most ``timeout_s``.
+        """Wait until everything recorded so far is where readers find it; at most ``timeout_s``, and not in an outage.
 
         For readers in this process: a caller finds the record of the call that has just been answered.
         """
@@ -173,16 +176,17 @@ class LogBatcher:
         except _Refused as exc:
             self._note_outage(exc)
             await self._spill_rows(rows)
-        self._note_settled(len(batch))
+        else:
+            self._note_settled(len(batch))
 
     async def _put_aside(self, batch: Sequence[FinishedCall]) -> None:
         if batch:
             await self._spill_rows(await self._encode(batch))
-            self._note_settled(len(batch))
 
     async def _spill_rows(self, rows: Sequence[bytes]) -> None:
         kept = await asyncio.to_thread(self._spill.put, rows)
         self.counts.spilled += kept
+        self._aside += len(rows)
         if kept < len(rows):
             self._lose(len(rows) - kept, "the spill is full")
 
@@ -191,11 +195,13 @@ class LogBatcher:
 
         The first segment is also the probe that ends an outage.
         """
+        aside, self._aside = self._aside, 0
         for segment in await asyncio.to_thread(self._spill.segments):
             try:
                 if not await self._replay_segment(segment):
                     return True
             except _Refused as exc:
+                self._aside += aside
                 self._note_outage(exc)
                 return False
             except OSError as exc:
@@ -203,6 +209,7 @@ class LogBatcher:
                     "a spill segment cannot be read; it stays for the next start", path=str(segment), error=str(exc)
                 )
                 self._spill.leave(segment)
+        self._note_settled(aside)
         if self._outage:
             self._outage = False
             log.info("call records are written again", spilled=self.counts.spilled, lost=self.counts.dropped)
@@ -293,6 +300,10 @@ class LogBatcher:
         if not self._outage:
             self._outage = True
             log.warning("call records go to disk until the database is back", error=str(exc))
+        for _, done in self._settlers:
+            if not done.done():
+                done.set_result(None)
+        self._settlers = []
 
     def _note_settled(self, count: int) -> None:
         self._settled += count
