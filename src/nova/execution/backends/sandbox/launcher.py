@@ -43,6 +43,8 @@ class Child:
     pidfd: int
     group: Group
     status_fd: int
+    mounts_fd: int
+    """its mount namespace, opened while it may be: later its first process is closed to everyone"""
     root: str | None = None
     """a root of its own, to be dropped after it"""
     status: bytes = b""
@@ -171,7 +173,7 @@ class Launcher:
         child = self._child(body["instance"])
         self._limit(child, body)
         mounts.attach_inside(
-            child.pidfd, self._own_mounts, [(source, target) for source, target in body["binds"]], body["tmp_bytes"]
+            child.mounts_fd, self._own_mounts, [(source, target) for source, target in body["binds"]], body["tmp_bytes"]
         )
         return []
 
@@ -250,8 +252,9 @@ class Launcher:
             _write(f"/proc/{pid}/oom_score_adj", str(OOM_SCORE))
             # An ordinary user's launcher is root of a user namespace that knows no one else.
             namespaces.map_user(pid, 0 if self._unprivileged else uid)
+            mounts_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            child = Child(name, pid, os.pidfd_open(pid), group, status_read, mounts_fd)
             os.write(go_write, b"g")
-            child = Child(name, pid, os.pidfd_open(pid), group, status_read)
         except OSError:
             if pid > 0:
                 os.kill(pid, signal.SIGKILL)
@@ -303,8 +306,8 @@ class Launcher:
         for fd in (child.pidfd, child.status_fd, child.group.oom_event):
             if fd is not None:
                 self._unwatch(fd)
-        os.close(child.pidfd)
-        os.close(child.status_fd)
+        for fd in (child.pidfd, child.status_fd, child.mounts_fd):
+            os.close(fd)
         if child.root is not None:
             mounts.drop_root(child.root)
         oom = child.out_of_memory or child.group.oom_kills() > 0
@@ -359,7 +362,7 @@ def main() -> None:
     config = first.body
     try:
         if config["unprivileged"]:
-            enter_user_namespace()
+            namespaces.enter_user_namespace()
         else:
             os.setgroups([])
         mounts.private_namespace()
@@ -369,15 +372,6 @@ def main() -> None:
         send(sock, {"event": "failed", "error": str(error)})
         raise
     launcher.serve()
-
-
-def enter_user_namespace() -> None:
-    """As an ordinary user: become root of a user namespace, which may make the others."""
-    uid, gid = os.getuid(), os.getgid()
-    kernel.unshare(kernel.CLONE_NEWUSER)
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"0 {uid} 1")
-    _write("/proc/self/gid_map", f"0 {gid} 1")
 
 
 if __name__ == "__main__":

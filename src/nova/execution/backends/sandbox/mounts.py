@@ -168,15 +168,15 @@ def tmp_options(size: int) -> str:
     return f"mode=1777,uid=65534,gid=65534,size={size},nr_inodes={max(1024, size // 1024)}"
 
 
-def attach_inside(pidfd: int, own_namespace: int, binds: Iterable[tuple[str, str]], tmp_bytes: int | None) -> None:
-    """Mount host directories read-only inside a running instance, and resize its /tmp if ``tmp_bytes`` is given.
+def attach_inside(namespace: int, own_namespace: int, binds: Iterable[tuple[str, str]], tmp_bytes: int | None) -> None:
+    """Mount host directories read-only inside a running instance, whose mount namespace is ``namespace``.
 
-    ``binds`` are (host path, path inside). The caller visits the instance's mount namespace and comes back to
-    ``own_namespace``; nothing remains on the host's side, the mounts die with the instance.
+    ``binds`` are (host path, path inside). Its /tmp is resized when ``tmp_bytes`` is given. The caller visits that
+    namespace and comes back to ``own_namespace``; nothing remains on the host's side, the mounts die with the instance.
     """
     trees = [(detached(source, "ro"), target) for source, target in binds]
     try:
-        kernel.setns(pidfd, kernel.CLONE_NEWNS)
+        kernel.setns(namespace, kernel.CLONE_NEWNS)
         try:
             for tree, target in trees:
                 kernel.move_mount(tree, target)

@@ -41,6 +41,15 @@ class Confinement:
     join_files: tuple[int, ...] = ()
 
 
+def enter_user_namespace() -> None:
+    """As an ordinary user: become root of a user namespace, which may make the others."""
+    uid, gid = os.getuid(), os.getgid()
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
 def map_user(pid: int, uid: int) -> None:
     """Give the user namespace of ``pid`` its one user and group, both ``uid`` out here. Called by the parent."""
     # Without privilege over the outer namespace a group map needs setgroups denied; nobody inside may call it anyway.
