@@ -3,17 +3,17 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nova.agent.config import WorkerLaunch
 from nova.domain.identity import Scope
 from nova.domain.tree import FILE, SourceFile, Tree
 from nova.domain.version import FunctionSettings, VersionConfig
 from nova.execution.backends.base import CommandResult, CommandSpec
 from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptions
-from nova.runtimes.registry import Runtimes
 from nova.store import builds
 from nova.store.blobs import BlobStore
 from nova.store.builds import BuildRecord, BuildStore
@@ -112,10 +112,17 @@ class Scripted:
         return self.result
 
 
+class _NoInstances:
+    """Builds need no worker of any runtime."""
+
+    def launch(self, runtime: str, version: str) -> tuple[WorkerLaunch, Sequence[Path]]:
+        raise AssertionError((runtime, version))
+
+
 @asynccontextmanager
-async def sandbox(runtimes: Runtimes) -> AsyncIterator[SandboxBackend]:
+async def sandbox() -> AsyncIterator[SandboxBackend]:
     run_dir = Path(tempfile.mkdtemp(prefix="nova-test-run-"))
-    backend = SandboxBackend(SandboxOptions(run_dir=run_dir, node=f"t{run_dir.name[-6:]}"), runtimes)
+    backend = SandboxBackend(SandboxOptions(run_dir=run_dir, node=f"t{run_dir.name[-6:]}"), _NoInstances())
     await backend.start()
     try:
         yield backend

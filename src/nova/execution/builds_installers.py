@@ -80,6 +80,8 @@ def pip_steps(pip: Pip, python: Toolchain, plan: BuildPlan) -> Sequence[Step]:
             "off",
         ),
     )
+    if not pip.access.registries:
+        command = (*command, "--retries", "0")
     compile_all = ("-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash", "/code")
     return (
         Step("pip install", command, binds=(*binds, Bind(pip.source, pip.inside)), access=pip.access),
@@ -95,6 +97,12 @@ def npm_steps(npm: Npm, node: Toolchain, plan: BuildPlan, forwarder: tuple[Bind,
         *("--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund", "--no-update-notifier", "--no-progress"),
         *("--no-package-lock",) * (not plan.locked),
         *("--cache=/cache", "--logs-max=0", "--loglevel=http"),
+        # npm's own patience is over a minute, with nothing to see meanwhile
+        *(
+            ("--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=10000")
+            if npm.access.registries
+            else ("--offline",)
+        ),
     )
     binds = dict.fromkeys((*_host_binds(node), *forwarder, *_outside(npm.root)))
     env = {"PATH": f"{program.parent}:/usr/local/bin:/usr/bin:/bin"}
