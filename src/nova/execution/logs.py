@@ -35,6 +35,8 @@ _BUFFER_BYTES = 64 * 1024 * 1024
 _MOST_WAITING = 10_000
 _MOST_WAITING_BYTES = 256 * 1024 * 1024
 """beyond these (or four buffers) records are counted as lost: the disk does not keep up either"""
+_PACE_S = 0.05
+"""between two batches, while the buffer is less than half full: a write has a price, whatever its size"""
 _PROBE_S = 0.5
 _ENCODE_CHUNK = 50
 """rows encoded before the event loop gets a turn"""
@@ -82,6 +84,7 @@ class LogBatcher:
         self._some = asyncio.Event()
         self._due = asyncio.Event()
         self._overfull = asyncio.Event()
+        self._last_write = 0.0
         self._outage = False
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -153,6 +156,15 @@ class LogBatcher:
         if len(self._waiting) < self._batch and not self._settlers and not self._closing:
             self._due.clear()
             await _wait(self._due, self._settings.log_flush_interval)
+        await self._pace()
+
+    async def _pace(self) -> None:
+        """Let a batch grow while there is room: under load one write then carries hundreds of records."""
+        deadline = self._last_write + _PACE_S
+        while not self._settlers and not self._closing and len(self._waiting) < self._buffer // 2:
+            if (rest := deadline - time.monotonic()) <= 0:
+                return
+            await asyncio.sleep(min(rest, _PACE_S / 5))
 
     async def _spilling(self) -> None:
         while not self._closing:
@@ -178,6 +190,7 @@ class LogBatcher:
             await self._spill_rows(rows)
         else:
             self._note_settled(len(batch))
+        self._last_write = time.monotonic()
 
     async def _put_aside(self, batch: Sequence[FinishedCall]) -> None:
         if batch:
