@@ -156,16 +156,16 @@ def enter_root(root: str, tmp_bytes: int) -> None:
     os.chdir(root)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount("proc", "proc", "proc", flags | kernel.MS_NOEXEC, "hidepid=invisible")
-    kernel.mount("tmpfs", "tmp", "tmpfs", flags, tmp_options(tmp_bytes))
+    kernel.mount("tmpfs", "tmp", "tmpfs", flags, f"mode=1777,uid=65534,gid=65534,{tmp_size(tmp_bytes)}")
     for name in _HIDDEN_IN_PROC:
         if os.path.exists(f"proc/{name}"):
             kernel.mount("dev/null", f"proc/{name}", None, kernel.MS_BIND)
     kernel.pivot_root_here()
 
 
-def tmp_options(size: int) -> str:
+def tmp_size(size: int) -> str:
     """Mount options of a ``/tmp`` that holds ``size`` bytes and one file per KiB."""
-    return f"mode=1777,uid=65534,gid=65534,size={size},nr_inodes={max(1024, size // 1024)}"
+    return f"size={size},nr_inodes={max(1024, size // 1024)}"
 
 
 def attach_inside(namespace: int, own_namespace: int, binds: Iterable[tuple[str, str]], tmp_bytes: int | None) -> None:
@@ -182,7 +182,7 @@ def attach_inside(namespace: int, own_namespace: int, binds: Iterable[tuple[str,
                 kernel.move_mount(tree, target)
             if tmp_bytes is not None:
                 flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_REMOUNT
-                kernel.mount("tmpfs", "/tmp", "tmpfs", flags, tmp_options(tmp_bytes))
+                kernel.mount("tmpfs", "/tmp", "tmpfs", flags, tmp_size(tmp_bytes))
         finally:
             kernel.setns(own_namespace, kernel.CLONE_NEWNS)
     finally:
