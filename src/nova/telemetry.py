@@ -9,6 +9,7 @@ import sys
 from typing import Any, Literal
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 SECRET_KEYS = frozenset(
     {"password", "secret", "token", "authorization", "api_key", "key", "dsn", "master_key", "cookie", "env_vars"}
@@ -33,12 +34,16 @@ def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: st
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         redact,
     ]
+    # traces without local variables: those hold payloads, variables and whatever else users keep to themselves
     final: structlog.typing.Processor
     if fmt == "json":
-        shared += [structlog.processors.dict_tracebacks, structlog.processors.EventRenamer("msg")]
+        traces = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+        shared += [traces, structlog.processors.EventRenamer("msg")]
         final = structlog.processors.JSONRenderer()
     else:
-        final = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")
+        final = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
+        )
     numeric = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -69,7 +69,7 @@ class Booter:
             if isinstance(exc, InitFailed):
                 spent = self._clock.monotonic()
                 times = BootTimes(instance.source, _us(created - began), _us(spent - created), exc.stdout, exc.stderr)
-                raise LoadFailed(exc.error, instance.instance_id, times) from None
+                raise LoadFailed(snapshot, exc.error, instance.instance_id, times) from None
             raise
         loaded = self._clock.monotonic()
         times = BootTimes(instance.source, _us(created - began), _us(loaded - created), done.stdout, done.stderr)

@@ -20,6 +20,8 @@ from nova.execution.slots import BootTimes, Lease, LoadFailed, PoolMoved
 
 Recorder = Callable[[CallRequest, FunctionSnapshot, CallResult], None]
 """Takes every finished call that reached an instance or failed to load; must not block or raise."""
+Refused = Callable[[Scope, str, str], None]
+"""Takes scope, function and problem code of every call that was turned away before it reached an instance."""
 
 ENDED_S = 2.0
 """How long a closing executor waits for the calls whose instances it has just destroyed."""
@@ -39,12 +41,14 @@ class Executor:
         fleet: InstanceFleet,
         recorder: Recorder,
         *,
+        refused: Refused = lambda _scope, _function, _code: None,
         drain_s: float = 10.0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._catalog = catalog
         self._fleet = fleet
         self._record = recorder
+        self._refused = refused
         self._drain_s = drain_s
         self._clock = clock
         self._now = clock.monotonic
@@ -93,16 +97,23 @@ class Executor:
         try:
             began = self._now()
             deadline = None if call.timeout_ms is None else call.received + call.timeout_ms / 1000
-            snapshot = self._catalog.peek(call)
-            if snapshot is None:
-                snapshot = await self._catalog.resolve(call, deadline)
-            lease = self._fleet.pool(snapshot).take()
-            if lease is None or not lease.member.instance.channel.usable:
-                try:
+            try:
+                snapshot = self._catalog.peek(call)
+                if snapshot is None:
+                    snapshot = await self._catalog.resolve(call, deadline)
+                lease = self._fleet.pool(snapshot).take()
+                if lease is None or not lease.member.instance.channel.usable:
                     snapshot, lease = await self._acquire(call, snapshot, lease, deadline)
-                except LoadFailed as failure:
-                    return self._not_loaded(call, snapshot, failure, began)
-            return await self._run(call, snapshot, lease, deadline, began)
+                sent = self._now()
+                if deadline is not None and deadline <= sent:
+                    lease.abandon(sent)
+                    raise NovaError("timeout", "the caller's time was up before the call began")
+            except NovaError as refusal:
+                self._refused(call.scope, call.function, refusal.code)
+                raise
+            except LoadFailed as failure:
+                return self._not_loaded(call, failure, began)
+            return await self._run(call, snapshot, lease, deadline, began, sent)
         finally:
             self.active -= 1
             if not self.active:
@@ -126,15 +137,17 @@ class Executor:
                 snapshot = await self._catalog.resolve(call, deadline)
 
     async def _run(
-        self, call: CallRequest, snapshot: FunctionSnapshot, lease: Lease, deadline: float | None, began: float
+        self,
+        call: CallRequest,
+        snapshot: FunctionSnapshot,
+        lease: Lease,
+        deadline: float | None,
+        began: float,
+        sent: float,
     ) -> CallResult:
-        sent = self._now()
         limit = sent + snapshot.timeout_s
         if deadline is not None and deadline < limit:
             limit = deadline
-            if limit <= sent:
-                lease.abandon(sent)
-                raise NovaError("timeout", "the caller's time was up before the call began")
         member = lease.member
         deadline_ms = int((self._clock.now().timestamp() + limit - sent) * 1000)
         context = member.pool.context.encode(call.request_id, deadline_ms, call.traceparent, call.tracestate)
@@ -184,11 +197,10 @@ class Executor:
         self._record(call, snapshot, result)
         return result
 
-    def _not_loaded(
-        self, call: CallRequest, snapshot: FunctionSnapshot, failure: LoadFailed, began: float
-    ) -> CallResult:
+    def _not_loaded(self, call: CallRequest, failure: LoadFailed, began: float) -> CallResult:
         """The user's code does not load: an error of the function, with what it printed."""
         ended = self._now()
+        snapshot = failure.snapshot
         times = failure.times
         result = CallResult(
             request_id=call.request_id,

@@ -320,6 +320,10 @@ class InstanceFleet:
             if snapshot.name == function and snapshot.scope == scope:
                 yield pool
 
+    def artifacts(self) -> set[str]:
+        """The digests of the trees that instances have mounted, or are about to."""
+        return {pool.snapshot.artifact for pool in self._all() if pool.size}
+
     def instances(self, scope: Scope, function: str) -> list[InstanceInfo]:
         now = self._clock.monotonic()
         return [

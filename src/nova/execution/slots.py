@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from nova.domain.call import StartSource
+from nova.domain.function import FunctionSnapshot
 from nova.errors import FunctionError, NovaError
 from nova.execution.backends.base import Instance
 
@@ -108,8 +109,9 @@ class PoolMoved(Exception):
 class LoadFailed(Exception):
     """The user's code could not be loaded; what the caller gets as the function's error."""
 
-    def __init__(self, error: FunctionError, instance_id: str, times: BootTimes) -> None:
+    def __init__(self, snapshot: FunctionSnapshot, error: FunctionError, instance_id: str, times: BootTimes) -> None:
         super().__init__(error.type)
+        self.snapshot = snapshot
         self.error = error
         self.instance_id = instance_id
         self.times = times
@@ -125,7 +127,7 @@ class BootFailure:
         """A fresh exception for one caller: sharing one would pile up the tracebacks of all."""
         cause = self.cause
         if isinstance(cause, LoadFailed):
-            return LoadFailed(cause.error, cause.instance_id, cause.times)
+            return LoadFailed(cause.snapshot, cause.error, cause.instance_id, cause.times)
         return NovaError(
             cause.code, cause.detail, errors=cause.errors, extra=cause.extra, retry_after_s=cause.retry_after_s
         )

@@ -77,7 +77,7 @@ class InitSpec:
             handler=snapshot.handler,
             entry=snapshot.entry,
             entry_kind=snapshot.entry_kind,
-            env=snapshot.env,
+            env=dict(snapshot.env),
             memory_mb=snapshot.limits.memory_mb,
             timeout_s=snapshot.timeout_s,
             concurrency=snapshot.concurrency,
