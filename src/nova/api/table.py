@@ -95,6 +95,7 @@ class Route:
 
 _NOUNS = (
     "functions",
+    "calls",
     "code",
     "versions",
     "aliases",

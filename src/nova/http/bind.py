@@ -12,17 +12,18 @@ from starlette.types import Receive, Scope, Send
 from nova.api.table import Route
 from nova.config import LimitSettings
 from nova.errors import NovaError
+from nova.http import cors
 from nova.http.body import ClientGone
 from nova.http.exchange import Exchange
 from nova.http.handler import Handler, handlers_of
 from nova.http.operation import Operation, Shared
-from nova.http.routing import Match, Router, without_prefix
+from nova.http.routing import Router, without_prefix
+from nova.http.trail import Trail
 from nova.security.access import PERMISSIONS
 from nova.security.guards import Door
 from nova.store.audit import AuditStore
 
 log = structlog.get_logger(__name__)
-_PREFLIGHT_AGE_S = 600
 
 
 def bind(
@@ -40,7 +41,7 @@ def bind(
     """
     rows = list(table)
     handlers = _collect(owners)
-    shared = Shared(door, audit, limits)
+    shared = Shared(door, Trail(audit, door), limits)
     outer = frozenset(elsewhere)
     operations = [row for row in rows if row.op not in outer]
     if missing := sorted({row.op for row in operations} - handlers.keys()):
@@ -111,24 +112,14 @@ class Application:
         match = self._router.find(without_prefix(exchange.raw_path))
         if match is None:
             raise NovaError("route_not_found", "there is no such route")
-        if (origin := exchange.headers.get(b"origin")) is not None and self._door.allows_origin(origin):
-            exchange.extra += [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
-            if exchange.method == "OPTIONS" and b"access-control-request-method" in exchange.headers:
-                await _preflight(exchange, match)
+        if allowed := cors.answer_headers(self._door, exchange.headers):
+            exchange.extra += allowed
+            if cors.is_preflight(exchange):
+                await cors.preflight(exchange, match.allow)
                 return
-            exchange.extra.append((b"access-control-expose-headers", b"*"))
         found = match.get(exchange.method)
         if found is None:
             allow = match.allow
             raise NovaError("method_not_allowed", f"allowed here: {', '.join(allow)}", extra={"allow": allow})
         operation, params = found
         await operation(exchange, params)
-
-
-async def _preflight(exchange: Exchange, match: Match[Operation]) -> None:
-    headers = [
-        (b"access-control-allow-methods", ", ".join(match.allow).encode()),
-        (b"access-control-allow-headers", exchange.headers.get(b"access-control-request-headers", b"*")),
-        (b"access-control-max-age", b"%d" % _PREFLIGHT_AGE_S),
-    ]
-    await exchange.answer(204, headers, b"")

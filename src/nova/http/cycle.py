@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+import structlog
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
@@ -12,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+log = structlog.get_logger(__name__)
 WIRE = "nova.wire"
 """Key of the ASGI scope under which an application finds the :class:`Cycle` that serves it (absent in other servers)."""
 
@@ -26,6 +28,23 @@ class Cycle(RequestResponseCycle):
         self._task: asyncio.Task[Any] | None = None
         self.endless = False
         self.lingers = False
+
+    async def run_asgi(self, app: Any) -> None:
+        try:
+            await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            self.transport.close()
+        except Exception:
+            log.exception("answer broke off", status_sent=self.response_started)
+            self.transport.close()
+        else:
+            if not self.response_complete and not self.disconnected:
+                log.error("answer never completed", status_sent=self.response_started)
+                self.transport.close()
+        finally:
+            self.on_response = _nothing  # these two would keep request and connection in a reference cycle
+            scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+            del scope[WIRE]
 
     def cancel_with_client(self, task: asyncio.Task[Any] | None) -> None:
         """Cancel this task if the client goes away before the answer is complete; None takes it back."""
@@ -128,6 +147,10 @@ class Cycle(RequestResponseCycle):
         if not self.keep_alive and not self.lingers:
             self.transport.close()
         self.on_response()
+
+
+def _nothing() -> None:
+    """The answer is complete; nobody needs to be told."""
 
 
 def wire_of(scope: Scope) -> Cycle | None:

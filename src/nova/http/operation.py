@@ -3,28 +3,26 @@
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote
 
-import structlog
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.requests import Request
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from nova.api.problem import from_validation
 from nova.api.table import Kind, Route
 from nova.config import LimitSettings
-from nova.domain.identity import ANONYMOUS, Scope
+from nova.domain.identity import Scope
 from nova.errors import FieldError, NovaError
 from nova.http import body as bodies
 from nova.http import sse
 from nova.http.exchange import Exchange, HeaderList
 from nova.http.handler import Answer, Handler, Req
+from nova.http.trail import Trail
 from nova.security.guards import Caller, Door
-from nova.store.audit import AuditRecord, AuditStore, Outcome
 
-log = structlog.get_logger(__name__)
+M = TypeVar("M", bound=BaseModel)
 _MB = 1 << 20
 _UNWANTED_BODY = 64 * 1024
 _UPLOAD_ENVELOPE = _MB
@@ -36,7 +34,7 @@ class Shared:
     """What every operation needs."""
 
     door: Door
-    audit: AuditStore
+    trail: Trail
     limits: LimitSettings
 
 
@@ -68,7 +66,7 @@ class Operation:
         if self.route.audit is not None and not request.dry_run:
             resource = answer.headers.get("Location") or _fill(self.route.path, params)
             details = {"fields": sorted(request.raw_body)} if isinstance(request.raw_body, dict) else {}
-            await self._record(exchange, caller, scope, self.route.audit, resource, "success", details)
+            await self._shared.trail.changed(caller, scope, self.route.audit, resource, exchange.request_id, details)
         if not isinstance(result, Answer) and answer.body is None and callable(result):
             await result(exchange.scope, exchange.receive, exchange.send)
         else:
@@ -82,7 +80,7 @@ class Operation:
         try:
             caller = door.identify(exchange.headers, exchange.peer)
         except NovaError as exc:
-            await self._record_refused_login(exchange, exc)
+            await self._shared.trail.refused_login(exchange.headers, exchange.peer, route.op, exchange.request_id, exc)
             raise
         scope = caller.identity.default_scope or Scope()
         try:
@@ -93,9 +91,8 @@ class Operation:
             function = params.get(self._function_param) if self._function_param else None
             door.authorize(caller, route.permission, function, platform=route.platform)
         except NovaError as exc:
-            if exc.status == 403:
-                resource = _fill(route.path, params)
-                await self._record(exchange, caller, scope, route.op, resource, "denied", {"code": exc.code})
+            resource = _fill(route.path, params)
+            await self._shared.trail.denied(caller, scope, route.op, resource, exchange.request_id, exc)
             raise
         bucket = door.charge(caller, scope)
         if bucket is not None:
@@ -159,52 +156,8 @@ class Operation:
                 return _fill(self._item_path, {**params, last: str(value)})
         return None
 
-    async def _record_refused_login(self, exchange: Exchange, refusal: NovaError) -> None:
-        """A credential that was shown and refused leaves a trace; a request without one is not a login."""
-        shown = b"x-api-key" in exchange.headers or b"authorization" in exchange.headers
-        if refusal.status not in (401, 403) or not shown:
-            return
-        address = self._shared.door.client_address(exchange.headers, exchange.peer)
-        caller = Caller(ANONYMOUS, address)
-        await self._record(exchange, caller, Scope(), "auth.login", self.route.op, "denied", {"code": refusal.code})
 
-    async def _record(
-        self,
-        exchange: Exchange,
-        caller: Caller,
-        scope: Scope,
-        action: str,
-        resource: str,
-        outcome: Outcome,
-        details: Mapping[str, Any],
-    ) -> None:
-        """Write the audit row before the answer goes out; a change that cannot be recorded is reported as an outage."""
-        record = AuditRecord(
-            scope,
-            caller.identity.subject,
-            action,
-            resource[:512],
-            outcome,
-            exchange.request_id,
-            caller.address,
-            details,
-        )
-        try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(NovaError),
-                stop=stop_after_attempt(3),
-                wait=wait_exponential(multiplier=0.05, max=0.5),
-                reraise=True,
-            ):
-                with attempt:
-                    await self._shared.audit.write(record)
-        except NovaError:
-            log.error("audit record lost", action=action, resource=resource, outcome=outcome, actor=record.actor)
-            if outcome == "success":
-                raise
-
-
-def parse_query(model: type[BaseModel], raw: bytes) -> BaseModel:
+def parse_query(model: type[M], raw: bytes) -> M:
     """The query string as the route's model. Unknown and repeated keys are refused unless the field is a list."""
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=200)

@@ -64,6 +64,7 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._progress = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._idle_since: float | None = None
         self._lingering = 0
         self._refusal: NovaError | None = None
 
@@ -85,7 +86,7 @@ class Protocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         if self._lingering:
             self._lingering += len(data)
             if self._lingering > _LINGER_BYTES:
@@ -136,8 +137,8 @@ class Protocol(HttpToolsProtocol):
             raise self._refusal
 
     def on_headers_complete(self) -> None:
-        head_bytes = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if head_bytes > self._limits.head_bytes:
+        limit = self._limits.head_bytes
+        if self._head_bytes > limit and sum(len(name) + len(value) + 4 for name, value in self.headers) > limit:
             self._refusal = _head_too_long(self._limits)
             raise self._refusal
         self._in_head = False
@@ -202,10 +203,17 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if self.cycle.lingers:
-            self.server_state.total_requests += 1
             self._linger()
-        else:
-            super().on_response_complete()
+            return
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:  # one timer per connection, not one per request
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
 
     # --- refusals, time-outs, closing
 
@@ -216,6 +224,14 @@ class Protocol(HttpToolsProtocol):
         lines = [method + b" " + self.url + b" HTTP/1.1", *(name + b": " + value for name, value in kept), b"", b""]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join(lines) + rest)
+
+    def _close_if_idle(self) -> None:
+        idle = 0.0 if self._idle_since is None else self.loop.time() - self._idle_since
+        if idle >= self.timeout_keep_alive:
+            self.transport.close()
+        else:
+            again = self.timeout_keep_alive - idle
+            self.timeout_keep_alive_task = self.loop.call_later(again, self._close_if_idle)
 
     def _arm(self) -> None:
         self._progress = 0

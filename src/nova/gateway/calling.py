@@ -1,0 +1,106 @@
+"""What every call over HTTP has in common: headers in, headers out, the body of the answer."""
+
+import re
+from collections.abc import Mapping
+
+from nova.domain.call import CallRequest, CallResult
+from nova.domain.names import is_qualifier
+from nova.errors import FieldError, FunctionError, NovaError
+from nova.http.exchange import client_request_id
+from nova.payload import encode
+
+Headers = Mapping[bytes, bytes]
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TIMEOUT = re.compile(rb"[0-9]{1,6}(\.[0-9]{1,6})?")
+_MAX_TIMEOUT_S = 900
+_MAX_HEADER = 512
+_LOG_TAIL = 4096
+_BOOL = (b"false", b"true")
+
+
+def apply_headers(call: CallRequest, headers: Headers) -> None:
+    """Take the caller's wishes into the call. Raises ``validation_failed`` or ``unsupported`` for what cannot be met."""
+    if call.qualifier is None and (value := headers.get(b"x-nova-qualifier")) is not None:
+        call.qualifier = value.decode("latin-1")
+    if call.qualifier is not None and not is_qualifier(call.qualifier):
+        raise _bad("qualifier", "a version number, an alias, live or $LATEST")
+    if (value := headers.get(b"x-nova-timeout-s")) is not None:
+        call.timeout_ms = _timeout_ms(value)
+    if (value := headers.get(b"x-nova-sticky-key")) is not None:
+        call.sticky_key = value[:_MAX_HEADER].decode("latin-1")
+    if (value := headers.get(b"traceparent")) is not None and _TRACEPARENT.fullmatch(value):
+        call.traceparent = value.decode("ascii")
+        if (state := headers.get(b"tracestate")) is not None and len(state) <= _MAX_HEADER:
+            call.tracestate = state.decode("latin-1")
+    if b"x-request-id" in headers and (label := client_request_id(headers)) is not None:
+        call.client_request_id = label.decode("ascii")
+
+
+def refuse_unavailable(headers: Headers) -> None:
+    """Ways of calling that this version does not have must not turn into an ordinary call unnoticed."""
+    if b"idempotency-key" in headers:
+        raise NovaError("unsupported", "Idempotency-Key is not available for calls")
+    kind = headers.get(b"x-nova-invocation-type")
+    if kind is not None and kind != b"RequestResponse":
+        raise NovaError("unsupported", "X-Nova-Invocation-Type: only RequestResponse is available")
+
+
+def _timeout_ms(value: bytes) -> int:
+    seconds = float(value) if _TIMEOUT.fullmatch(value) else 0.0
+    if not 0 < seconds <= _MAX_TIMEOUT_S:
+        raise _bad("X-Nova-Timeout-S", f"a number of seconds above 0 and up to {_MAX_TIMEOUT_S}")
+    return max(1, round(seconds * 1000))
+
+
+def _bad(field: str, message: str) -> NovaError:
+    return NovaError("validation_failed", f"{field}: {message}", errors=[FieldError(field, message)])
+
+
+def answer_headers(result: CallResult) -> bytes:
+    """Header lines about a call that ran: which version, how it started, where the time went."""
+    phases = result.phases
+    lines = (
+        b"x-nova-executed-version: %d\r\nx-nova-cold-start: %s\r\nx-nova-duration-ms: %.3f\r\n"
+        b"server-timing: queue;dur=%.3f, instance;dur=%.3f, init;dur=%.3f, handler;dur=%.3f\r\n"
+    ) % (
+        result.version,
+        _BOOL[result.cold_start],
+        result.duration_us / 1000,
+        phases.queue_us / 1000,
+        phases.instance_us / 1000,
+        phases.init_us / 1000,
+        phases.handler_us / 1000,
+    )
+    if result.error is not None:
+        lines += b"x-nova-function-error: %s\r\n" % _header_text(result.error.type)
+    return lines
+
+
+def _header_text(text: str) -> bytes:
+    """Text that the function chose, as the visible ASCII that a header may hold."""
+    return bytes(byte if 0x20 < byte < 0x7F else 0x3F for byte in text[:_MAX_HEADER].encode("ascii", "replace"))
+
+
+def invoke_response(result: CallResult, *, tail: bool) -> bytes:
+    """The body of an invoke answer; the function's output is put in as the bytes that came."""
+    error = b"null" if result.error is None else error_object(result.error)
+    output = result.output if result.error is None and result.output is not None else b"null"
+    body = b'{"request_id":"%s","output":%s,"error":%s,"duration_ms":%.3f,"cold_start":%s,"version":%d' % (
+        result.request_id.encode(),
+        output,
+        error,
+        result.duration_us / 1000,
+        _BOOL[result.cold_start],
+        result.version,
+    )
+    if tail:
+        body += b',"logs":' + encode(_tail(result.stdout + result.stderr))
+    return body + b"}"
+
+
+def error_object(error: FunctionError) -> bytes:
+    return encode(error.as_dict())
+
+
+def _tail(text: str) -> str:
+    return text.encode("utf-8", "replace")[-_LOG_TAIL:].decode("utf-8", "ignore")
