@@ -20,7 +20,7 @@ from nova.store.versions import VersionStore
 Split = tuple[tuple[int, int], ...]
 
 
-class Aliases:
+class AliasHandlers:
     """Create, read, change and delete aliases. A change reaches every process with the function's generation."""
 
     def __init__(

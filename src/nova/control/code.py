@@ -32,7 +32,7 @@ from nova.store.functions import FunctionRecord, FunctionStore
 from nova.store.versions import FileRecord, VersionRecord, VersionStore
 
 
-class CodeFiles:
+class CodeHandlers:
     """Read the code of any version, deploy new code."""
 
     def __init__(

@@ -167,9 +167,9 @@ class Deployer:
             return _Change(None, base.code_hash, place, old.dependency_files)
         tree, names = await self._assemble(conn, function, base, draft, language)
         entry_point = draft.entry_point
-        if entry_point is None and base is not None and draft.tree is None and base.config.entry in tree:
-            named = language.handler is not None
-            entry_point = None if named else base.config.entry
+        if entry_point is None and draft.tree is None and base is not None:
+            unnamed = language.handler is None and not base.config.handler_given
+            entry_point = base.config.entry if unnamed and base.config.entry in tree else None
         place = language.place(tree, entry_point)
         tree = with_executable_entry(tree, place.entry, language)
         return _Change(tree, await asyncio.to_thread(lambda: tree.code_hash), place, tuple(sorted(names)))

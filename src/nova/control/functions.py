@@ -38,7 +38,7 @@ _NOT_SETTINGS = frozenset({*Source.model_fields, "deploy"})
 """Members of a patch that are not merged into the settings."""
 
 
-class Functions:
+class FunctionHandlers:
     """Create, read, change and delete functions."""
 
     def __init__(

@@ -25,7 +25,7 @@ _MAX_VERSION = 2**31 - 1
 _RETRY_S = 1
 
 
-class Versions:
+class VersionHandlers:
     """List, publish, compare, activate and delete versions."""
 
     def __init__(self, deployer: Deployer, functions: FunctionStore, versions: VersionStore) -> None:
