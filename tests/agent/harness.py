@@ -205,8 +205,10 @@ async def guest(
         )
         made.append(Guest(process, channel, spec_of(runtime, **changes)))
         yield made[0]
-        channel.close()
     finally:
+        if made:
+            made[0].channel.close()
+        control.close()
         deadlines.close()
         kill_session(process.pid)
         process.wait()

@@ -1,5 +1,6 @@
 """The heads of the frames: one definition for both ends. Unknown members are ignored, wrong types refused."""
 
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self, TypeVar
@@ -46,6 +47,17 @@ def clip(text: str, limit: int) -> str:
     """``text`` in at most ``limit`` bytes of UTF-8, cut at a character; lone surrogates become ``\\udXXX`` escapes."""
     data = text.encode("utf-8", "backslashreplace")
     return data[:limit].decode("utf-8", "ignore")
+
+
+def end_error(exit_code: int | None, number: int | None) -> GuestError:
+    """What the end of a process means for who was waiting for its answer; ``number`` of a signal if it had no code."""
+    if exit_code is not None:
+        return GuestError("Nova.ExitError", f"the process exited with code {exit_code}")
+    try:
+        name = signal.Signals(number or 0).name
+    except ValueError:
+        name = f"signal {number}"
+    return GuestError("Nova.Signal", f"the process was ended by {name}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from nova.agent.messages import GuestError
+from nova.agent.messages import GuestError, end_error
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -175,13 +175,7 @@ def kill_children() -> None:
 def exit_error(status: int) -> GuestError:
     """What the end of a process (its wait status) means for who was waiting for its answer."""
     code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return GuestError("Nova.ExitError", f"the process exited with code {code}")
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return GuestError("Nova.Signal", f"the process was ended by {name}")
+    return end_error(code if code >= 0 else None, -code)
 
 
 def end_like(status: int) -> NoReturn:

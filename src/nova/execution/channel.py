@@ -12,7 +12,7 @@ import structlog
 
 from nova.agent import frames
 from nova.agent.frames import Frame, FrameError
-from nova.agent.messages import FunctionRef, HelloHead, InitHead, LoadedHead, WelcomeHead, WorkerExitHead
+from nova.agent.messages import FunctionRef, HelloHead, InitHead, LoadedHead, WelcomeHead, WorkerExitHead, end_error
 from nova.agent.worker import call_line
 from nova.errors import FunctionError
 from nova.execution.backends.base import InitDone, InitFailed, InitSpec, WorkerCall, WorkerResult
@@ -340,11 +340,10 @@ class DirectChannel:
     async def _cause(self, report: WorkerExitHead | None, reason: str) -> FunctionError:
         if await self._death_cause() == "out_of_memory":
             return self._out_of_memory()
-        if report is not None and report.signal is not None:
-            return FunctionError("Nova.Signal", f"the process was ended by signal {report.signal}")
-        if report is not None:
-            return FunctionError("Nova.ExitError", f"the process exited with code {report.exit_code}")
-        return FunctionError("Nova.InstanceLost", reason)
+        if report is None:
+            return FunctionError("Nova.InstanceLost", reason)
+        ended = end_error(report.exit_code, report.signal)
+        return FunctionError(ended.type, ended.message)
 
     def _out_of_memory(self) -> FunctionError:
         return FunctionError("Nova.OutOfMemory", f"the function used more than its {self._memory_mb} MB of memory")

@@ -11,6 +11,7 @@ const { pathToFileURL } = require("node:url");
 const OUTPUT_LIMIT = 6 * 1024 * 1024;
 const STACK_LINES = 64;
 const REGION = "local";
+const HALF_PAIR = /(?:^|[^\\])(?:\\\\)*\\ud[89a-f]/;
 const ESM_SYNTAX = /^\s*(?:import\s*[\w{*"']|export\s)/m;
 
 const input = new net.Socket({ fd: 3, readable: true, writable: false });
@@ -132,6 +133,9 @@ function encode(value) {
   const text = JSON.stringify(value);
   if (text === undefined) {
     throw new TypeError(`a ${typeof value} cannot be written as JSON`);
+  }
+  if (text.includes("\\ud") && HALF_PAIR.test(text)) {
+    throw new TypeError("it has half a surrogate pair");
   }
   // NaN came out as null, a nested Buffer as numbers: look again only where that may have happened.
   return text.includes("null") || text.includes('"type":"Buffer"') ? JSON.stringify(value, strict) : text;

@@ -1,13 +1,14 @@
 """What a worker writes back: a value as an output line, an exception as an error line."""
 
 import base64
+import importlib
 import json
 import os
 from typing import Any, Final
 
 OUTPUT_LIMIT: Final = 6 << 20
 """Bytes of an encoded result."""
-_OWN_FOLDER: Final = os.path.dirname(__file__)
+_NOT_THE_USERS: Final = (os.path.dirname(__file__), "<frozen importlib", importlib.__file__)
 
 
 class InitError(Exception):
@@ -21,16 +22,14 @@ def _encode_other(value: object) -> object:
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_encode_other).encode
-_encode_ascii = json.JSONEncoder(allow_nan=False, default=_encode_other).encode
 
 
 def of_value(value: Any, tag: bytes = b"") -> bytes:
     """The line for a handler's result. ``tag`` is the ``"request_id": …`` member of a multiplexed call."""
     try:
-        try:
-            document = _encode(value).encode()
-        except UnicodeEncodeError:
-            document = _encode_ascii(value).encode()  # lone surrogates exist in JSON only as escapes
+        document = _encode(value).encode()
+    except UnicodeEncodeError:
+        return _error("Nova.InvalidOutput", "the result is not JSON: it has half a surrogate pair", [], tag)
     except (TypeError, ValueError, RecursionError) as error:
         return _error("Nova.InvalidOutput", f"the result is not JSON: {error}", [], tag)
     if len(document) > OUTPUT_LIMIT:
@@ -75,7 +74,7 @@ def _stack(error: BaseException, code_dir: str) -> list[str]:
     while frame is not None:
         code = frame.tb_frame.f_code
         path = code.co_filename
-        if not path.startswith((_OWN_FOLDER, "<frozen importlib")):
+        if not path.startswith(_NOT_THE_USERS):
             lines.append(f"{_relative(path, code_dir)}:{frame.tb_lineno} in {code.co_name}"[:512])
         frame = frame.tb_next
     if isinstance(error, SyntaxError) and error.filename:
