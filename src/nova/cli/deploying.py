@@ -90,6 +90,7 @@ class _BuildLog:
         self._build_id = build_id
         self._output = output
         self._last: str | None = None
+        self._unfinished = ""
         self.tail: list[str] = []
 
     def follow(self) -> None:
@@ -109,7 +110,8 @@ class _BuildLog:
         time.sleep(max(0.0, _POLL_S - (time.monotonic() - started)))
 
     def _lines(self, text: str) -> None:
-        for line in text.splitlines():
+        *lines, self._unfinished = (self._unfinished + text).split("\n")
+        for line in lines:
             self.tail = [*self.tail[-_TAIL + 1 :], line]
             self._output(line)
 

@@ -122,8 +122,11 @@ class Output:
             self.line(json.dumps(value, indent=2, ensure_ascii=False))
 
     def line(self, text: str) -> None:
-        """Plain text on stdout, exactly as given."""
-        sys.stdout.write(text + "\n")
+        """One line on stdout, exactly as given."""
+        self.write(text + "\n")
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(text)
         sys.stdout.flush()
 
     def done(self, text: str) -> None:

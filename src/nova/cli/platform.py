@@ -100,8 +100,8 @@ def build_logs(session: Session, build: BuildId) -> None:
     for event in session.client.events("build.logs", {"id": build}):
         if not session.out.for_people:
             session.out.line(json.dumps({"event": event.event, **event.data}, ensure_ascii=False))
-        elif text := event.data.get("text"):
-            session.out.line(text.removesuffix("\n"))
+        elif event.event == "log":
+            session.out.write(event.data["text"])
 
 
 @command

@@ -91,7 +91,7 @@ def demo(loaded: Loaded, demo_input: Path | None) -> int:
 
     async def show(nova: "Nova", talk: Talk) -> int:
         talk.step(f"ready at {nova.url}")
-        code = await _demo_or_signal(nova, demo_input)
+        code = await _demo_or_signal(nova, demo_input, ends=True)
         return 130 if code is None else code
 
     with tempfile.TemporaryDirectory(prefix="nova-demo-") as folder:
@@ -151,7 +151,7 @@ def _run(loaded: Loaded, address: Address, work: Callable[["Nova", Talk], Awaita
         return runner.run(life())
 
 
-async def _demo_or_signal(nova: "Nova", demo_input: Path | None) -> int | None:
+async def _demo_or_signal(nova: "Nova", demo_input: Path | None, *, ends: bool = False) -> int | None:
     """The demo's exit code; None when a signal came first.
 
     It runs in a process of its own: it is a client like any other, and it can be ended at any moment.
@@ -159,6 +159,8 @@ async def _demo_or_signal(nova: "Nova", demo_input: Path | None) -> int | None:
     argv = [sys.executable, "-m", "nova.cli.demo", nova.url]
     if demo_input is not None:
         argv += ["--input", str(demo_input)]
+    if ends:
+        argv.append("--ends")
     process = await asyncio.create_subprocess_exec(*argv, env=dict(os.environ))
     finished = asyncio.create_task(process.wait())
     signalled = asyncio.create_task(nova.wait())
