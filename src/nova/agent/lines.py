@@ -62,6 +62,10 @@ class PrintBuffer:
             self._kept.append(piece)
             self._size += len(piece)
 
+    def miss(self, size: int) -> None:
+        """``size`` bytes were printed that nobody has."""
+        self._total += size
+
     def take(self) -> str:
         """The text so far; the buffer is empty afterwards. Bytes that are not UTF-8 become U+FFFD."""
         if not self._total:

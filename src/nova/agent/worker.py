@@ -39,11 +39,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A print of one call of a multiplexing worker."""
+    """A print of one call of a multiplexing worker. ``dropped`` bytes more were printed and not sent."""
 
     request_id: str | None
     stream: str
     text: str
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,13 @@ def _parse_rare(line: bytes) -> Event:
     if isinstance(log := message.get("log"), dict):
         owner = log.get("request_id")
         stream = "stderr" if log.get("stream") == "stderr" else "stdout"
-        return Log(owner if isinstance(owner, str) else None, stream, str(log.get("text", "")))
+        dropped = log.get("dropped")
+        return Log(
+            owner if isinstance(owner, str) else None,
+            stream,
+            str(log.get("text", "")),
+            dropped if isinstance(dropped, int) and dropped > 0 else 0,
+        )
     if isinstance(ready := message.get("ready"), dict):
         concurrency = ready.get("concurrency")
         if not isinstance(concurrency, int) or concurrency < 1:

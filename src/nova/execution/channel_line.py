@@ -259,6 +259,7 @@ class WorkerLine:
         buffer = None if call is None else call.stderr if event.stream == "stderr" else call.stdout
         if buffer is not None:
             buffer.add(event.text.encode("utf-8", "backslashreplace"))
+            buffer.miss(event.dropped)
         else:
             self._outside(len(event.text))
 

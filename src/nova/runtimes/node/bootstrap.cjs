@@ -10,6 +10,7 @@ const { pathToFileURL } = require("node:url");
 
 const OUTPUT_LIMIT = 6 * 1024 * 1024;
 const STACK_LINES = 64;
+const PRINT_LIMIT = 512 * 1024;
 const REGION = "local";
 const HALF_PAIR = /(?:^|[^\\])(?:\\\\)*\\ud[89a-f]/;
 const ESM_SYNTAX = /^\s*(?:import\s*[\w{*"']|export\s)/m;
@@ -60,7 +61,9 @@ class Context {
 
   /** An AbortSignal that fires when the caller has gone or the time is up. */
   get signal() {
-    return inFlight.get(this.requestId)?.abort.signal ?? new AbortController().signal;
+    const call = inFlight.get(this.requestId) ?? {};
+    call.aborter ??= new AbortController();
+    return call.aborter.signal;
   }
 
   /** Milliseconds until the call is ended; never negative. */
@@ -257,17 +260,25 @@ function initContext({ env }) {
   });
 }
 
-/** Prints of a call travel with its id; what is printed outside any call goes to the pipe. */
+/**
+ * Prints of a call travel with its id; what is printed outside any call goes to the pipe. Beyond PRINT_LIMIT only the
+ * size travels: the host would cut the text anyway, and here it would wait in memory.
+ */
 function tagPrints(name) {
   const stream = process[name];
   const write = stream.write.bind(stream);
   stream.write = (data, encoding, done) => {
-    const id = currentCall.getStore();
-    if (id === undefined) {
+    const call = inFlight.get(currentCall.getStore());
+    if (call === undefined) {
       return write(data, encoding, done);
     }
     const text = typeof data === "string" ? data : Buffer.from(data).toString();
-    send(`${JSON.stringify({ log: { request_id: id, stream: name, text } })}\n`);
+    if (call.printed[name] > PRINT_LIMIT) {
+      call.dropped[name] += Buffer.byteLength(text);
+    } else {
+      call.printed[name] += text.length;
+      sendLog(currentCall.getStore(), name, text, 0);
+    }
     const callback = typeof encoding === "function" ? encoding : done;
     if (callback) {
       process.nextTick(callback);
@@ -276,11 +287,23 @@ function tagPrints(name) {
   };
 }
 
+function sendLog(id, stream, text, dropped) {
+  send(`${JSON.stringify({ log: { request_id: id, stream, text, dropped } })}\n`);
+}
+
+function sendDropped(id, { dropped }) {
+  for (const [stream, bytes] of Object.entries(dropped)) {
+    if (bytes > 0) {
+      sendLog(id, stream, "", bytes);
+    }
+  }
+}
+
 // -- calls ----------------------------------------------------------------------------------------------------------
 
 function begin({ input: event, context: call }) {
   const id = call.request_id;
-  inFlight.set(id, { abort: new AbortController() });
+  inFlight.set(id, { aborter: null, printed: { stdout: 0, stderr: 0 }, dropped: { stdout: 0, stderr: 0 } });
   if (multiplex) {
     currentCall.run(id, serve, id, event, new Context(call));
     return;
@@ -293,7 +316,10 @@ function begin({ input: event, context: call }) {
 
 function serve(id, event, context) {
   const settle = (error, value) => {
-    if (inFlight.delete(id)) {
+    const call = inFlight.get(id);
+    if (call !== undefined) {
+      sendDropped(id, call);
+      inFlight.delete(id);
       error === null ? sendValue(id, value) : sendException(id, error);
     }
   };
@@ -334,7 +360,7 @@ function take(line) {
   if (message.context) {
     begin(message);
   } else if (message.cancel) {
-    inFlight.get(message.cancel)?.abort.abort();
+    inFlight.get(message.cancel)?.aborter?.abort();
   } else if (message.init) {
     load(message.init).then(
       () => send(JSON.stringify({ ready: { concurrency: multiplex ? message.init.concurrency : 1, multiplex } }) + "\n"),
@@ -345,6 +371,11 @@ function take(line) {
       },
     );
   }
+}
+
+// Prints go out before the answer, and a handler that prints faster than the host reads waits instead of filling memory.
+for (const stream of [process.stdout, process.stderr]) {
+  stream._handle?.setBlocking?.(true);
 }
 
 let pieces = [];
