@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -47,6 +48,14 @@ _PRIVATE = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10"
 _NEVER = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4"
 
 
+_OURS = re.compile(rf"(?:nova_|{INTERFACE})([0-9a-f]{{8}})(?:-[0-9a-f]+)?")
+
+
+def _tag(block: IPv4Network) -> str:
+    """What the names of a block's table and interfaces contain."""
+    return block.network_address.packed.hex()
+
+
 @dataclass(slots=True)
 class Slot:
     """A prepared way out. ``namespace`` is the descriptor of its network namespace."""
@@ -73,13 +82,13 @@ class Network:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nova-network")
         self._free: list[Slot] = []
         self._unused: list[int] = []
-        self._block = 0
+        self._block = self._subnet
         self._lock_fd = -1
         self._host_namespace = -1
 
     @property
     def table(self) -> str:
-        return f"nova_{self._block:x}"
+        return f"nova_{_tag(self._block)}"
 
     async def start(self) -> None:
         """Lease a block and install its rules. Raises OSError or NovaError ``capacity`` when that is not possible."""
@@ -97,7 +106,7 @@ class Network:
         if self._free:
             return self._free.pop()
         if not self._unused:
-            raise NovaError("capacity", f"all {self._count()} network addresses of this node are in use")
+            raise NovaError("capacity", f"all network addresses of this node ({self._block}) are in use")
         number = self._unused.pop()
         try:
             return await self._run(lambda: self._make(number))
@@ -128,33 +137,28 @@ class Network:
 
     # -- in the thread -------------------------------------------------------------------------------------------
 
-    def _count(self) -> int:
-        return 1 << (SLOT_PREFIX - BLOCK_PREFIX)
-
     def _start(self) -> None:
         self._host_namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._locks.mkdir(mode=0o755, parents=True, exist_ok=True)
-        blocks = 1 << max(0, BLOCK_PREFIX - self._subnet.prefixlen)
-        tables = self._tables()
-        for block in range(blocks):
-            descriptor = self._try_lock(block)
-            if descriptor is None:
-                continue
-            # A block that nobody holds may still have the rules and interfaces of a daemon that was killed.
-            self._forget(block, tables)
-            if self._lock_fd < 0:
-                self._lock_fd, self._block = descriptor, block
-            else:
-                os.close(descriptor)
-        if self._lock_fd < 0:
-            raise NovaError("capacity", f"all {blocks} address blocks of {self._subnet} are in use on this host")
-        self._unused = list(range(self._count()))
+        self._lease_block()
+        self._clean_up_after_the_dead()
+        self._unused = list(range(self._block.num_addresses >> (32 - SLOT_PREFIX)))
         self._unused.reverse()
+        log.debug("network block leased", block=str(self._block))
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        self._apply(base_rules(self.table, self._addresses()))
+        self._apply(base_rules(self.table, self._block))
 
-    def _try_lock(self, block: int) -> int | None:
-        descriptor = os.open(self._locks / f"block-{block}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _lease_block(self) -> None:
+        blocks = self._subnet.subnets(new_prefix=max(BLOCK_PREFIX, self._subnet.prefixlen))
+        for block in blocks:
+            descriptor = self._try_lock(_tag(block))
+            if descriptor is not None:
+                self._block, self._lock_fd = block, descriptor
+                return
+        raise NovaError("capacity", f"every block of addresses in {self._subnet} is in use on this host")
+
+    def _try_lock(self, tag: str) -> int | None:
+        descriptor = os.open(self._locks / tag, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -162,38 +166,44 @@ class Network:
             return None
         return descriptor
 
+    def _clean_up_after_the_dead(self) -> None:
+        """Rules and interfaces of blocks that nobody holds, or that were left in the one just leased, go."""
+        tables = self._tables()
+        with Netlink() as netlink:
+            names = netlink.names()
+        tags = {match[1] for name in [*tables, *names] if (match := _OURS.fullmatch(name))}
+        for tag in tags:
+            if tag == _tag(self._block):
+                self._forget(tag, tables)
+            elif (descriptor := self._try_lock(tag)) is not None:
+                self._forget(tag, tables)
+                os.close(descriptor)
+
     def _tables(self) -> list[str]:
         done = subprocess.run([self._nft, "list", "tables"], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise OSError(f"nft: {done.stderr.strip() or done.returncode}")
         return done.stdout.split()
 
-    def _forget(self, block: int, tables: list[str]) -> None:
+    def _forget(self, tag: str, tables: list[str]) -> None:
         with Netlink() as netlink:
             for name in netlink.names():
-                if name.startswith(f"{INTERFACE}{block:x}-"):
+                if name.startswith(f"{INTERFACE}{tag}-"):
                     netlink.delete(name)
-        table = f"nova_{block:x}"
-        if table in tables:
-            self._apply(f"delete table inet {table}\n")
+        if f"nova_{tag}" in tables:
+            self._apply(f"delete table inet nova_{tag}\n")
 
     def _close(self) -> None:
         while self._free:
             self._drop(self._free.pop())
-        self._forget(self._block, [self.table])
+        self._forget(_tag(self._block), [self.table])
         os.close(self._host_namespace)
         os.close(self._lock_fd)
 
-    def _addresses(self) -> IPv4Network:
-        if self._subnet.prefixlen >= BLOCK_PREFIX:
-            return self._subnet
-        base = int(self._subnet.network_address) + (self._block << (32 - BLOCK_PREFIX))
-        return IPv4Network((base, BLOCK_PREFIX))
-
     def _make(self, number: int) -> Slot:
-        base = self._addresses().network_address + number * (1 << (32 - SLOT_PREFIX))
+        base = self._block.network_address + number * (1 << (32 - SLOT_PREFIX))
         gateway, address = base + 1, base + 2
-        name = f"{INTERFACE}{self._block:x}-{number:x}"
+        name = f"{INTERFACE}{_tag(self._block)}-{number:x}"
         namespace = self._new_namespace()
         try:
             with Netlink() as netlink:
