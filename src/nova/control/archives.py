@@ -50,7 +50,10 @@ def unpack(file: BinaryIO, limits: TreeLimits) -> Tree:
         if head.startswith(_GZIP_MAGIC):
             with gzip.open(file, "rb") as plain:
                 bounded = _Bounded(plain, limits)
-                return _tree(_from_tar(bounded, limits), limits)
+                tree = _tree(_from_tar(bounded, limits), limits)
+                while bounded.read(_READ):  # the checksum is at the end
+                    pass
+                return tree
         if head[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
             return _tree(_from_tar(file, limits), limits)
     except _DAMAGED as exc:
