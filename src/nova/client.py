@@ -253,7 +253,7 @@ class Client:
         if qualifier is not None:
             headers["X-Nova-Qualifier"] = qualifier
         if timeout_s is not None:
-            headers["X-Nova-Timeout-S"] = f"{timeout_s:g}"
+            headers["X-Nova-Timeout-S"] = f"{timeout_s:.3f}".rstrip("0").rstrip(".")
         if sticky_key is not None:
             headers["X-Nova-Sticky-Key"] = sticky_key
         if tail:
