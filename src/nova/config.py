@@ -135,6 +135,7 @@ class RateLimitSettings(Section):
             "standard": Tier(requests_per_second=100, burst_size=200),
             "premium": Tier(requests_per_second=1000, burst_size=2000),
         },
+        min_length=1,
         json_schema_extra=HOT,
     )
 

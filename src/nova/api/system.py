@@ -1,9 +1,9 @@
 """The platform itself: health, metrics, pool figures, configuration, its own API description."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, RootModel
 
 from nova.api.table import Kind, Model, Plane, Route
 
@@ -129,6 +129,32 @@ class Stats(InstanceCounts):
     pools: list[PoolStats]
 
 
+class Setting(Model):
+    """One setting. A secret that is set shows as ``***``. ``hot``: may be changed while the platform runs."""
+
+    value: Any
+    default: Any
+    source: Literal["flag", "env", "db", "file", "default"]
+    hot: bool
+    secret: bool
+
+
+class SettingsView(RootModel[dict[str, Setting]]):
+    """Every setting by its dotted key."""
+
+
+class SettingsChange(RootModel[dict[str, Any]]):
+    """New values by dotted key; all are taken or none."""
+
+
+class SettingsSchema(Model):
+    """A JSON Schema: ``properties`` has one schema for each dotted key."""
+
+    type: Literal["object"]
+    properties: dict[str, Any]
+    defs: dict[str, Any] = Field(serialization_alias="$defs")
+
+
 def _probe(op: str, path: str, summary: str) -> Route:
     return Route(
         op=op,
@@ -215,4 +241,89 @@ METRICS_ROUTES = (
     ),
 )
 
-ROUTES = (*HEALTH_ROUTES, *METRICS_ROUTES)
+CONFIG_ROUTES = (
+    Route(
+        op="config.get",
+        method="GET",
+        path="/config",
+        summary="Every setting with its value and where that came from",
+        plane=Plane.CONTROL,
+        permission="config:read",
+        answer=SettingsView,
+        resource=None,
+        platform=True,
+        scoped=False,
+        tag="config",
+    ),
+    Route(
+        op="config.set",
+        method="POST",
+        path="/config",
+        summary="Change hot settings; every process follows within a second",
+        plane=Plane.CONTROL,
+        permission="config:write",
+        audit="config.update",
+        body=SettingsChange,
+        answer=SettingsView,
+        resource=None,
+        platform=True,
+        scoped=False,
+        tag="config",
+    ),
+    Route(
+        op="config.schema",
+        method="GET",
+        path="/config/schema",
+        summary="Types, limits and meaning of the settings",
+        plane=Plane.CONTROL,
+        permission="config:read",
+        answer=SettingsSchema,
+        resource=None,
+        platform=True,
+        scoped=False,
+        tag="config",
+    ),
+    Route(
+        op="config.unset",
+        method="DELETE",
+        path="/config/{key}",
+        summary="Forget a changed setting: back to the file or the default",
+        plane=Plane.CONTROL,
+        permission="config:write",
+        audit="config.delete",
+        status=204,
+        resource=None,
+        platform=True,
+        scoped=False,
+        tag="config",
+    ),
+)
+
+DESCRIPTION_ROUTES = (
+    Route(
+        op="openapi.get",
+        method="GET",
+        path="/openapi.json",
+        summary="This API as OpenAPI 3.1",
+        plane=Plane.CONTROL,
+        permission="docs:read",
+        kind=Kind.ASGI,
+        resource=None,
+        scoped=False,
+        tag="docs",
+    ),
+    Route(
+        op="docs.get",
+        method="GET",
+        path="/docs",
+        summary="A page to read and try this API in",
+        plane=Plane.CONTROL,
+        permission="docs:read",
+        kind=Kind.ASGI,
+        resource=None,
+        scoped=False,
+        tag="docs",
+    ),
+)
+
+ROUTES = (*HEALTH_ROUTES, *METRICS_ROUTES, *CONFIG_ROUTES, *DESCRIPTION_ROUTES)

@@ -2,13 +2,17 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TypeVar
 
 import msgspec
 
 from nova.errors import NovaError
 
 Value = str | int
+R = TypeVar("R")
 _encoder = msgspec.json.Encoder()
 
 
@@ -31,6 +35,27 @@ def decode(cursor: str | None, *kinds: type[Value]) -> tuple[Value, ...] | None:
     if any(isinstance(v, str) and "\x00" in v for v in values):
         raise _bad()
     return tuple(values)
+
+
+def start(cursor: str | None, *, uuid_key: bool = False) -> tuple[datetime, str] | None:
+    """Where a newest-first list goes on: (created_at, key) of the last row shown; None for the first page."""
+    values = decode(cursor, str, str)
+    if values is None:
+        return None
+    try:
+        if uuid_key:
+            uuid.UUID(str(values[1]))
+        return datetime.fromisoformat(str(values[0])), str(values[1])
+    except ValueError:
+        raise _bad() from None
+
+
+def cut(rows: Sequence[R], limit: int, position: Callable[[R], tuple[datetime, str]]) -> tuple[Sequence[R], str | None]:
+    """The rows of one page and the cursor of the next, from up to ``limit`` + 1 rows of a newest-first list."""
+    if len(rows) <= limit:
+        return rows, None
+    created_at, key = position(rows[limit - 1])
+    return rows[:limit], encode([created_at.isoformat(), key])
 
 
 def _bad() -> NovaError:

@@ -86,7 +86,7 @@ class KeyStore:
         """Every key of every tenant: what a process keeps in memory."""
         return [_record(row) for row in await self._db.fetch(_sql.all_keys)]
 
-    async def page(self, tenant: str, *, after: tuple[str, str] | None, limit: int) -> list[KeyRecord]:
+    async def page(self, tenant: str, *, after: tuple[datetime, str] | None, limit: int) -> list[KeyRecord]:
         """A tenant's keys, newest first, after (created_at, id)."""
         at, key_id = after or (None, None)
         rows = await self._db.fetch(_sql.list_keys, tenant=tenant, after_at=at, after_id=key_id, limit=limit)

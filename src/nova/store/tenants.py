@@ -1,6 +1,6 @@
 """Tenants and their namespaces. Every change notifies :attr:`Channel.TENANTS` in its transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -56,10 +56,12 @@ class TenantStore:
         row = await self._db.one(_sql.get_tenant, id=tenant)
         return _tenant(row) if row else None
 
-    async def page(self, *, after: tuple[str, str] | None, limit: int) -> list[TenantRecord]:
-        """Tenants, newest first, after (created_at, id)."""
+    async def page(
+        self, only: Sequence[str] | None, *, after: tuple[datetime, str] | None, limit: int
+    ) -> list[TenantRecord]:
+        """Tenants (``only`` these, None: all), newest first, after (created_at, id)."""
         at, tenant = after or (None, None)
-        rows = await self._db.fetch(_sql.list_tenants, after_at=at, after_id=tenant, limit=limit)
+        rows = await self._db.fetch(_sql.list_tenants, only=only, after_at=at, after_id=tenant, limit=limit)
         return [_tenant(row) for row in rows]
 
     async def lock(self, conn: Connection, tenant: str) -> TenantRecord | None:
@@ -98,10 +100,14 @@ class TenantStore:
         row = await self._db.one(_sql.get_namespace, tenant=tenant, name=name)
         return _namespace(row) if row else None
 
-    async def namespaces(self, tenant: str, *, after: tuple[str, str] | None, limit: int) -> list[NamespaceRecord]:
-        """A tenant's namespaces, newest first, after (created_at, name)."""
+    async def namespaces(
+        self, tenant: str, only: Sequence[str] | None, *, after: tuple[datetime, str] | None, limit: int
+    ) -> list[NamespaceRecord]:
+        """A tenant's namespaces (``only`` these, None: all), newest first, after (created_at, name)."""
         at, name = after or (None, None)
-        rows = await self._db.fetch(_sql.list_namespaces, tenant=tenant, after_at=at, after_name=name, limit=limit)
+        rows = await self._db.fetch(
+            _sql.list_namespaces, tenant=tenant, only=only, after_at=at, after_name=name, limit=limit
+        )
         return [_namespace(row) for row in rows]
 
     async def lock_namespace(self, conn: Connection, tenant: str, name: str) -> NamespaceRecord | None:

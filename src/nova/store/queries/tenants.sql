@@ -11,7 +11,8 @@ SELECT * FROM tenants WHERE id = %(id)s FOR UPDATE;
 
 -- name: list_tenants
 SELECT * FROM tenants
-WHERE %(after_at)s::timestamptz IS NULL OR (created_at, id) < (%(after_at)s::timestamptz, %(after_id)s::text)
+WHERE (%(only)s::text[] IS NULL OR id = ANY (%(only)s::text[]))
+  AND (%(after_at)s::timestamptz IS NULL OR (created_at, id) < (%(after_at)s::timestamptz, %(after_id)s::text))
 ORDER BY created_at DESC, id DESC
 LIMIT %(limit)s;
 
@@ -51,7 +52,7 @@ SELECT * FROM namespaces WHERE tenant_id = %(tenant)s AND name = %(name)s FOR UP
 
 -- name: list_namespaces
 SELECT * FROM namespaces
-WHERE tenant_id = %(tenant)s
+WHERE tenant_id = %(tenant)s AND (%(only)s::text[] IS NULL OR name = ANY (%(only)s::text[]))
   AND (%(after_at)s::timestamptz IS NULL OR (created_at, name) < (%(after_at)s::timestamptz, %(after_name)s::text))
 ORDER BY created_at DESC, name DESC
 LIMIT %(limit)s;
