@@ -68,7 +68,7 @@ class BoxLimits:
 
 
 class BuildBox:
-    """``code`` is what becomes the artifact (``/code`` inside); ``/work`` is scratch, ``/cache`` the download cache.
+    """``code`` is what becomes the artifact (``/code`` inside); ``/scratch`` is scratch, ``/cache`` the download cache.
 
     The user that a build runs as differs from build to build, so what it must write is open to all users; the folder
     around it is not.
@@ -87,7 +87,7 @@ class BuildBox:
     ) -> None:
         self.code = folder / "code"
         self._folder = folder
-        self._work = folder / "work"
+        self._scratch = folder / "scratch"
         self._cache = cache
         self._runner = runner
         self._log = log
@@ -95,7 +95,7 @@ class BuildBox:
         self._forwarder = forwarder
         self._clock = clock
         self._ends = clock.monotonic() + limits.timeout_s
-        for path in (self.code, self._work, self._work / "home", self._work / "tmp"):
+        for path in (self.code, self._scratch, self._scratch / "home", self._scratch / "tmp"):
             path.mkdir()
             path.chmod(0o777)
 
@@ -104,7 +104,7 @@ class BuildBox:
         self._log.say(step.title)
         async with self._door(step.access) as door:
             env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "NO_COLOR": "1"}
-            env |= {"HOME": "/work/home", "TMPDIR": "/work/tmp", **(step.access.env if step.access else {}), **step.env}
+            env |= {"HOME": "/scratch/home", "TMPDIR": "/scratch/tmp", **(step.access.env if step.access else {}), **step.env}
             command = CommandSpec(
                 argv=(*door.prefix, *step.argv),
                 env=env,
@@ -120,7 +120,7 @@ class BuildBox:
 
     def _own_binds(self) -> Iterator[Bind]:
         yield Bind(self.code, "/code", read_only=False)
-        yield Bind(self._work, "/work", read_only=False)
+        yield Bind(self._scratch, "/scratch", read_only=False)
         yield Bind(self._cache, "/cache", read_only=False)
 
     @asynccontextmanager
