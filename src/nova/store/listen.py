@@ -12,7 +12,7 @@ from enum import StrEnum
 import psycopg
 import structlog
 from psycopg import sql
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from nova.service import Background
 
@@ -79,7 +79,7 @@ class Listener:
             self._lost_once = True
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type((psycopg.Error, OSError)),
-                wait=wait_exponential_jitter(initial=0.05, max=2, jitter=0.05),
+                wait=wait_exponential(multiplier=0.05, max=2) + wait_random(0, 0.05),
                 before_sleep=_say,
             ):
                 with attempt:
