@@ -17,6 +17,8 @@ from nova.client import DEFAULT_SERVER, Client
 
 P = ParamSpec("P")
 _PANEL = "Global options"
+_PREFIX = "global_"
+"""Of the parameters' names, so that a command may have one called ``tenant`` too."""
 
 
 class CliError(Exception):
@@ -71,7 +73,7 @@ def global_parameters(*, hidden: bool) -> list[inspect.Parameter]:
     """The global options as parameters of a Typer function."""
     return [
         inspect.Parameter(
-            name,
+            _PREFIX + name,
             inspect.Parameter.KEYWORD_ONLY,
             default=False if kind is bool else None,
             annotation=Annotated[kind, typer.Option(*flags.split(), hidden=hidden, rich_help_panel=_PANEL, **more)],
@@ -158,7 +160,7 @@ def _read_profile(file: Path, content: dict[str, Any], name: str | None) -> Opti
         if key not in _PROFILE_KEYS or not isinstance(value, str):
             raise CliError(f"{file}: profiles.{name}.{key} is not one of: {', '.join(_PROFILE_KEYS)} (text)", 2)
     if "output" in values:
-        if values["output"] not in Format:
+        if values["output"] not in list(Format):
             raise CliError(f"{file}: profiles.{name}.output is not one of: {', '.join(Format)}", 2)
         values["output"] = Format(values["output"])
     return Options(**values)
@@ -177,7 +179,7 @@ def command(function: Callable[Concatenate[Session, P], None]) -> Callable[..., 
 
     @functools.wraps(function)
     def run(*, ctx: typer.Context, **given: Any) -> None:
-        after = Options(**{p.name: given.pop(p.name) for p in shared})
+        after = _options({p.name: given.pop(p.name) for p in shared})
         before = ctx.find_root().obj
         session = Session(after.over(before) if isinstance(before, Options) else after)
         try:
@@ -192,7 +194,11 @@ def command(function: Callable[Concatenate[Session, P], None]) -> Callable[..., 
 
 
 def root(ctx: typer.Context, **given: Any) -> None:
-    ctx.obj = Options(**given)
+    ctx.obj = _options(given)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    return Options(**{name.removeprefix(_PREFIX): value for name, value in given.items()})
 
 
 _parameters = [
