@@ -6,7 +6,7 @@ guards are the same as everywhere (:class:`~nova.security.guards.Door`).
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -47,7 +47,8 @@ _JSON = b"content-type: application/json\r\n"
 class Front:
     """``management`` gets every request that is not a call.
 
-    Operations of the route table that are answered here: :attr:`OPS`.
+    Operations of the route table that are answered here: :attr:`OPS`. ``overhead`` hears how many microseconds each call spent
+    in the stages ``guard`` and ``gateway``.
     """
 
     OPS = (INVOKE,)
@@ -61,6 +62,7 @@ class Front:
         *,
         limits: LimitSettings,
         clock: Clock = SYSTEM_CLOCK,
+        overhead: Callable[[str, float], None] | None = None,
     ) -> None:
         self._invoker = invoker
         self._door = door
@@ -69,6 +71,7 @@ class Front:
         self._limits = limits
         self._clock = clock
         self._now = clock.monotonic
+        self._overhead = overhead
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -114,6 +117,7 @@ class Front:
         name = decode_segment(raw_name)
         tenant, namespace = headers.get(b"x-nova-tenant"), headers.get(b"x-nova-namespace")
         caller, place, extra = await self._enter(scope, headers, INVOKE, name, _text(tenant), _text(namespace))
+        admitted = self._now()
         calling.refuse_unavailable(headers)
         query = scope["query_string"]
         qualifier = parse_query(InvokeQuery, query).qualifier if query else None
@@ -122,10 +126,15 @@ class Front:
         call = CallRequest(scope[REQUEST_ID], place, name, payload, caller.identity, received, qualifier)
         call.source_address = caller.address
         calling.apply_headers(call, headers)
+        handed = self._now()
         result = await self._run(scope, call)
+        back = self._now()
         tail = headers.get(b"x-nova-log-type") == b"Tail"
         lines = _JSON + self._lines(call, headers, result) + extra
         await _reply(scope, send, 200, lines, calling.invoke_response(result, tail=tail))
+        if self._overhead is not None:
+            self._overhead("guard", (admitted - received) * 1e6)
+            self._overhead("gateway", (handed - admitted + self._now() - back) * 1e6)
 
     async def _url(self, scope: Scope, receive: Receive, send: Send, match: re.Match[bytes]) -> None:
         """``ANY [/t/{tenant}/{namespace}]/fn/{name}[@{qualifier}][/path]``."""

@@ -6,7 +6,7 @@ called (its existence, limits, queue) is asked behind the door.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, Protocol
 from urllib.parse import urlsplit
 
 from nova.clock import Clock
@@ -23,12 +23,36 @@ Headers = Mapping[bytes, bytes]
 _CACHE = 4096
 
 
+class DoorEvents(Protocol):
+    """Who wants to know what the door refuses (metrics). Must not block or raise."""
+
+    def auth_failed(self, reason: str) -> None: ...
+
+    def rate_limited(self, tenant: str) -> None: ...
+
+
+class NoEvents:
+    def auth_failed(self, reason: str) -> None:
+        pass
+
+    def rate_limited(self, tenant: str) -> None:
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who knocks, and from which address (the client's own, behind trusted proxies)."""
 
     identity: Identity
     address: str | None
+
+
+class DoorEvents(Protocol):
+    """Who counts refusals."""
+
+    def auth_failed(self, reason: str) -> None: ...
+
+    def rate_limited(self, tenant: str) -> None: ...
 
 
 class Door:
@@ -42,7 +66,10 @@ class Door:
         directory: Directory,
         limiter: RateLimiter,
         clock: Clock,
+        *,
+        events: DoorEvents | None = None,
     ) -> None:
+        self._events = events or NoEvents()
         self._mode: Literal["auto", "true", "false"] = auth.enabled
         self._keys = keys
         self._directory = directory
@@ -62,17 +89,22 @@ class Door:
         if self.draining:
             raise NovaError("draining", "the server is shutting down", retry_after_s=2)
         address = self.client_address(headers, peer)
-        self._failures.check(address or "")
         try:
+            self._failures.check(address or "")
             key = credential(headers, lenient=lenient)
             if key is not None:
                 return Caller(self._keys.prove(key, address), address)
         except NovaError as exc:
+            self._events.auth_failed(exc.code)
             if exc.code == "unauthenticated":
                 self._failures.failed(address or "")
+            if self._events is not None:
+                self._events.auth_failed(exc.code)
             raise
         if self._mode != "true" and self._needs_no_proof(headers, peer):
             return Caller(OPERATOR, address)
+        if self._events is not None:
+            self._events.auth_failed("missing")
         raise NovaError("unauthenticated", "send an API key in X-API-Key or Authorization: ApiKey")
 
     def identify_if_possible(self, headers: Headers, peer: str | None) -> Caller:
@@ -105,7 +137,16 @@ class Door:
             return None
         identity = caller.identity
         tenant = scope.tenant if identity.platform or not identity.tenants else next(iter(identity.tenants))
-        return self._limiter.charge(f"{tenant}/{identity.subject}", identity.tier or self._directory.tier(tenant))
+        try:
+            try:
+            return self._limiter.charge(f"{tenant}/{identity.subject}", identity.tier or self._directory.tier(tenant))
+        except NovaError:
+            if self._events is not None:
+                self._events.rate_limited(tenant)
+            raise
+        except NovaError:
+            self._events.rate_limited(tenant)
+            raise
 
     def client_address(self, headers: Headers, peer: str | None) -> str | None:
         """The socket's peer; or, when that is a trusted proxy, the last address before the trusted ones."""
