@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 from nova.api.table import Route, routes
 from nova.errors import FieldError
@@ -335,7 +335,7 @@ def _segment(value: str) -> str:
 
 
 def _check_names(op: str, what: str, given: Mapping[str, Any] | None, model: type[BaseModel] | None) -> None:
-    if not given:
+    if not given or (model is not None and issubclass(model, RootModel)):  # a map: its names are the server's to know
         return
     known = set(model.model_fields) if model is not None else set()
     for name in given:

@@ -9,7 +9,7 @@ import typer
 from nova import __version__
 from nova.cli import lists
 from nova.cli.functions import Name
-from nova.cli.output import Column, status, when
+from nova.cli.output import Column, Format, status, when
 from nova.cli.session import CliError, Session, command
 from nova.client import Json
 
@@ -43,7 +43,7 @@ SETTING_COLUMNS = (
     Column("value", lambda s: json.dumps(s["value"])),
     Column("source", "source"),
     Column("default", lambda s: json.dumps(s["default"])),
-    Column("description", lambda s: s.get("description"), wide=True),
+    Column("changes live", "hot", wide=True),
 )
 
 POOL_COLUMNS = (
@@ -125,19 +125,27 @@ def rebuild(session: Session, name: Name) -> None:
 
 
 @command
-def list_settings(session: Session) -> None:
-    """The server's settings that can be seen here, with where each comes from."""
-    session.out.items(session.client.call("config.list"), SETTING_COLUMNS, name="key")
+def list_settings(
+    session: Session,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what is not the default.")] = False,
+) -> None:
+    """The server's settings, with where each comes from."""
+    found = session.client.call("config.get")
+    shown = {key: setting for key, setting in found.items() if not changed or setting["source"] != "default"}
+    if session.out.for_people or session.out.format is Format.NAME:
+        rows = [{"key": key, **setting} for key, setting in shown.items()]
+        session.out.items({"items": rows}, SETTING_COLUMNS, name="key")
+    else:
+        session.out.data(shown)
 
 
 @command
 def get_setting(session: Session, key: Key) -> None:
     """One setting."""
-    page = session.client.call("config.list")
-    found = next((item for item in page["items"] if item["key"] == key), None)
+    found = session.client.call("config.get").get(key)
     if found is None:
         raise CliError(f"{key}: no such setting", 3)
-    session.out.item(found, SETTING_COLUMNS, name="key")
+    session.out.item({"key": key, **found}, name="key")
 
 
 @command
