@@ -6,7 +6,7 @@ called (its existence, limits, queue) is asked behind the door.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, Protocol
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from nova.clock import Clock
@@ -45,14 +45,6 @@ class Caller:
 
     identity: Identity
     address: str | None
-
-
-class DoorEvents(Protocol):
-    """Who counts refusals."""
-
-    def auth_failed(self, reason: str) -> None: ...
-
-    def rate_limited(self, tenant: str) -> None: ...
 
 
 class Door:
@@ -98,13 +90,9 @@ class Door:
             self._events.auth_failed(exc.code)
             if exc.code == "unauthenticated":
                 self._failures.failed(address or "")
-            if self._events is not None:
-                self._events.auth_failed(exc.code)
             raise
         if self._mode != "true" and self._needs_no_proof(headers, peer):
             return Caller(OPERATOR, address)
-        if self._events is not None:
-            self._events.auth_failed("missing")
         raise NovaError("unauthenticated", "send an API key in X-API-Key or Authorization: ApiKey")
 
     def identify_if_possible(self, headers: Headers, peer: str | None) -> Caller:
@@ -138,12 +126,7 @@ class Door:
         identity = caller.identity
         tenant = scope.tenant if identity.platform or not identity.tenants else next(iter(identity.tenants))
         try:
-            try:
             return self._limiter.charge(f"{tenant}/{identity.subject}", identity.tier or self._directory.tier(tenant))
-        except NovaError:
-            if self._events is not None:
-                self._events.rate_limited(tenant)
-            raise
         except NovaError:
             self._events.rate_limited(tenant)
             raise
