@@ -1,7 +1,7 @@
 """Lifecycles. A plane is a list of services; the composition root starts them in order and closes them in reverse."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self, TypeVar
 
@@ -32,7 +32,12 @@ class ServiceGroup:
     async def __aexit__(self, *exc: Any) -> bool | None:
         return await self._stack.__aexit__(*exc)
 
+    def callback(self, close: Callable[[], object]) -> None:
+        """Call ``close`` when the group closes, in its turn."""
+        self._stack.callback(close)
+
     async def start(self, service: S) -> S:
+        """Start one more service. One that fails to start is closed with the others."""
         self._stack.push_async_callback(service.close)
         await service.start()
         return service

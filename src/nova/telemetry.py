@@ -29,6 +29,7 @@ def redact(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str
 def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: str = "nova") -> None:
     """Route structlog and the standard library's loggers to stderr in one format. Call once, at start."""
     shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.filter_by_level,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
@@ -44,10 +45,9 @@ def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: st
         final = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
         )
-    numeric = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
@@ -60,5 +60,10 @@ def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: st
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(numeric)
+    set_level(level)
     structlog.contextvars.bind_contextvars(plane=plane)
+
+
+def set_level(level: str) -> None:
+    """Log from this level on: debug, info, warning or error. Acts at once."""
+    logging.getLogger().setLevel(level.upper())

@@ -16,7 +16,11 @@ VCPU_PER_MB = 1 / 1769
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Hard limits of one instance. ``vcpus`` 0 means by memory (:data:`VCPU_PER_MB`)."""
+    """Hard limits of one instance.
+
+    ``vcpus`` given is a hard quota. 0 means by memory: a share of :data:`VCPU_PER_MB` that counts when instances compete,
+    under a ceiling of one whole vCPU (or of the share, when that is more), so that idle cores are never withheld.
+    """
 
     memory_mb: int = 128
     vcpus: float = 0
@@ -25,8 +29,14 @@ class Limits:
     open_files: int = 1024
 
     @property
-    def effective_vcpus(self) -> float:
+    def cpu_share(self) -> float:
+        """In vCPUs: what the instance gets at least, relative to others, when all want to run."""
         return self.vcpus or max(0.1, round(self.memory_mb * VCPU_PER_MB, 3))
+
+    @property
+    def cpu_ceiling(self) -> float:
+        """In vCPUs: what the instance never exceeds."""
+        return self.vcpus or max(1.0, self.cpu_share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,11 @@ class LogBatcher:
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def in_outage(self) -> bool:
+        """True while records go to the spill file because the database does not take them."""
+        return self._outage
+
     async def start(self) -> None:
         if unusable := await asyncio.to_thread(self._spill.open):
             self._lose(unusable, "they were spilled by another version")

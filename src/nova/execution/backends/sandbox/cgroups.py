@@ -32,7 +32,7 @@ class Group(Protocol):
         """Descriptors to which a process writes ``0`` to move itself into the group; the caller closes them."""
         ...
 
-    def limit(self, memory_bytes: int, vcpus: float, pids: int) -> None: ...
+    def limit(self, memory_bytes: int, vcpus: float, cpu_share: float, pids: int) -> None: ...
 
     def oom_kills(self) -> int: ...
 
@@ -132,7 +132,7 @@ class GroupV1:
         flags = os.O_WRONLY | os.O_CLOEXEC
         return [os.open(folder / "cgroup.procs", flags) for folder in self._distinct()]
 
-    def limit(self, memory_bytes: int, vcpus: float, pids: int) -> None:
+    def limit(self, memory_bytes: int, vcpus: float, cpu_share: float, pids: int) -> None:
         _write(self._memory / "memory.limit_in_bytes", str(memory_bytes))
         with_swap = self._memory / "memory.memsw.limit_in_bytes"
         if with_swap.exists():
@@ -140,6 +140,7 @@ class GroupV1:
         else:
             _write(self._memory / "memory.swappiness", "0")
         _write(self._folders["cpu"] / "cpu.cfs_quota_us", str(max(1000, int(vcpus * CPU_PERIOD_US))))
+        _write(self._folders["cpu"] / "cpu.shares", str(max(2, int(cpu_share * 1024))))
         _write(self._folders["pids"] / "pids.max", str(pids))
 
     def oom_kills(self) -> int:
@@ -198,11 +199,12 @@ class GroupV2:
     def join_files(self) -> list[int]:
         return [os.open(self._folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
 
-    def limit(self, memory_bytes: int, vcpus: float, pids: int) -> None:
+    def limit(self, memory_bytes: int, vcpus: float, cpu_share: float, pids: int) -> None:
         _write(self._folder / "memory.max", str(memory_bytes))
         if (self._folder / "memory.swap.max").exists():
             _write(self._folder / "memory.swap.max", "0")
         _write(self._folder / "cpu.max", f"{max(1000, int(vcpus * CPU_PERIOD_US))} {CPU_PERIOD_US}")
+        _write(self._folder / "cpu.weight", str(min(10_000, max(1, int(cpu_share * 100)))))
         _write(self._folder / "pids.max", str(pids))
 
     def oom_kills(self) -> int:
@@ -270,7 +272,7 @@ class NoGroup:
     def join_files(self) -> list[int]:
         return []
 
-    def limit(self, memory_bytes: int, vcpus: float, pids: int) -> None:
+    def limit(self, memory_bytes: int, vcpus: float, cpu_share: float, pids: int) -> None:
         """Nothing holds these here; the launcher sets resource limits on the processes instead."""
 
     def oom_kills(self) -> int:

@@ -19,7 +19,12 @@ _READ = 1 << 16
 
 def limits_of(limits: Limits) -> dict[str, Any]:
     """The limits as the launcher takes them."""
-    return {"memory_bytes": limits.memory_mb << 20, "vcpus": limits.effective_vcpus, "pids": limits.pids}
+    return {
+        "memory_bytes": limits.memory_mb << 20,
+        "vcpus": limits.cpu_ceiling,
+        "cpu_share": limits.cpu_share,
+        "pids": limits.pids,
+    }
 
 
 async def run(launcher: LauncherClient, cells: Cells, command: CommandSpec, uid: int) -> CommandResult:

@@ -224,7 +224,7 @@ class Launcher:
         return child
 
     def _limit(self, child: Child, body: dict[str, Any]) -> None:
-        child.group.limit(body["memory_bytes"], body["vcpus"], body["pids"])
+        child.group.limit(body["memory_bytes"], body["vcpus"], body["cpu_share"], body["pids"])
         if not self._groups.hard:
             _limit_processes(child.pid, body["memory_bytes"], body["pids"])
 
