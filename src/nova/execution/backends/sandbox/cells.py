@@ -188,7 +188,7 @@ class Cells:
             )
         except (ControlLost, TimeoutError) as error:
             cell.kill()
-            how = await ended
+            how = await asyncio.shield(ended)
             raise LauncherRefused(how.failure or f"the agent did not answer: {error}") from error
         return cell
 
@@ -196,6 +196,8 @@ class Cells:
         """Kill, wait until every process is dead, and give back what the place held."""
         cell.kill()
         how = await asyncio.shield(cell.ended)
+        if how.lost and cell.pidfd >= 0:
+            await _dead(cell.pidfd)
         if cell.pidfd >= 0:
             cell.link.close()
             os.close(cell.pidfd)
@@ -208,7 +210,7 @@ class Cells:
     async def _reap(self, cell: Cell) -> None:
         """Undo a spawn: as :meth:`end`, but user id and network are given back by whoever took them."""
         cell.kill()
-        await cell.ended
+        await asyncio.shield(cell.ended)
         os.close(cell.pidfd)
         cell.pidfd = -1
 
@@ -244,6 +246,19 @@ class Cells:
 
     async def _build_root(self, plan: dict[str, Any]) -> None:
         await self._launcher.request("root", plan=plan)
+
+
+async def _dead(pidfd: int) -> None:
+    """Wait for the end of a process that nobody reports any more."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    watched = os.dup(pidfd)
+    loop.add_reader(watched, over.set)
+    try:
+        await over.wait()
+    finally:
+        loop.remove_reader(watched)
+        os.close(watched)
 
 
 class Uids:

@@ -23,6 +23,9 @@ _ENVIRONMENT = {"LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "1", "PATH": "/usr/sbin:/
 class LauncherLost(Exception):
     """The launcher is gone, and with it every instance it made."""
 
+    def __init__(self) -> None:
+        super().__init__("the launcher is not running")
+
 
 class LauncherRefused(Exception):
     """The launcher could not do what was asked; the message is the operating system's."""
@@ -44,6 +47,7 @@ class LauncherClient:
         self._stderr: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._sequence = 0
+        self._up = False
         self._started: asyncio.Future[dict[str, Any]] | None = None
 
     @property
@@ -88,12 +92,16 @@ class LauncherClient:
         if report["event"] == "failed":
             await self.close()
             raise LauncherRefused(report["error"])
+        if self._hung_up():
+            await self.close()
+            raise LauncherRefused("the launcher ended right after its start; its last words are in the log")
+        self._up = True
         return report
 
     async def request(self, op: str, *, fds: Sequence[int] = (), **body: Any) -> Message:
         """The reply; its descriptors are the caller's. Raises LauncherLost and LauncherRefused."""
         sock = self._sock
-        if sock is None:
+        if sock is None or not self._up:
             raise LauncherLost
         loop = asyncio.get_running_loop()
         self._sequence += 1
@@ -141,8 +149,10 @@ class LauncherClient:
             except OSError:
                 message = None
             if message is None:
+                was_up = self._up
                 self._hang_up()
-                self._on_lost()
+                if was_up:
+                    self._on_lost()
                 return
             self._deliver(message)
 
@@ -158,7 +168,11 @@ class LauncherClient:
         else:
             self._on_event(message.body)
 
+    def _hung_up(self) -> bool:
+        return self._sock is None
+
     def _hang_up(self) -> None:
+        self._up = False
         if self._sock is not None:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
             self._sock.close()

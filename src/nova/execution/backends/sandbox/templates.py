@@ -1,6 +1,7 @@
 """Templates: sealed places that wait for a function, kept ready per kind and refilled off the path of calls."""
 
 import asyncio
+import functools
 import math
 import time
 from collections import defaultdict, deque
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from nova.execution.backends.sandbox.cells import Cell, Kind
+from nova.execution.backends.sandbox.cells import Cell, Ended, Kind
 from nova.service import Background
 
 log = structlog.get_logger(__name__)
@@ -49,6 +50,7 @@ class Templates:
         self._background = Background("sandbox.templates")
         self._failures: defaultdict[Kind, int] = defaultdict(int)
         self._retry_at: dict[Kind, float] = {}
+        self._burials: set[asyncio.Future[object]] = set()
 
     async def start(self) -> None:
         self._wanted.set()
@@ -58,7 +60,8 @@ class Templates:
         await self._background.close()
         for shelf in self._shelves.values():
             while shelf.ready:
-                await self._end(shelf.ready.pop())
+                self._bury(shelf.ready.pop())
+        await asyncio.gather(*self._burials)
 
     def take(self, kind: Kind) -> Cell | None:
         """A living template, or None. Either way the shelf is filled up later; more so when nothing was there."""
@@ -72,26 +75,30 @@ class Templates:
             asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._wanted.set)
         return cell
 
-    @staticmethod
-    def _pop(shelf: _Shelf) -> Cell | None:
+    def _pop(self, shelf: _Shelf) -> Cell | None:
         while shelf.ready:
             cell = shelf.ready.popleft()
             if cell.channel.usable:
                 return cell
+            self._bury(cell)
         return None
 
     def counts(self) -> dict[Kind, tuple[int, int]]:
         """Per kind: how many are ready, how many there should be."""
         return {kind: (len(shelf.ready), shelf.target) for kind, shelf in self._shelves.items()}
 
-    def forget(self, cell: Cell) -> bool:
-        """A place ended by itself; True if it was a template."""
-        shelf = self._shelves.get(cell.kind)
-        if shelf is None or cell not in shelf.ready:
-            return False
-        shelf.ready.remove(cell)
-        self._wanted.set()
-        return True
+    def _ended(self, cell: Cell, _how: asyncio.Future[Ended]) -> None:
+        """A place ended; if it was still a template, what it held is freed and another is made."""
+        shelf = self._shelves[cell.kind]
+        if cell in shelf.ready:
+            shelf.ready.remove(cell)
+            self._bury(cell)
+            self._wanted.set()
+
+    def _bury(self, cell: Cell) -> None:
+        burial = asyncio.ensure_future(self._end(cell))
+        self._burials.add(burial)
+        burial.add_done_callback(self._burials.discard)
 
     # -- refilling -----------------------------------------------------------------------------------------------
 
@@ -111,6 +118,7 @@ class Templates:
                 continue
             self._failures.pop(kind, None)
             self._shelves[kind].ready.append(cell)
+            cell.ended.add_done_callback(functools.partial(self._ended, cell))
 
     def _next_missing(self) -> Kind | None:
         now = time.monotonic()
