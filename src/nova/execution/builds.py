@@ -7,7 +7,8 @@ cancelled or lost its function can publish nothing.
 import asyncio
 import os
 import platform
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -35,6 +36,10 @@ _OUTPUT_LIMIT = 250 << 20
 _TWIN_DELAY_S = 0.5
 
 
+Finished = Callable[[str, str, float], None]
+"""Told of every build that ended: its runtime, ``succeeded`` or ``failed``, and how long it took in seconds."""
+
+
 class Builder:
     """Handles work of kind ``build``."""
 
@@ -46,7 +51,10 @@ class Builder:
         runner: CommandRunner,
         settings: BuildSettings,
         data_dir: Path,
+        *,
+        finished: Finished = lambda _runtime, _status, _seconds: None,
     ) -> None:
+        self._finished = finished
         self._db = db
         self._blobs = blobs
         self._builds = BuildStore(db)
@@ -69,10 +77,15 @@ class Builder:
             async with self._db.transaction() as conn:
                 await queue.finish(conn, item)
             return
+        began = time.monotonic()
         try:
-            await self._build(item, subject)
+            built = await self._build(item, subject)
         except BuildFailed as failure:
             await self.give_up(item, str(failure))
+            self._finished(subject.config.runtime, "failed", time.monotonic() - began)
+        else:
+            if built:
+                self._finished(subject.config.runtime, "succeeded", time.monotonic() - began)
 
     async def give_up(self, item: WorkItem, reason: str) -> None:
         async with self._db.transaction() as conn:
@@ -80,7 +93,8 @@ class Builder:
             await self._builds.fail(conn, item.subject, reason)
         log.info("build failed", build=item.subject, reason=reason.partition("\n")[0])
 
-    async def _build(self, item: WorkItem, subject: BuildSubject) -> None:
+    async def _build(self, item: WorkItem, subject: BuildSubject) -> bool:
+        """Build and publish; False when a twin is at it and this one comes back later."""
         try:
             runtime = self._runtimes.resolve(subject.config.runtime)
             installer = _installer(runtime)
@@ -98,7 +112,7 @@ class Builder:
             await queue.hold(conn, item)
             if not await self._builds.start(conn, item.scope, subject.id, cache_key=key, toolchain=toolchain):
                 await queue.release(conn, item, delay_s=_TWIN_DELAY_S, counts=False)
-                return
+                return False
         cached = None if item.payload["fresh"] else await self._builds.cached(item.scope, key)
         if cached is not None:
             await self._builds.append_log(subject.id, "» an equal build is known: its result is used\n")
@@ -110,6 +124,7 @@ class Builder:
                 limit = self._settings.cache_mb << 20
                 await self._builds.remember(conn, item.scope, key, artifact, limit=limit)
         log.info("build succeeded", build=subject.id, version=subject.version, cached=cached is not None)
+        return True
 
     async def _make(self, item: WorkItem, subject: BuildSubject, runtime: Resolved) -> str:
         """Build and store the artifact; its digest. Raises :class:`BuildFailed` with the end of the output."""

@@ -22,6 +22,9 @@ MAX_ERROR_TYPES = 32
 MICROSECOND_BUCKETS = (50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 50_000.0)
 
 
+SHED = frozenset({"draining", "queue_full", "queue_timeout", "capacity", "build_pending", "timeout"})
+
+
 class Histogram:
     """Counts per bucket; a value on a bound belongs to the bucket below it."""
 
@@ -176,7 +179,12 @@ class Metrics:
         return series
 
     def refused(self, scope: Scope, function: str, code: str) -> None:
-        """A call that was turned away before it reached an instance: ``code`` is the problem's code."""
+        """A call that was turned away before it reached an instance: ``code`` is the problem's code.
+
+        Only what the platform itself turned away counts, never a bad request.
+        """
+        if code not in SHED:
+            return
         key = (scope.tenant, scope.namespace, function, code)
         if key not in self.counters.shed and len(self.counters.shed) >= self._max_series:
             key = (OTHER, OTHER, OTHER, code)
