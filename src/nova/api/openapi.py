@@ -13,7 +13,7 @@ from nova.api.table import Kind, Route
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/{model}"
-_SECURITY = [{"apiKey": []}, {"authorization": []}]
+_SECURITY: list[Json] = [{"apiKey": []}, {"authorization": []}]
 _SCOPE_HEADERS = [
     {"$ref": "#/components/parameters/Tenant"},
     {"$ref": "#/components/parameters/Namespace"},
@@ -64,7 +64,7 @@ def document(rows: Iterable[Route], version: str) -> Json:
     }
 
 
-_References = dict[tuple[type[BaseModel], JsonSchemaMode], Json]
+_References = dict[tuple[type[Any], JsonSchemaMode], Json]
 
 
 def _schemas(table: list[Route]) -> tuple[_References, Json]:
@@ -75,7 +75,7 @@ def _schemas(table: list[Route]) -> tuple[_References, Json]:
         if row.answer is not None:
             wanted[row.answer, "serialization"] = None
     references, document = models_json_schema(list(wanted), ref_template=_REF)
-    return references, document.get("$defs", {})
+    return dict(references), document.get("$defs", {})
 
 
 def _operation(row: Route, references: _References) -> Json:
