@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
+from nova.api.table import BY_HANDLER, Empty, Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain.build import BuildStatus
 
 
@@ -69,7 +69,7 @@ ROUTES = (
         plane=Plane.CONTROL,
         permission="build:read",
         answer=Build,
-        resource=None,
+        resource=BY_HANDLER,
         tag="builds",
     ),
     Route(
@@ -81,7 +81,7 @@ ROUTES = (
         permission="build:read",
         query=Empty,
         kind=Kind.SSE,
-        resource=None,
+        resource=BY_HANDLER,
         tag="builds",
     ),
     Route(
@@ -93,7 +93,7 @@ ROUTES = (
         permission="build:manage",
         audit="build.cancel",
         answer=Build,
-        resource=None,
+        resource=BY_HANDLER,
         tag="builds",
     ),
 )

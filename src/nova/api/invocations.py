@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from nova.api.table import Kind, Model, Page, PageQuery, Plane, Route
+from nova.api.table import BY_HANDLER, Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain.names import NAME
 
 Status = Literal["success", "error"]
@@ -154,7 +154,7 @@ ROUTES = (
         permission="log:read",
         query=InvocationQuery,
         answer=Page[Invocation],
-        resource=None,
+        resource=BY_HANDLER,
         tag="invocations",
     ),
     Route(
@@ -165,7 +165,7 @@ ROUTES = (
         plane=Plane.EXECUTION,
         permission="log:read",
         answer=CallDetail,
-        resource=None,
+        resource=BY_HANDLER,
         tag="invocations",
     ),
     Route(
@@ -176,7 +176,7 @@ ROUTES = (
         plane=Plane.EXECUTION,
         permission="log:read",
         answer=Prints,
-        resource=None,
+        resource=BY_HANDLER,
         tag="invocations",
     ),
 )

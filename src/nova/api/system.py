@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, RootModel
 
-from nova.api.table import Kind, Model, Plane, Route
+from nova.api.table import BY_HANDLER, Kind, Model, Plane, Route
 
 Standing = Literal["ok", "degraded", "down"]
 
@@ -236,7 +236,7 @@ METRICS_ROUTES = (
         plane=Plane.EXECUTION,
         permission="metrics:read",
         answer=Stats,
-        resource=None,
+        resource=BY_HANDLER,
         tag="metrics",
     ),
 )

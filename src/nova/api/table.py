@@ -13,6 +13,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 T = TypeVar("T")
+BY_HANDLER = "(handler)"
 
 
 class Model(BaseModel):
@@ -66,7 +67,8 @@ class Route:
     """One operation.
 
     ``path`` has ``{param}`` segments; ``permission`` None means public; ``audit`` None means no trail (reads and calls);
-    ``resource`` names the path parameter that permissions are checked against.
+    ``resource`` names the path parameter with the function that permissions are checked against; None: the operation is not
+    about one function; :data:`BY_HANDLER`: the handler checks, or filters by, the function that each thing belongs to.
     """
 
     op: str

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 
 from nova.api.problem import from_validation
-from nova.api.table import Kind, Route
+from nova.api.table import BY_HANDLER, Kind, Route
 from nova.config import LimitSettings
 from nova.domain.identity import Scope
 from nova.errors import FieldError, NovaError
@@ -88,8 +88,11 @@ class Operation:
                 scope = door.scope(caller, exchange.header(b"x-nova-tenant"), exchange.header(b"x-nova-namespace"))
             else:
                 door.check_tenant(caller)
-            function = params.get(self._function_param) if self._function_param else None
-            door.authorize(caller, route.permission, function, platform=route.platform)
+            if route.resource == BY_HANDLER:
+                door.authorize_somewhere(caller, route.permission)
+            else:
+                function = params.get(self._function_param) if self._function_param else None
+                door.authorize(caller, route.permission, function, platform=route.platform)
         except NovaError as exc:
             resource = _fill(route.path, params)
             await self._shared.trail.denied(caller, scope, route.op, resource, exchange.request_id, exc)

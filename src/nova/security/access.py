@@ -52,6 +52,17 @@ def allowed(identity: Identity, permission: str, function: str | None) -> bool:
     return granted
 
 
+def allowed_somewhere(identity: Identity, permission: str) -> bool:
+    """May ``identity`` do this to some function at least? Whoever asks this looks at the function later."""
+    held = False
+    for row in identity.grants:
+        if permission in row.permissions or ALL in row.permissions:
+            if row.effect == "deny" and not row.functions:
+                return False
+            held = held or row.effect == "allow"
+    return held
+
+
 def require(identity: Identity, permission: str, function: str | None) -> None:
     """Raise ``forbidden`` unless :func:`allowed`."""
     if not allowed(identity, permission, function):

@@ -112,12 +112,20 @@ class Door:
             self._directory.check_open(caller.identity.tenants)
 
     def authorize(self, caller: Caller, permission: str, function: str | None, *, platform: bool = False) -> None:
-        """Raise ``forbidden`` unless the caller holds the permission on this function (None: on no function)."""
+        """Raise ``forbidden`` unless the caller holds the permission on this function (None: on no function).
+
+        ``platform``: only for those who stand above tenants.
+        """
         if caller.identity is OPERATOR:
             return
         if platform and not caller.identity.platform:
             raise NovaError("forbidden", "only a platform administrator may do this")
         access.require(caller.identity, permission, function)
+
+    def authorize_somewhere(self, caller: Caller, permission: str) -> None:
+        """Raise ``forbidden`` unless the caller holds the permission on some function; which one, the handler asks."""
+        if not access.allowed_somewhere(caller.identity, permission):
+            raise NovaError("forbidden", f"this needs {permission}")
 
     def charge(self, caller: Caller, scope: Scope) -> Bucket | None:
         """Take one token from the caller's bucket; None while rates are not limited. Raises ``rate_limited``."""
