@@ -228,7 +228,9 @@ class Pool:
         return len(self.members) + self.booting + self.stopping
 
     def plan(self) -> None:
-        if self.waiters and not self.draining:
+        """Ask for a turn to boot if that could help anybody."""
+        limit = self.snapshot.max_replicas
+        if self.waiters and not self.draining and (not limit or self.size < limit):
             self.owner.want_boots(self)
 
     def shortfall(self, now: float) -> int:
