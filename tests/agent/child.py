@@ -12,6 +12,7 @@ from nova.agent.config import AgentConfig, WorkerLaunch  # noqa: E402
 
 config = json.loads(config_text)
 launch = WorkerLaunch.of(config["worker"])
+supervisor.HELLO_DEADLINE_S = config["hello_deadline_s"]  # type: ignore[misc]
 preload.warm_up([launch.module] if launch.kind == "fork" else [])
 supervisor.run(
     socket.socket(fileno=int(control)),

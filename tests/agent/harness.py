@@ -35,15 +35,18 @@ def base_interpreter() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
-def spawn_agent(runtime: str, code: Path, *, token: bytes = TOKEN) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def spawn_agent(
+    runtime: str, code: Path, *, hello_deadline_s: float = 60.0
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """An agent process and the host's end of its control connection."""
     resolved = RUNTIMES.resolve(runtime)
     config = {
-        "token_sha256": hashlib.sha256(token).hexdigest(),
+        "token_sha256": hashlib.sha256(TOKEN).hexdigest(),
         "instance_id": "instance-1",
         "runtime": resolved.runtime,
         "worker": launch_for(resolved).as_dict(),
         "code_dir": str(code),
+        "hello_deadline_s": hello_deadline_s,
     }
     ours, theirs = socket.socketpair()
     with theirs:
@@ -185,7 +188,13 @@ def descendants(root: int) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def guest(
-    runtime: str, files: Mapping[str, str | bytes], folder: Path, *, cause: DeathCause = "unknown", **changes: Any
+    runtime: str,
+    files: Mapping[str, str | bytes],
+    folder: Path,
+    *,
+    cause: DeathCause = "unknown",
+    init_timeout_s: float = 10.0,
+    **changes: Any,
 ) -> AsyncIterator[Guest]:
     """A connected instance whose code is ``files`` below ``folder``; nothing of it is left afterwards."""
     write_files(folder, files)
@@ -201,7 +210,13 @@ async def guest(
 
     try:
         channel = await DirectChannel.connect(
-            control, TOKEN, "instance-1", kill=kill, death_cause=death_cause, deadlines=deadlines
+            control,
+            TOKEN,
+            "instance-1",
+            kill=kill,
+            death_cause=death_cause,
+            deadlines=deadlines,
+            init_timeout_s=init_timeout_s,
         )
         made.append(Guest(process, channel, spec_of(runtime, **changes)))
         yield made[0]

@@ -242,7 +242,7 @@ exports.handler = (event) => ({
         ({"entry": "index.mjs"}, {"index.mjs": "const x = await 5; export const handler = () => x"}, 5),
         ({"entry": "index.cjs"}, {"index.cjs": "exports.handler = () => 6"}, 6),
         ({"handler": "index.run"}, {"index.js": "exports.run = () => 7"}, 7),
-        ({"handler": "src/app.run", "entry": "src/app.js"}, {"src/app.js": "exports.run=()=> require('./x')", "src/x.js": ""}, {}),
+        ({"handler": "src/app.run", "entry": "src/app.js"}, {"src/app.js": "exports.run=_=>require('./x')", "src/x.js": ""}, {}),
         ({}, {"index.js": "exports.handler = () => require('dep')", "node_modules/dep/index.js": "module.exports = 9"}, 9),
         ({}, {"index.js": "exports.handler = () => require('dep')", "deps/node_modules/dep/index.js": "module.exports = 10"}, 10),
     ],

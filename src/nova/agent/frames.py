@@ -19,10 +19,11 @@ INIT: Final = 1
 RESP: Final = 3
 PING: Final = 4
 STOP: Final = 5
-CANCEL: Final = 15
 ERROR: Final = 18
 WORKER_EXIT: Final = 19
-ADD_WORKER: Final = 24
+ADD_WORKER: Final = 43
+SHELL_TYPES: Final = range(20, 43)
+"""Shell, file and process messages: for interactive sandboxes only."""
 
 PROTOCOL: Final = 1
 MAX_MESSAGE: Final = 8 << 20

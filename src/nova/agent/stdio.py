@@ -1,8 +1,11 @@
 """Programs of the custom runtime that stay: lines on stdin and stdout, or on descriptors 3 and 4 if they prefer."""
 
+import fcntl
 import os
 import select
 import socket
+import sys
+import termios
 from typing import Final, NoReturn
 
 from nova.agent.lines import LineReader
@@ -33,8 +36,9 @@ def main(argv: tuple[str, ...]) -> NoReturn:
 class Adapter:
     """Carries lines between the host and one program.
 
-    Until the program has answered once, each input goes to stdin and to descriptor 3; the side on which its first line
-    of the protocol comes back is the one it speaks. On stdout every other line is a print.
+    Until the program has answered once, each input goes to stdin and to descriptor 3. It speaks on 3 and 4 if it read the
+    input there, or wrote to 4; else an answer's line on stdout says that it speaks on 0 and 1, where every other line is a
+    print.
     """
 
     def __init__(self, pid: int, stdin: int, stdout: int, line: socket.socket) -> None:
@@ -92,24 +96,36 @@ class Adapter:
                     del self._pending[side]  # the program closed that side; if it ended, its exit tells
                     break
 
-    def _from_stdout(self) -> None:
+    def _from_stdout(self) -> bool:
+        """Read once; True when there may be more."""
         try:
             data = os.read(self._stdout, READ)
         except BlockingIOError:
-            return
+            return False
         if not data:
             os.close(self._stdout)
             self._stdout = -1
-            return
+            return False
         if _STDIN not in self._pending:
             write_all(1, data)
-            return
+            return True
         for line in self._stdout_lines.feed(data):
-            if line is not None and line.lstrip().startswith(b"{") and isinstance(parse(line), Result):
-                self._speaks(_STDIN)
-                write_all(RESULT_FD, line + b"\n")
-            elif line is not None:
-                write_all(1, line + b"\n")
+            if line is not None:  # else far above what is kept of prints
+                write_all(RESULT_FD if self._is_answer(line) else 1, line + b"\n")
+        return True
+
+    def _is_answer(self, line: bytes) -> bool:
+        """Whether a line on stdout answers the call."""
+        if _STDIN not in self._pending or not line.lstrip().startswith(b"{") or not isinstance(parse(line), Result):
+            return False
+        if _FD3 in self._pending:
+            self._speaks(_FD3 if self._has_read_3() else _STDIN)
+        return _STDIN in self._pending
+
+    def _has_read_3(self) -> bool:
+        """The program took its input from descriptor 3: nothing that was sent there waits any more."""
+        waiting = fcntl.ioctl(self._line.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        return not self._pending[_FD3] and int.from_bytes(waiting, sys.byteorder) == 0
 
     def _from_result_fd(self) -> None:
         try:
@@ -135,8 +151,8 @@ class Adapter:
     def _ended(self) -> NoReturn:
         """Pass on what the program still said, then end as it did: the agent reports that."""
         _, status = os.waitpid(self._pid, 0)
-        if self._stdout >= 0:
-            self._from_stdout()
+        while self._stdout >= 0 and self._from_stdout():
+            continue
         if self._line.fileno() >= 0:
             self._from_result_fd()
         end_like(status)

@@ -207,6 +207,8 @@ class Supervisor:
             self._add_worker(frame)
         elif frame.type == frames.STOP:
             self._stop(frame)
+        elif frame.type in frames.SHELL_TYPES:
+            self._send(frames.ERROR, frame.id, {"code": "forbidden", "message": "this instance has no shell"})
         else:
             text = f"frame type {frame.type} is not known here"
             self._send(frames.ERROR, frame.id, {"code": "unknown_type", "message": text})

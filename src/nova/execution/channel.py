@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final, Literal, Self
@@ -238,10 +239,13 @@ class DirectChannel:
             line.finish(call, None, error)
             self._give_up()
             return
+        grace = CANCEL_GRACE_S
         if error is not None:
             line.expire(call, error)
+        else:  # a caller that left costs nobody: the worker has until the call's own deadline
+            grace = max(grace, call.deadline - time.monotonic())
         line.tell_cancelled(call)
-        self._loop.call_later(CANCEL_GRACE_S, self._check_cancelled, line, call)
+        self._loop.call_later(grace, self._check_cancelled, line, call)
 
     def _check_cancelled(self, line: WorkerLine, call: Call) -> None:
         if not self._lost and line.has(call):

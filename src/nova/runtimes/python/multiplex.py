@@ -46,7 +46,7 @@ class Calls:
         self._code_dir = code_dir
         self._loop = loop
         self._buffer = bytearray()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[bytes]] = {}
         self._streams = (TaggedStream("stdout", sys.stdout), TaggedStream("stderr", sys.stderr))
         sys.stdout, sys.stderr = self._streams
 
@@ -72,21 +72,26 @@ class Calls:
         context = Context(line[middle + len(_CONTEXT) : -1].decode())
         call = str(context.request_id)
         _request.set(call)  # the task copies it
-        self._tasks[call] = self._loop.create_task(self._run(call, line[len(b'{"input": ') : middle], context))
+        tag = b'"request_id": "%b", ' % call.encode()
+        task = self._loop.create_task(self._run(tag, line[len(b'{"input": ') : middle], context))
+        self._tasks[call] = task
+        task.add_done_callback(lambda done: self._finish(call, tag, done))
         _request.set("")
 
-    async def _run(self, call: str, payload: bytes, context: Context) -> None:
-        tag = b'"request_id": "%b", ' % call.encode()
+    async def _run(self, tag: bytes, payload: bytes, context: Context) -> bytes:
+        """The answer's line. A cancelled call has none; it may not even have begun."""
         try:
-            answer = answers.of_value(await self._function.call(json.loads(payload), context), tag)
+            return answers.of_value(await self._function.call(json.loads(payload), context), tag)
         except asyncio.CancelledError:
-            answer = answers.of_platform("Cancelled", "the call was cancelled", tag)
+            raise
         except BaseException as error:
-            answer = answers.of_exception(error, self._code_dir, tag)
+            return answers.of_exception(error, self._code_dir, tag)
+
+    def _finish(self, call: str, tag: bytes, task: asyncio.Task[bytes]) -> None:
+        del self._tasks[call]
         for stream in self._streams:
             stream.finish(call)
-        del self._tasks[call]
-        write(answer)
+        write(answers.of_platform("Cancelled", "the call was cancelled", tag) if task.cancelled() else task.result())
 
 
 class TaggedStream(io.TextIOBase):
