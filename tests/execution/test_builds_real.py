@@ -114,6 +114,7 @@ async def test_a_dependency_that_does_not_exist_fails_the_build(database: Databa
     assert done.status == "failed"
     assert done.error is not None
     assert "nova-no-such-package-7f3a" in done.error
+    assert "no wheel of it" in done.error.splitlines()[0]
     package = json.dumps({"dependencies": {"nova-no-such-package-7f3a": "1"}})
     done = await build("b", {**INDEX, "package.json": package}, config=NODE_CONFIG)
     assert done.status == "failed"

@@ -30,6 +30,7 @@ def test_a_configured_index_replaces_the_default_and_may_lie_inside() -> None:
     }
     access = pip_access(config, *DEFAULTS)
     assert access.registries == {
+        Registry("files.test", 443),
         Registry("mirror.test", 8080, inside=True),
         Registry("b.test", 443, inside=True),
         Registry("c.test", 443, inside=True),

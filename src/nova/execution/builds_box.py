@@ -39,7 +39,7 @@ class CommandRunner(Protocol):
 class Step:
     """One command of a build, as the sandbox sees it. Without ``access`` it has no network at all.
 
-    ``required`` False: its failure is no failure of the build.
+    ``required`` False: its failure is no failure of the build. ``hints``: what to add to a failure, by words of its output.
     """
 
     title: str
@@ -48,6 +48,7 @@ class Step:
     binds: tuple[Bind, ...] = ()
     access: Access | None = None
     required: bool = True
+    hints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,12 @@ class BuildBox:
         self._log.say(step.title)
         async with self._door(step.access) as door:
             env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "NO_COLOR": "1"}
-            env |= {"HOME": "/scratch/home", "TMPDIR": "/scratch/tmp", **(step.access.env if step.access else {}), **step.env}
+            env |= {
+                "HOME": "/scratch/home",
+                "TMPDIR": "/scratch/tmp",
+                **(step.access.env if step.access else {}),
+                **step.env,
+            }
             command = CommandSpec(
                 argv=(*door.prefix, *step.argv),
                 env=env,
@@ -167,7 +173,8 @@ class BuildBox:
         if result.exit_code is None:
             return f"{step.title!r} was ended by signal {result.signal}"
         if result.exit_code != 0:
-            return f"{step.title!r} failed with exit code {result.exit_code}"
+            hints = [hint for words, hint in step.hints.items() if words in self._log.tail]
+            return "; ".join([f"{step.title!r} failed with exit code {result.exit_code}", *hints])
         return ""
 
 

@@ -14,6 +14,7 @@ from nova.execution.registries import RUN_PIP, Access, Npm, Pip, find_npm, find_
 from nova.runtimes.registry import Resolved, Runtimes
 from nova.runtimes.toolchains import Toolchain
 
+_PIP_HINTS = {"(from versions: none)": "there is no such package, or no wheel of it for this Python and platform"}
 Network = Literal["registries", "none"]
 
 
@@ -84,7 +85,7 @@ def pip_steps(pip: Pip, python: Toolchain, plan: BuildPlan) -> Sequence[Step]:
         command = (*command, "--retries", "0")
     compile_all = ("-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash", "/code")
     return (
-        Step("pip install", command, binds=(*binds, Bind(pip.source, pip.inside)), access=pip.access),
+        Step("pip install", command, {}, (*binds, Bind(pip.source, pip.inside)), pip.access, hints=_PIP_HINTS),
         Step("compile to bytecode", (*_python(python), *compile_all), binds=binds, required=False),
     )
 

@@ -38,7 +38,7 @@ class BuildService:
         self._blobs = blobs
         self._builder = builder
         self._clock = clock
-        kind = Kind(builder, build.workers, per_tenant=build.per_tenant)
+        kind = Kind(builder, build.workers, per_tenant=build.per_tenant, backoff_s=5)
         self._runner = Runner(
             db, notifications, {KIND: kind}, lease_s=queue.lease, batch=queue.batch, grace_s=grace_s, clock=clock
         )

@@ -98,8 +98,11 @@ def pip_access(config: Mapping[str, str], default_index: str, default_files_host
     registries: set[Registry] = set()
     paths: set[Path] = set()
     offline = config.get("no-index", "").lower() in ("1", "true", "yes", "on")
+    if not offline:
+        # also with an index of the operator's own: some mirror the pages only and leave the files where they are
+        registries.add(Registry(default_files_host, 443))
     if "index-url" not in config and not offline:
-        registries |= {_registry(default_index, inside=False), Registry(default_files_host, 443)}
+        registries.add(_registry(default_index, inside=False))
     addresses = [config.get("index-url", ""), *config.get("extra-index-url", "").split()]
     for address in filter(None, addresses):
         if (folder := _folder(address)) is not None:

@@ -1,5 +1,6 @@
 """Content-addressed bytes in PostgreSQL: immutable, named by their SHA-256, stored once however often they are put."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,13 +64,7 @@ class BlobStore:
         if conn is None:
             async with self._db.transaction() as own:
                 return await self.put_file(file, media_type, own)
-        hasher = hashlib.sha256()
-        size = 0
-        file.seek(0)
-        while data := file.read(CHUNK):
-            hasher.update(data)
-            size += len(data)
-        digest = f"sha256:{hasher.hexdigest()}"
+        digest, size = await asyncio.to_thread(_measure, file)
         rows = await conn.fetch(_sql.insert_many, digests=[digest], sizes=[size], media_type=media_type)
         if rows[0]["fresh"]:
             file.seek(0)
@@ -119,6 +114,17 @@ class BlobStore:
 
 def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _measure(file: BinaryIO) -> tuple[str, int]:
+    """Digest and size of all that an open file holds."""
+    hasher = hashlib.sha256()
+    size = 0
+    file.seek(0)
+    while data := file.read(CHUNK):
+        hasher.update(data)
+        size += len(data)
+    return f"sha256:{hasher.hexdigest()}", size
 
 
 def _count(size: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import psycopg
 import structlog
 
 from nova.clock import SYSTEM_CLOCK, Clock
@@ -128,8 +129,8 @@ class Runner:
             if free > 0:
                 try:
                     items = await self.queue.claim(name, min(free, self._batch), per_tenant=kind.per_tenant)
-                except NovaError as error:
-                    log.warning("cannot claim work", kind=name, error=error.detail)
+                except (NovaError, psycopg.Error) as error:
+                    log.warning("cannot claim work", kind=name, error=str(error))
             for item in items:
                 self._begin(kind, item)
             if not items:
@@ -182,8 +183,8 @@ class Runner:
     async def _give_back(self, item: WorkItem, *, delay_s: float, counts: bool) -> None:
         try:
             await self.queue.release(item, delay_s=delay_s, counts=counts)
-        except NovaError as error:
-            log.warning("cannot give work back; its lease will run out", subject=item.subject, error=error.detail)
+        except (NovaError, psycopg.Error) as error:
+            log.warning("cannot give work back; its lease will run out", subject=item.subject, error=str(error))
             return
         asyncio.get_running_loop().call_later(delay_s, self._wake[item.kind].set)
 
@@ -199,8 +200,8 @@ class Runner:
         sent = self._clock.monotonic()
         try:
             ours: set[str] | None = await self.queue.heartbeat([running.item for running in held])
-        except NovaError as error:
-            log.warning("cannot prolong leases", error=error.detail)
+        except (NovaError, psycopg.Error) as error:
+            log.warning("cannot prolong leases", error=str(error))
             ours = None
         for running in held:
             if ours is not None and running.item.id in ours:
