@@ -131,8 +131,9 @@ class Nova:
         store = _Store(db, listener)
         live = await services.start(LiveSettings(self._loaded, store.settings, listener, self._settings_changed))
         self._say("preparing the sandbox")
-        security = await self._security(store)
-        execution = _Execution(settings, store)
+        metrics = Metrics(settings.metrics)
+        security = await self._security(store, metrics)
+        execution = _Execution(settings, store, metrics)
         await execution.start(services)
         self.default_network = execution.router.default_network("auto").isolation_mode
         application = bind(
@@ -188,12 +189,12 @@ class Nova:
             raise NovaError("dependency_unavailable", f"the database does not answer: {exc}") from exc
         return dsn
 
-    async def _security(self, store: "_Store") -> "_Security":
+    async def _security(self, store: "_Store", metrics: Metrics) -> "_Security":
         settings = self._settings
         keys = await self._services.start(KeyRing(store.keys, store.listener, settings.auth.api_keys, SYSTEM_CLOCK))
         directory = await self._services.start(Directory(store.tenants, store.listener))
         limiter = RateLimiter(settings.rate_limit, SYSTEM_CLOCK)
-        door = Door(settings.auth, settings.http, keys, directory, limiter, SYSTEM_CLOCK)
+        door = Door(settings.auth, settings.http, keys, directory, limiter, SYSTEM_CLOCK, events=metrics)
         return _Security(door, keys, directory)
 
     def _system(
@@ -258,7 +259,7 @@ class _Store:
 class _Execution:
     """The execution plane: backends, pools, builds, call records."""
 
-    def __init__(self, settings: Settings, store: _Store) -> None:
+    def __init__(self, settings: Settings, store: _Store, metrics: Metrics) -> None:
         self._settings = settings
         self._store = store
         self.runtimes = Runtimes()
@@ -269,7 +270,7 @@ class _Execution:
             default_isolation=settings.network_policy.default_isolation,
             strict_limits=settings.execution.strict_limits,
         )
-        self.metrics = Metrics(settings.metrics)
+        self.metrics = metrics
         self.logs = LogBatcher(store.invocations, settings.executor, settings.data_dir / "spill")
         self.artifacts = Artifacts(
             store.blobs,
@@ -288,7 +289,13 @@ class _Execution:
             Booter(self.artifacts, self.router, SYSTEM_CLOCK), settings.pool, events=self.metrics
         )
         recorder = CallRecorder(self.metrics, self.logs)
-        self.executor = Executor(self.catalog, self.fleet, recorder.record, drain_s=settings.daemon.drain_s)
+        self.executor = Executor(
+            self.catalog,
+            self.fleet,
+            recorder.record,
+            refused=self.metrics.refused,
+            drain_s=settings.daemon.drain_s,
+        )
         self.exposition = Exposition(
             self.metrics, self.logs.counts, self.executor.stats, namespace=settings.metrics.namespace
         )
@@ -304,7 +311,15 @@ class _Execution:
         await services.start(self.artifacts)
         await services.start(self.executor)
         await services.start(Rollover(self.catalog, self.fleet))
-        builder = Builder(store.db, store.blobs, self.runtimes, self.sandbox, settings.build, settings.data_dir)
+        builder = Builder(
+            store.db,
+            store.blobs,
+            self.runtimes,
+            self.sandbox,
+            settings.build,
+            settings.data_dir,
+            finished=self.metrics.build_finished,
+        )
         await services.start(
             BuildService(
                 store.db,
