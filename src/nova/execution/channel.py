@@ -64,6 +64,7 @@ class DirectChannel:
         self._starting = 0
         self._exits: dict[int, WorkerExitHead] = {}
         self._lost = False
+        self._stopping = False
         self._lost_callbacks: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._memory_mb = 0
@@ -262,6 +263,7 @@ class DirectChannel:
 
     async def stop(self, grace_ms: int) -> None:
         """Ask the agent to end its workers in ``grace_ms`` and then itself. An agent that is gone already is no error."""
+        self._stopping = True
         with contextlib.suppress(ControlLost, TimeoutError):
             async with asyncio.timeout(grace_ms / 1000 + 1):
                 await self._control.request(frames.STOP, {"grace_ms": grace_ms})
@@ -354,7 +356,8 @@ class DirectChannel:
 
     def _give_up(self) -> None:
         """End the instance because of one call or worker; what else it was doing is lost."""
-        self._kill()
+        if not self._stopping:  # then its workers end because they were asked to, and the agent follows
+            self._kill()
         self._lose(FunctionError("Nova.WorkerLost", "the instance was ended because of another call"))
 
     def _lose(self, error: FunctionError) -> None:
