@@ -14,6 +14,7 @@ import pytest
 from nova.store.db import Database
 from nova.store.embedded import EmbeddedPostgres
 
+pytest_plugins = ["tests.e2e.server"]
 _TEMPLATE = "nova_template"
 
 

@@ -10,13 +10,13 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +29,7 @@ from nova.cli.session import CliError
 from nova.client import DEFAULT_SERVER, ApiError, Client, ClientError
 
 WARM_CALLS = 5
+_PIPE_WIDTH = 160
 
 
 @dataclass(slots=True)
@@ -166,24 +167,20 @@ def _milliseconds(value: float | None) -> Text:
     return Text("–", "dim") if value is None else Text(f"{value:.1f}" if value >= 10 else f"{value:.2f}")
 
 
-def next_steps(url: str) -> RenderableType:
+def next_steps(url: str) -> Iterator[Text]:
     """Where to go from here; every line works as it is printed."""
     sample = '{"text": "to be or not to be"}'
     server = [] if url == DEFAULT_SERVER.replace("localhost", "127.0.0.1") else ["--server", url]
-    orbit = shlex.join([_orbit(), *server, "invoke", "word-count", "-d", sample])
-    lines = (
+    yield Text()
+    yield Text("Where to go next", "bold")
+    for title, value in (
         ("API docs", f"{url}/docs"),
         ("health", f"{url}/health"),
         ("FastAPI app", f"{url}/fn/guestbook/"),
         ("curl", f"curl -s {url}/functions/word-count/invoke -d {shlex.quote(sample)}"),
-        ("orbit", orbit),
-    )
-    shown = Table.grid(padding=(0, 2))
-    shown.add_column(style="bold")
-    shown.add_column(overflow="ignore", no_wrap=True)
-    for title, value in lines:
-        shown.add_row(title, Text(value))
-    return Group(Text(), Text("Where to go next", "bold"), shown)
+        ("orbit", shlex.join([_orbit(), *server, "invoke", "word-count", "-d", sample])),
+    ):
+        yield Text.assemble((f"  {title:<13}", "dim"), value)
 
 
 def _orbit() -> str:
@@ -200,17 +197,18 @@ def run(
     ends: Annotated[bool, typer.Option("--ends", help="The server ends with the demo.")] = False,
 ) -> None:
     """Deploy the examples and call each of them."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     try:
         demo = Demo(url.rstrip("/"), examples.load(input), console)
         well = demo.run()
     except CliError as exc:
-        Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), str(exc)))
+        Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), str(exc)), soft_wrap=True)
         raise typer.Exit(exc.exit_code) from None
     console.print()
     console.print(results(demo.outcomes))
     if not ends:
-        console.print(next_steps(url.rstrip("/")), soft_wrap=True)
+        for line in next_steps(url.rstrip("/")):
+            console.print(line, soft_wrap=True)
     raise typer.Exit(0 if well else 1)
 
 

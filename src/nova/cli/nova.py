@@ -192,7 +192,7 @@ def _end(work: Callable[[], int]) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message))
+    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     sys.exit(code)
 
 

@@ -12,7 +12,6 @@ import jmespath
 import yaml
 from jmespath.exceptions import JMESPathError
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -132,19 +131,19 @@ class Output:
     def done(self, text: str) -> None:
         """What was done, for people; silent when a machine reads."""
         if self.for_people and not self.quiet:
-            self.console.print(escape(text))
+            self.console.print(Text(text), soft_wrap=True)
 
     def failure(self, problem: Exception) -> None:
         """What went wrong: one line, and one for each field that the server found wrong."""
         message, *more = describe(problem)
-        self.error.print(Text.assemble(("error: ", "bold red"), message))
+        self.error.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
         for line in more:
-            self.error.print(Text(f"  {line}"))
+            self.error.print(Text(f"  {line}"), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A hint on stderr; silent with ``--quiet``."""
         if not self.quiet:
-            self.error.print(escape(text), style="dim")
+            self.error.print(Text(text), style="dim", soft_wrap=True)
 
 
 def describe(problem: Exception) -> list[str]:
@@ -167,11 +166,11 @@ def _width(terminal: bool) -> int | None:
 
 def cell(value: Any) -> Text:
     """One value as people read it. Never interprets markup: names and messages come from others."""
+    if value is None or value in ("", [], {}):
+        return Text("–", style="dim")
     match value:
         case Text():
             return value
-        case None | "" | {} | []:
-            return Text("–", style="dim")
         case bool():
             return Text("yes" if value else "no")
         case float():

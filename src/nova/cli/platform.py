@@ -67,6 +67,14 @@ TOTALS_COLUMNS = (
     Column("max ms", "max_latency_ms", right=True),
 )
 
+FIGURES_COLUMNS = (
+    Column("version", "version", right=True),
+    Column("calls", "calls", right=True),
+    Column("failed", "failed", right=True),
+    Column("cold", "cold", right=True),
+    *(Column(f"{name} ms", f"{name}_ms", right=True) for name in ("avg", "p50", "p95", "p99", "max")),
+)
+
 
 @command
 def list_runtimes(session: Session, limit: lists.Limit = None, everything: lists.All = False) -> None:
@@ -197,7 +205,7 @@ def metrics(
 ) -> None:
     """Calls, failures, cold starts, latencies."""
     if name is not None:
-        session.out.item(session.client.call("function.metrics", {"name": name}, {"range": period}), name="function")
+        _function_metrics(session, session.client.call("function.metrics", {"name": name}, {"range": period}))
         return
     if period is not None:
         raise CliError("--range goes with a function", 2)
@@ -210,6 +218,14 @@ def metrics(
         session.out.line("")
         rows = [{"function": function, **totals} for function, totals in figures["functions"].items()]
         session.out.table(rows, TOTALS_COLUMNS)
+
+
+def _function_metrics(session: Session, figures: Json) -> None:
+    if not session.out.for_people:
+        session.out.item(figures, name="function")
+        return
+    session.out.line(f"{figures['function']}, the last {figures['range']}")
+    session.out.table([{**figures, "version": "all"}, *figures["versions"]], FIGURES_COLUMNS)
 
 
 @command

@@ -44,13 +44,13 @@ class Talk:
         if self._json:
             log.info(text)
         else:
-            self._console.print(Text.assemble((f"{self.elapsed:5.1f} s  ", "dim"), text))
+            self._console.print(Text.assemble((f"{self.elapsed:5.1f} s  ", "dim"), text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         if self._json:
             log.warning(text)
         else:
-            self._console.print(Text.assemble(("warning: ", "bold yellow"), text))
+            self._console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
 
     def ready(self, url: str) -> None:
         if self._json:
