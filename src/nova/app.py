@@ -25,6 +25,7 @@ from nova.control.apikeys import KeyHandlers
 from nova.control.builds import BuildHandlers
 from nova.control.code import CodeHandlers
 from nova.control.deploy import Deployer
+from nova.control.describe import DescriptionHandlers
 from nova.control.functions import FunctionHandlers
 from nova.control.runtimes import RuntimeHandlers
 from nova.control.settings import LiveSettings, SettingsHandlers
@@ -352,6 +353,7 @@ def _control(settings: Settings, store: _Store, execution: _Execution) -> list[o
         AliasHandlers(deployer, functions, versions, store.aliases),
         BuildHandlers(store.builds, functions, store.listener),
         RuntimeHandlers(execution.runtimes),
+        DescriptionHandlers(routes()),
         *execution.handlers(),
     ]
 
