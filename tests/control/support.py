@@ -19,6 +19,7 @@ from nova.control.functions import FunctionHandlers
 from nova.control.uploads import Uploads
 from nova.control.versions import VersionHandlers
 from nova.domain.function import Limits, NetworkPolicy
+from nova.domain.identity import Scope
 from nova.errors import FieldError, NovaError
 from nova.runtimes.registry import Runtimes
 from nova.store.aliases import AliasStore
@@ -92,19 +93,13 @@ class Control:
 
     async def artifact(self, name: str = "hello", version: int | None = None) -> dict[str, tarfile.TarInfo]:
         """The members of what a version mounts at /code."""
-        record = await self.functions.lookup(self.scope, name)
+        record = await self.functions.lookup(Scope(), name)
         assert record is not None
         found = await self.versions.version(record.id, version or record.head_version)
         assert found is not None
         assert found.artifact is not None
         with tarfile.open(fileobj=io.BytesIO(await self.blobs.get(found.artifact))) as tar:
             return {member.name: member for member in tar}
-
-    @property
-    def scope(self) -> Any:
-        from nova.domain.identity import Scope
-
-        return Scope()
 
 
 @asynccontextmanager

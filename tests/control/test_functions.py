@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from nova.domain.function import NetworkPolicy
 from nova.domain.identity import Scope
 from nova.domain.version import VersionConfig
-from tests.control.support import HELLO, Control, fields, problem
+from nova.execution.snapshots import SnapshotMaker
+from tests.control.support import HELLO, RUNTIMES, Control, fields, problem
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +36,13 @@ EVERYTHING: dict[str, Any] = {
     "function_url": {"enabled": False},
     "capture": {"payloads": "errors", "max_kb": 8, "redact": ["/password"]},
 }
+
+
+class Networks:
+    """What a backend gives functions that name no policy."""
+
+    def default_network(self, backend: str) -> NetworkPolicy:
+        return NetworkPolicy(isolation_mode="strict")
 
 
 async def config(plane: Control, name: str = "hello", version: int | None = None) -> VersionConfig:
@@ -77,7 +86,13 @@ async def test_every_field_is_kept_and_shown(plane: Control) -> None:
     assert frozen.network.deny_external_access
     assert [(r.host, r.port, r.protocol) for r in frozen.network.egress_rules] == [("192.0.2.0/24", 443, "tcp")]
     function = await plane.functions.lookup(Scope(), "hello")
+    version = await plane.versions.version(function.id, 1) if function else None
     assert function is not None
+    assert version is not None
+    snapshot = SnapshotMaker(RUNTIMES, Networks()).make(function, version)
+    assert (snapshot.limits, snapshot.network, snapshot.env) == (frozen.limits, frozen.network, {"GREETING": "hi"})
+    assert (snapshot.mode, snapshot.timeout_s, snapshot.concurrency, snapshot.max_replicas) == ("process", 7, 3, 5)
+    assert (snapshot.runtime, snapshot.handler, snapshot.function_url) == ("python", "app.api.handle", False)
     recorded = function.settings.recorded
     assert (recorded.max_replicas, recorded.idle_ttl_s, recorded.function_url) == (5, 12.5, False)
     assert (recorded.capture.payloads, recorded.capture.max_kb, recorded.capture.redact) == (
@@ -88,83 +103,92 @@ async def test_every_field_is_kept_and_shown(plane: Control) -> None:
     assert created["urls"]["function"] is None
 
 
-@pytest.mark.parametrize(
-    ("member", "value", "field"),
-    [
-        ("name", "a b", "name"),
-        ("name", "a\r\nb", "name"),
-        ("name", "ä", "name"),
-        ("name", "", "name"),
-        ("name", "x" * 65, "name"),
-        ("runtime", "cobol", "runtime"),
-        ("runtime", "python2.7", "runtime"),
-        ("memory_mb", 127, "memory_mb"),
-        ("memory_mb", 10241, "memory_mb"),
-        ("memory_mb", "128", "memory_mb"),
-        ("memory_mb", 128.5, "memory_mb"),
-        ("memory_mb", True, "memory_mb"),
-        ("timeout_s", 0, "timeout_s"),
-        ("timeout_s", 901, "timeout_s"),
-        ("instance_concurrency", 1001, "instance_concurrency"),
-        ("max_replicas", -1, "max_replicas"),
-        ("max_replicas", 1001, "max_replicas"),
-        ("idle_ttl_s", 0, "idle_ttl_s"),
-        ("mode", "durable", "mode"),
-        ("backend", "docker", "backend"),
-        ("handler", "main", "handler"),
-        ("handler", "../main.handler", "handler"),
-        ("handler", "other.handler", None),
-        ("limits", {"vcpus": 0.05}, "limits.vcpus"),
-        ("limits", {"pids": 0}, "limits.pids"),
-        ("limits", {"tmp_mb": 0}, "limits.tmp_mb"),
-        ("limits", {"open_files": 1}, "limits.open_files"),
-        ("network_policy", {"isolation_mode": "open"}, "network_policy.isolation_mode"),
-        ("network_policy", {"egress_rules": [{"host": "example.org"}]}, "network_policy.egress_rules.0.host"),
-        (
-            "network_policy",
-            {"egress_rules": [{"host": "1.2.3.4", "port": 65536}]},
-            "network_policy.egress_rules.0.port",
-        ),
-        ("env_vars", {"NOVA_X": "1"}, "env_vars"),
-        ("env_vars", {"AWS_LAMBDA_FUNCTION_NAME": "1"}, "env_vars"),
-        ("env_vars", {"_HANDLER": "1"}, "env_vars"),
-        ("env_vars", {"1A": "1"}, "env_vars"),
-        ("env_vars", {"A": "$SECRET:x"}, "env_vars"),
-        ("env_vars", {"A": "x" * 33_000}, "env_vars"),
-        ("env_vars", {f"A{i}": "" for i in range(101)}, "env_vars"),
-        ("tags", {f"t{i}": "" for i in range(51)}, "tags"),
-        ("description", "x" * 4097, "description"),
-        ("capture", {"redact": ["password"]}, "capture.redact.0"),
-        ("capture", {"max_kb": 6145}, "capture.max_kb"),
-        ("dependency_files", {"go.mod": ""}, "dependency_files.go.mod"),
-    ],
-)
-async def test_bad_values_are_refused_by_name(plane: Control, member: str, value: Any, field: str | None) -> None:
+BAD: list[tuple[str, Any, str | None]] = [
+    ("name", "a b", "name"),
+    ("name", "a\r\nb", "name"),
+    ("name", "ä", "name"),
+    ("name", "", "name"),
+    ("name", "x" * 65, "name"),
+    ("runtime", "cobol", "runtime"),
+    ("runtime", "python2.7", "runtime"),
+    ("memory_mb", 127, "memory_mb"),
+    ("memory_mb", 10241, "memory_mb"),
+    ("memory_mb", "128", "memory_mb"),
+    ("memory_mb", 128.5, "memory_mb"),
+    ("memory_mb", True, "memory_mb"),
+    ("timeout_s", 0, "timeout_s"),
+    ("timeout_s", 901, "timeout_s"),
+    ("instance_concurrency", 1001, "instance_concurrency"),
+    ("max_replicas", -1, "max_replicas"),
+    ("max_replicas", 1001, "max_replicas"),
+    ("idle_ttl_s", 0, "idle_ttl_s"),
+    ("mode", "durable", "mode"),
+    ("backend", "docker", "backend"),
+    ("handler", "main", "handler"),
+    ("handler", "../main.handler", "handler"),
+    ("handler", "other.handler", None),
+    ("limits", {"vcpus": 0.05}, "limits.vcpus"),
+    ("limits", {"pids": 0}, "limits.pids"),
+    ("limits", {"tmp_mb": 0}, "limits.tmp_mb"),
+    ("limits", {"open_files": 1}, "limits.open_files"),
+    ("network_policy", {"isolation_mode": "open"}, "network_policy.isolation_mode"),
+    ("network_policy", {"egress_rules": [{"host": "example.org"}]}, "network_policy.egress_rules.0.host"),
+    (
+        "network_policy",
+        {"egress_rules": [{"host": "1.2.3.4", "port": 65536}]},
+        "network_policy.egress_rules.0.port",
+    ),
+    ("env_vars", {"NOVA_X": "1"}, "env_vars"),
+    ("env_vars", {"AWS_LAMBDA_FUNCTION_NAME": "1"}, "env_vars"),
+    ("env_vars", {"_HANDLER": "1"}, "env_vars"),
+    ("env_vars", {"1A": "1"}, "env_vars"),
+    ("env_vars", {"A": "$SECRET:x"}, "env_vars"),
+    ("env_vars", {"A": "x" * 33_000}, "env_vars"),
+    ("env_vars", {f"A{i}": "" for i in range(101)}, "env_vars"),
+    ("tags", {f"t{i}": "" for i in range(51)}, "tags"),
+    ("description", "x" * 4097, "description"),
+    ("capture", {"redact": ["password"]}, "capture.redact.0"),
+    ("capture", {"max_kb": 6145}, "capture.max_kb"),
+    ("dependency_files", {"go.mod": ""}, "dependency_files.go.mod"),
+]
+"""A member, a value it cannot have, and the field that the refusal names (None: it depends on the rest)."""
+
+
+async def test_bad_values_are_refused_by_name(plane: Control) -> None:
     """AP3: update validates as strictly as create, and a bad field is a 400 with its name."""
     good = {"name": "hello", "runtime": "python", "code": HELLO}
-    if field is not None:
-        answer = await plane.client.post("/functions", json={**good, member: value})
-        document = problem(answer, 400, "validation_failed")
-        assert any(name == field or name.startswith(f"{field}.") for name in fields(document)), document
-        assert (await plane.client.get("/functions/hello")).status_code == 404
-    if member == "name":
-        return
+    for member, value, field in BAD:
+        if field is not None:
+            document = problem(
+                await plane.client.post("/functions", json={**good, member: value}), 400, "validation_failed"
+            )
+            named = [name for name in fields(document) if name == field or name.startswith(f"{field}.")]
+            assert named, (member, value, document)
+    problem(await plane.client.get("/functions/hello"), 404, "not_found")
     await plane.create()
-    answer = await plane.client.patch("/functions/hello", json={member: value})
-    document = problem(answer, 400, "validation_failed")
-    assert fields(document), document
+    for member, value, _ in BAD:
+        if member != "name":
+            answer = await plane.client.patch("/functions/hello", json={member: value})
+            assert fields(problem(answer, 400, "validation_failed")), (member, value)
     assert (await plane.get("/functions/hello"))["latest_version"] == 1
 
 
-@pytest.mark.parametrize(
-    "unknown",
-    [{"min_replicas": 1}, {"limits": {"disk_iops": 1}}, {"function_url": {"auth": "none"}}, {"layers": []}, {"x": 1}],
-)
-async def test_fields_that_are_not_built_are_unknown(plane: Control, unknown: dict[str, Any]) -> None:
+UNKNOWN: list[dict[str, Any]] = [
+    {"min_replicas": 1},
+    {"limits": {"disk_iops": 1}},
+    {"function_url": {"auth": "none"}},
+    {"layers": []},
+    {"archive": ""},
+]
+
+
+async def test_fields_that_are_not_built_are_unknown(plane: Control) -> None:
     good = {"name": "hello", "runtime": "python", "code": HELLO}
-    problem(await plane.client.post("/functions", json={**good, **unknown}), 400, "unknown_field")
+    for unknown in UNKNOWN:
+        problem(await plane.client.post("/functions", json={**good, **unknown}), 400, "unknown_field")
     await plane.create()
-    problem(await plane.client.patch("/functions/hello", json=unknown), 400, "unknown_field")
+    for unknown in UNKNOWN:
+        problem(await plane.client.patch("/functions/hello", json=unknown), 400, "unknown_field")
 
 
 async def test_exactly_one_form_of_code(plane: Control) -> None:

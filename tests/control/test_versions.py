@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from nova.control.versions import MAX_DIFF_BYTES, MAX_DIFF_LINES
 from nova.domain.identity import Scope
 from tests.control.support import HELLO, Control, problem
 
@@ -146,6 +147,22 @@ async def test_diff_names_fields_and_lines(plane: Control) -> None:
     assert (await plane.get("/functions/hello/versions/1/diff/1")) == {"changes": [], "files": []}
 
 
+async def test_what_is_too_large_to_compare_is_only_named(plane: Control) -> None:
+    lines = "x\n" * (MAX_DIFF_LINES + 1)
+    await plane.create(
+        files={"main.py": HELLO, "long.txt": lines, "wide.txt": "x" * MAX_DIFF_BYTES, "short.txt": "a\n"}
+    )
+    await plane.patch(
+        files={"main.py": HELLO, "long.txt": f"{lines}y", "wide.txt": "y" * (MAX_DIFF_BYTES + 1), "short.txt": "b\n"}
+    )
+    files = {file["path"]: file for file in (await plane.get("/functions/hello/versions/1/diff/2"))["files"]}
+    assert {path: file["unified_diff"] is None for path, file in files.items()} == {
+        "long.txt": True,
+        "wide.txt": True,
+        "short.txt": False,
+    }
+
+
 async def test_lists_page_newest_first(plane: Control) -> None:
     await plane.create()
     for i in range(4):
@@ -157,13 +174,13 @@ async def test_lists_page_newest_first(plane: Control) -> None:
     assert ([item["version"] for item in rest["items"]], rest["next_cursor"]) == ([2, 1], None)
 
 
-@pytest.mark.parametrize("number", ["0", "9", "x", "-1", "99999999999999999999", "1%00", "%31%2F2"])
-async def test_what_is_no_version_is_not_found(plane: Control, number: str) -> None:
+async def test_what_is_no_version_is_not_found(plane: Control) -> None:
     """AP3: an unknown resource is a 404, never a 500."""
     await plane.create()
-    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/activate"), ("GET", "/diff/1")):
-        answer = await plane.client.request(method, f"/functions/hello/versions/{number}{path}")
-        assert answer.status_code in (400, 404, 405), (method, answer.text)
+    for number in ("0", "9", "x", "-1", "99999999999999999999", "1%00", "%31%2F2"):
+        for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/activate"), ("GET", "/diff/1")):
+            answer = await plane.client.request(method, f"/functions/hello/versions/{number}{path}")
+            assert answer.status_code in (400, 404, 405), (number, method, answer.text)
     problem(await plane.client.get("/functions/none/versions/1"), 404, "not_found")
 
 

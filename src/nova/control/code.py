@@ -22,11 +22,11 @@ from nova.control.sources import dependency_files, given_forms, read_source, req
 from nova.control.uploads import Uploads
 from nova.control.views import check_match, etag, function_view, settable_fields
 from nova.domain.identity import Scope
-from nova.domain.tree import EXECUTABLE, SourceFile
+from nova.domain.tree import EXECUTABLE, MIB, SourceFile
 from nova.errors import not_found
 from nova.http import body as bodies
 from nova.http.handler import Answer, Req, handles
-from nova.payload import encode
+from nova.payload import encode, too_large
 from nova.store.blobs import BlobStore
 from nova.store.functions import FunctionRecord, FunctionStore
 from nova.store.versions import FileRecord, VersionRecord, VersionStore
@@ -126,6 +126,8 @@ class CodeHandlers:
     async def content(self, req: Req[None, ContentQuery]) -> Response:
         function, version = await self._find(req.scope, req.params["name"], req.query.version)
         if req.query.path is None:
+            if version.code_size > self._limits.body_mb * MIB:
+                raise too_large(self._limits.body_mb * MIB)
             tree = await self._versions.tree(function.id, version.version)
             return JSONResponse({file.path: _content(file) for file in tree if not file.is_link})
         file = await self._versions.file(function.id, version.version, req.query.path)

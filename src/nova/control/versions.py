@@ -2,7 +2,7 @@
 
 import asyncio
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nova.api.functions import Function
@@ -19,8 +19,11 @@ from nova.store.db import Connection
 from nova.store.functions import FunctionRecord, FunctionStore
 from nova.store.versions import FileRecord, VersionRecord, VersionStore
 
-MAX_DIFF_BYTES = 256 * 1024
+MAX_DIFF_BYTES = 128 * 1024
+MAX_DIFF_LINES = 4000
 """Of one file on either side; larger ones are only named."""
+MAX_DIFF_TOTAL = 4 * 1024 * 1024
+"""Of all files that one request compares; those beyond are only named."""
 _MAX_VERSION = 2**31 - 1
 _RETRY_S = 1
 
@@ -92,12 +95,22 @@ class VersionHandlers:
         before = {file.path: file for file in await self._versions.files(function.id, one.version)}
         after = {file.path: file for file in await self._versions.files(function.id, other.version)}
         changed = [path for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
-        left = await self._versions.load(_small(before, changed))
-        right = await self._versions.load(_small(after, changed))
+        left, right = await self._comparable(before, changed), await self._comparable(after, changed)
         files = await asyncio.to_thread(
             lambda: [_file_change(path, before.get(path), after.get(path), left, right) for path in changed]
         )
         return Diff(changes=list(_field_changes(old, new)), files=files)
+
+    async def _comparable(self, files: Mapping[str, FileRecord], paths: Iterable[str]) -> Tree:
+        """Those of the files that are small enough to be compared line by line."""
+        chosen, total = [], 0
+        for path in paths:
+            file = files.get(path)
+            if file is None or file.is_link or file.size > MAX_DIFF_BYTES or total + file.size > MAX_DIFF_TOTAL:
+                continue
+            total += file.size
+            chosen.append(file)
+        return await self._versions.load(chosen)
 
     async def _function(self, scope: Scope, name: str) -> FunctionRecord:
         function = await self._functions.lookup(scope, name)
@@ -155,14 +168,6 @@ def _require_built(version: VersionRecord) -> None:
     raise NovaError("build_pending", f"version {version.version} is still being built", retry_after_s=_RETRY_S)
 
 
-def _small(files: Mapping[str, FileRecord], paths: list[str]) -> Iterator[FileRecord]:
-    return (
-        files[path]
-        for path in paths
-        if path in files and files[path].size <= MAX_DIFF_BYTES and not files[path].is_link
-    )
-
-
 def _field_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[FieldChange]:
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
@@ -183,7 +188,7 @@ def _file_change(path: str, before: FileRecord | None, after: FileRecord | None,
 
 def _unified(path: str, before: SourceFile | None, after: SourceFile | None) -> str | None:
     old, new = before.text if before else "", after.text if after else ""
-    if old is None or new is None:
+    if old is None or new is None or max(old.count("\n"), new.count("\n")) > MAX_DIFF_LINES:
         return None
     lines = difflib.unified_diff(
         old.splitlines(keepends=True),
