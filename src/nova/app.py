@@ -26,7 +26,6 @@ from nova.control.builds import BuildHandlers
 from nova.control.code import CodeHandlers
 from nova.control.deploy import Deployer
 from nova.control.describe import DescriptionHandlers
-from nova.control.describe import DescriptionHandlers
 from nova.control.functions import FunctionHandlers
 from nova.control.runtimes import RuntimeHandlers
 from nova.control.settings import LiveSettings, SettingsHandlers
@@ -216,7 +215,6 @@ class Nova:
                 clock=SYSTEM_CLOCK,
             ),
             ReadingHandlers(execution.exposition),
-            DescriptionHandlers(routes()),
             SettingsHandlers(store.db, store.settings, live),
             KeyHandlers(store.db, store.keys, security.keys, security.directory, rates, SYSTEM_CLOCK),
             TenantHandlers(store.db, store.tenants, security.directory, rates),
