@@ -119,7 +119,7 @@ def test_unknown_keys_of_a_manifest_are_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        ("python", ["main.handler", "pkg.mod.fn", "main.App.go", "src/main.run"], ["handler", "a..b", "1.x", "a.b.", "a b.c", "a.b\n"]),
+        ("python", ["main.handler", "pkg.mod.fn", "main.App.go", "src/m.run"], ["handler", "a..b", "1.x", "a.b.", "a.\n"]),
         ("node", ["index.handler", "src/app.run", "a-b.$x"], ["index", "../x.y", "/abs.x", "a b.c", "x.", "a/../b.c"]),
         ("custom", ["bootstrap", "bin/run.sh"], ["../x", "/bin/sh", "a b", "", "bin/"]),
     ],
