@@ -22,7 +22,7 @@ from nova.execution.backends.base import (
 )
 from nova.execution.backends.sandbox import commands, network
 from nova.execution.backends.sandbox.cells import TEMPLATE_TMP_MB, Cell, Cells, Kind, Toolchains
-from nova.execution.backends.sandbox.cgroups import detect_layout
+from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost, LauncherRefused
 from nova.execution.backends.sandbox.network import Network, policy_rules
 from nova.execution.backends.sandbox.templates import Templates

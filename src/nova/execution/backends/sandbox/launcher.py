@@ -24,7 +24,8 @@ if __name__ == "__main__":
 from nova.agent import preload, supervisor
 from nova.agent.config import AgentConfig, WorkerLaunch
 from nova.execution.backends.sandbox import command, kernel, mounts, namespaces
-from nova.execution.backends.sandbox.cgroups import Group, Groups, Layout
+from nova.execution.backends.sandbox.cgroup_layout import Layout
+from nova.execution.backends.sandbox.cgroups import Group, Groups
 from nova.execution.backends.sandbox.protocol import Message, receive, send
 from nova.execution.backends.sandbox.seccomp import build_filter
 

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from nova.execution.backends.sandbox.cgroups import detect_layout
+from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.client import SOURCE_ROOT, base_interpreter
 from nova.execution.backends.sandbox.kernel import MACHINE, SUPPORTED_MACHINES
 from nova.execution.backends.sandbox.network import find_nft

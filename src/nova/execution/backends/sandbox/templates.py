@@ -19,8 +19,9 @@ MOST = 16
 """Templates of one kind, however large the demand."""
 CALM_S = 60.0
 """A kind that grew shrinks again after this time without a claim that found nothing."""
-REFILL_DELAY_S = 0.015
-"""Refilling waits this long after a claim, so that it does not compete with the claimed instance's own start."""
+REFILL_DELAY_S = 0.05
+"""Refilling waits this long after a claim, so that it does not compete with the claimed instance's own start. The last
+template of a kind is replaced at once."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 10.0
 
 
@@ -70,6 +71,8 @@ class Templates:
         if cell is None:
             shelf.missed = time.monotonic()
             shelf.target = min(MOST, max(1, 2 * shelf.target))
+            self._wanted.set()
+        elif not shelf.ready:
             self._wanted.set()
         else:
             asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._wanted.set)
