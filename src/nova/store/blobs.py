@@ -1,6 +1,7 @@
 """Content-addressed bytes in PostgreSQL: immutable, named by their SHA-256, stored once however often they are put."""
 
 import asyncio
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,11 +42,9 @@ class BlobStore:
 
         Rows are written by ascending digest, so that two deploys with files in common wait for each other in one order.
         """
-        digests: list[str] = []
-        by_digest: dict[str, bytes] = {}
-        for data in items:
-            digests.append(digest_of(data))
-            by_digest[digests[-1]] = data
+        contents = list(items)
+        digests = await asyncio.to_thread(lambda: [digest_of(data) for data in contents])
+        by_digest = dict(zip(digests, contents, strict=True))
         names = sorted(by_digest)
         sizes = [len(by_digest[name]) for name in names]
         rows = await conn.fetch(_sql.insert_many, digests=names, sizes=sizes, media_type=media_type)
