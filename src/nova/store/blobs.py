@@ -1,7 +1,6 @@
 """Content-addressed bytes in PostgreSQL: immutable, named by their SHA-256, stored once however often they are put."""
 
 import asyncio
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
