@@ -67,7 +67,7 @@ class Ended:
         return next((line[6:] for line in self.status.splitlines() if line.startswith("error ")), "")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Cell:
     """One living instance. It is an :class:`Instance` once it is claimed."""
 

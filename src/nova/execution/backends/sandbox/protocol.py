@@ -7,6 +7,7 @@ Guest-side code: standard library only.
 import json
 import os
 import socket
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +45,13 @@ def send(sock: socket.socket, body: dict[str, Any], fds: list[int] | None = None
 
 def receive(sock: socket.socket) -> Message | None:
     """The next message, None at the end. Descriptors arrive close-on-exec."""
-    data, fds, _flags, _address = socket.recv_fds(sock, MAX_MESSAGE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds: in Python 3.11 it drops the flags, and the descriptors would be inherited over exec.
+    fds = array("i")
+    space = socket.CMSG_SPACE(MAX_DESCRIPTORS * fds.itemsize)
+    data, ancillary, _flags, _address = sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, received in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(received[: len(received) - len(received) % fds.itemsize])
     if not data:
         return None
     return Message(json.loads(data), list(fds))

@@ -81,7 +81,7 @@ class Templates:
     def _pop(self, shelf: _Shelf) -> Cell | None:
         while shelf.ready:
             cell = shelf.ready.popleft()
-            if cell.channel.usable:
+            if cell.channel.usable and not cell.ended.done():
                 return cell
             self._bury(cell)
         return None
