@@ -6,6 +6,7 @@ no timer and no stream object belong to a call.
 
 import asyncio
 import os
+import select
 import socket
 from collections import deque
 from typing import Any, Final, Protocol
@@ -102,7 +103,7 @@ class WorkerLine:
         self._session = WorkerSession()
         self._pipes = {stdout: PrintBuffer(), stderr: PrintBuffer()}
         self._stdout, self._stderr = self._pipes.values()
-        self._pipes_open = set(self._pipes)
+        self._unread = select.poll()
         self._current: Call | None = None
         self._calls: dict[str, Call] = {}
         self._outgoing: deque[memoryview] = deque()
@@ -110,6 +111,7 @@ class WorkerLine:
         self._loop.add_reader(line, self._on_line)
         for fd in self._pipes:
             self._loop.add_reader(fd, self._on_print, fd)
+            self._unread.register(fd, select.POLLIN)
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -140,8 +142,8 @@ class WorkerLine:
             self._calls.pop(call.request_id, None)
             stdout, stderr = call.stdout.take(), call.stderr.take()
         else:
-            self._current = None
             self._drain()
+            self._current = None
             stdout, stderr = self._stdout.take(), self._stderr.take()
         call.settle(output, error, stdout, stderr)
 
@@ -271,7 +273,7 @@ class WorkerLine:
             return False
         if not data:
             self._loop.remove_reader(fd)
-            self._pipes_open.discard(fd)
+            self._unread.unregister(fd)
             return False
         if self._current is not None:
             self._pipes[fd].add(data)
@@ -280,17 +282,11 @@ class WorkerLine:
         return True
 
     def _drain(self) -> None:
-        """Prints come before the answer: take what lies in the pipes."""
-        for fd in tuple(self._pipes_open):
-            buffer = self._pipes[fd]
+        """Prints come before the answer: take what lies in the pipes. One system call when there is nothing."""
+        for fd, _ in self._unread.poll(0):
             for _ in range(_DRAIN_READS):
-                try:
-                    data = os.read(fd, _PIPE_READ)
-                except BlockingIOError:
+                if not self._on_print(fd):
                     break
-                if not data:
-                    break
-                buffer.add(data)
 
     def _outside(self, size: int) -> None:
         log.debug("print outside any call", instance_id=self._instance_id, bytes=size)
