@@ -51,13 +51,13 @@ class Shelf:
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, drain_s: float = 0.05) -> None:
         self.shelf: Any = Shelf()
         self.backend = FakeBackend()
         self.records: list[tuple[CallRequest, FunctionSnapshot, CallResult]] = []
         booter = Booter(FakeArtifacts(), OneBackend(self.backend), SYSTEM_CLOCK)
         self.fleet = InstanceFleet(booter, PoolSettings())
-        self.executor = Executor(self.shelf, self.fleet, lambda *done: self.records.append(done), drain_s=0.05)
+        self.executor = Executor(self.shelf, self.fleet, lambda *done: self.records.append(done), drain_s=drain_s)
 
     def invoke(self, **changes: Any) -> "asyncio.Task[CallResult]":
         return asyncio.create_task(self.executor.invoke(make_call(**changes)))
@@ -148,11 +148,11 @@ async def test_a_functions_error_is_a_result(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker_error", "code", "status"),
-    [("Nova.Timeout", "timeout", 504), ("Nova.InstanceLost", "instance_lost", 502)],
+    ("worker_error", "code", "status", "reason"),
+    [("Nova.Timeout", "timeout", 504, "timeout"), ("Nova.InstanceLost", "instance_lost", 502, "crashed")],
 )
 async def test_what_is_not_the_functions_fault_is_a_refusal(
-    rig: Rig, worker_error: str, code: str, status: int
+    rig: Rig, worker_error: str, code: str, status: int, reason: str
 ) -> None:
     """EX1: the call was sent once, is recorded once, and nobody sends it again."""
     rig.backend.hold = True
@@ -167,6 +167,7 @@ async def test_what_is_not_the_functions_fault_is_a_refusal(
     assert [record[2].error.type for record in rig.records if record[2].error] == [worker_error]
     await settle()
     assert rig.fleet.size == 0
+    assert [why for _, why in rig.backend.stopped] == [reason]
     assert rig.backend.created == 1
 
 
@@ -278,8 +279,8 @@ async def test_closing_waits_for_calls_then_ends_them() -> None:
     assert rig.fleet.size == 0
 
 
-async def test_closing_lets_a_call_finish() -> None:
-    rig = Rig()
+async def test_closing_lets_a_call_finish_and_then_waits_no_longer() -> None:
+    rig = Rig(drain_s=3600)
     rig.shelf.put(make_snapshot())
     rig.backend.hold = True
     await rig.executor.start()
@@ -289,7 +290,7 @@ async def test_closing_lets_a_call_finish() -> None:
     await settle()
     rig.backend.answer_all()
     assert (await task).output == b'"ok"'
-    await closing
+    await asyncio.wait_for(closing, 10)
 
 
 async def test_instances_and_stats_tell_what_is_there(rig: Rig) -> None:

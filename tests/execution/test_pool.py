@@ -43,7 +43,8 @@ class Rig:
 
     async def acquire(self, snapshot: FunctionSnapshot, deadline: float | None = None) -> Lease:
         pool = self.fleet.pool(snapshot)
-        return pool.take() or await self.fleet.wait(pool, deadline)
+        async with asyncio.timeout(20):  # a slot that never comes is a failure, not a hang
+            return pool.take() or await self.fleet.wait(pool, deadline)
 
     def acquiring(self, snapshot: FunctionSnapshot, count: int = 1) -> list[asyncio.Task[Lease]]:
         return [asyncio.create_task(self.acquire(snapshot)) for _ in range(count)]
