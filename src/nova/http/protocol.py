@@ -220,6 +220,9 @@ class Protocol(HttpToolsProtocol):
     def _without_upgrade(self, rest: bytes) -> None:
         """We speak HTTP/1.1 only: parse the request again as if it had not offered anything else."""
         method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(NovaError("validation_failed", "this server is no proxy"))
+            return
         kept = [(name, value) for name, value in self.headers if name not in _UPGRADE_HEADERS and name != b"connection"]
         lines = [method + b" " + self.url + b" HTTP/1.1", *(name + b": " + value for name, value in kept), b"", b""]
         self.parser = httptools.HttpRequestParser(self)
