@@ -33,7 +33,7 @@ HELLO_DEADLINE_S: Final = 60.0
 PARTIAL_HELLO_S: Final = 2.0
 """A peer that began to speak must have shown its token in this time."""
 PARTIAL_FRAME_S: Final = 30.0
-_READ: Final = 1 << 18
+_READ: Final = 1 << 16
 
 
 def run(control: socket.socket, config: AgentConfig) -> NoReturn:

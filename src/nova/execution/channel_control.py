@@ -10,7 +10,7 @@ from typing import Any, Final
 from nova.agent import frames
 from nova.agent.frames import Frame, FrameDecoder, FrameError
 
-_READ: Final = 1 << 18
+_READ: Final = 1 << 16
 _MAX_FDS: Final = 3
 
 

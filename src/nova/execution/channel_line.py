@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 OUTPUT_LIMIT: Final = 6 << 20
 """Bytes of a result."""
-_READ: Final = 1 << 18
+_READ: Final = 1 << 16  # larger buffers are mapped and unmapped by malloc at every read
 _PIPE_READ: Final = 1 << 16
 _DRAIN_READS: Final = 16
 """Reads of one drain: more than a pipe can hold, so a worker that never stops printing cannot hold up the loop."""

@@ -20,7 +20,7 @@ from nova.runtimes.python.loading import Function, become, load, settle
 
 INPUT_FD: Final = 3
 RESULT_FD: Final = 4
-_READ: Final = 1 << 18
+_READ: Final = 1 << 16  # larger buffers are mapped and unmapped by malloc at every read
 _INPUT: Final = '{"input": '
 _CONTEXT: Final = ', "context": '
 _REQUEST_ID: Final = '{"request_id": "'

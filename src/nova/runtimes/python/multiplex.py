@@ -15,7 +15,7 @@ from nova.runtimes.python.loading import Function
 
 _INPUT_FD: Final = 3
 _RESULT_FD: Final = 4
-_READ: Final = 1 << 18
+_READ: Final = 1 << 16
 _CANCEL: Final = b'{"cancel": "'
 _CONTEXT: Final = b', "context": '
 _PRINT_PIECE: Final = 8192
