@@ -65,7 +65,7 @@ from nova.security.guards import Door
 from nova.security.identity import KeyRing
 from nova.security.limits import RateLimiter
 from nova.security.scope import Directory
-from nova.service import ServiceGroup
+from nova.service import ServiceGroup, to_its_end
 from nova.store.aliases import AliasStore
 from nova.store.apikeys import KeyStore
 from nova.store.audit import AuditStore
@@ -182,7 +182,7 @@ class Nova:
             self._say("starting the database")
             server = EmbeddedPostgres(data_dir)
             self._services.callback(server.stop)
-            await asyncio.to_thread(server.start)
+            await to_its_end(server.start)
             dsn = server.dsn
         try:
             await migrate(dsn)
@@ -319,6 +319,7 @@ class _Execution:
             self.sandbox,
             settings.build,
             settings.data_dir,
+            prepare=self.artifacts.materialise,
             finished=self.metrics.build_finished,
         )
         await services.start(

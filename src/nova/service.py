@@ -17,6 +17,7 @@ class Service(Protocol):
 
 
 S = TypeVar("S", bound=Service)
+T = TypeVar("T")
 
 
 class ServiceGroup:
@@ -41,6 +42,16 @@ class ServiceGroup:
         self._stack.push_async_callback(service.close)
         await service.start()
         return service
+
+
+async def to_its_end(work: Callable[[], T]) -> T:
+    """Do blocking work in a thread. A cancellation waits for it, so that what it made can be taken back."""
+    done = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        await asyncio.wait({done})
+        raise
 
 
 class Background:
