@@ -49,6 +49,8 @@ ENFORCED: dict[str, str] = {
     "functions.files": f"{_CODE}::test_files_come_back_byte_for_byte",
     "functions.files.base64": f"{_CODE}::test_files_come_back_byte_for_byte",
     "functions.files.executable": f"{_CODE}::test_files_come_back_byte_for_byte",
+    "functions.function_url": "execution/test_executor.py::test_a_function_without_a_url_is_not_found_there",
+    "functions.function_url.enabled": "execution/test_executor.py::test_a_function_without_a_url_is_not_found_there",
     "functions.handler": "runtimes/test_python.py::test_handlers_are_found",
     "functions.idle_ttl_s": "execution/test_pool.py::test_idle_instances_are_stopped_and_empty_pools_forgotten",
     "functions.instance_concurrency": "execution/test_sandboxed_calls.py::test_calls_at_once_in_one_instance",

@@ -57,7 +57,14 @@ class Rig:
         self.records: list[tuple[CallRequest, FunctionSnapshot, CallResult]] = []
         booter = Booter(FakeArtifacts(), OneBackend(self.backend), SYSTEM_CLOCK)
         self.fleet = InstanceFleet(booter, PoolSettings())
-        self.executor = Executor(self.shelf, self.fleet, lambda *done: self.records.append(done), drain_s=drain_s)
+        self.refusals: list[tuple[str, str]] = []
+        self.executor = Executor(
+            self.shelf,
+            self.fleet,
+            lambda *done: self.records.append(done),
+            refused=lambda _scope, function, code: self.refusals.append((function, code)),
+            drain_s=drain_s,
+        )
 
     def invoke(self, **changes: Any) -> "asyncio.Task[CallResult]":
         return asyncio.create_task(self.executor.invoke(make_call(**changes)))
@@ -224,6 +231,7 @@ async def test_a_caller_without_time_gets_timeout_and_nothing_is_sent(rig: Rig) 
         await rig.executor.invoke(late)
     assert len(rig.backend.channels[0].calls) == 1
     assert rig.executor.stats()["inflight"] == 0
+    assert rig.refusals == [("hello", "timeout")]
 
 
 @pytest.mark.parametrize(("timeout_ms", "expected"), [(None, 30.0), (5000, 5.0), (90_000, 30.0)])
@@ -233,6 +241,15 @@ async def test_the_shorter_deadline_is_enforced(rig: Rig, timeout_ms: int | None
     await rig.executor.invoke(make_call(timeout_ms=timeout_ms, received=began))
     (sent,) = rig.backend.channels[0].calls
     assert sent.deadline - began == pytest.approx(expected, abs=1)
+
+
+async def test_a_function_without_a_url_is_not_found_there(rig: Rig) -> None:
+    rig.shelf.put(make_snapshot("inner", function_url=False))
+    with pytest.raises(NovaError, match="not_found"):
+        await rig.invoke(name="inner", trigger="url")
+    assert (await rig.invoke(name="inner")).output == b"{}"
+    assert (await rig.invoke(trigger="url")).output == b"{}"
+    assert rig.refusals == [("inner", "not_found")]
 
 
 async def test_a_warm_call_asks_nobody_but_memory(rig: Rig) -> None:

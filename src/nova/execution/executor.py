@@ -12,7 +12,7 @@ from nova.domain.call import CallRequest, CallResult, Phases
 from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
 from nova.domain.ports import InstanceInfo
-from nova.errors import FunctionError, NovaError, draining
+from nova.errors import FunctionError, NovaError, draining, not_found
 from nova.execution.backends.base import WorkerCall, WorkerResult
 from nova.execution.catalog import Catalog
 from nova.execution.fleet import InstanceFleet
@@ -101,6 +101,8 @@ class Executor:
                 snapshot = self._catalog.peek(call)
                 if snapshot is None:
                     snapshot = await self._catalog.resolve(call, deadline)
+                if call.trigger == "url" and not snapshot.function_url:
+                    raise not_found("the URL of function", call.function)
                 lease = self._fleet.pool(snapshot).take()
                 if lease is None or not lease.member.instance.channel.usable:
                     snapshot, lease = await self._acquire(call, snapshot, lease, deadline)
