@@ -129,6 +129,7 @@ class Nova:
             )
         )
         listener = await services.start(Listener(dsn))
+        db.on_commit = listener.deliver
         store = _Store(db, listener)
         live = await services.start(LiveSettings(self._loaded, store.settings, listener, self._settings_changed))
         self._say("preparing the sandbox")

@@ -218,6 +218,14 @@ async def test_a_deployed_version_is_what_the_next_call_runs(rig: Rig) -> None:
     assert before.pool_key != after.pool_key
 
 
+async def test_who_was_told_of_a_change_meets_it(rig: Rig) -> None:
+    """What this process commits it also notices at once: no call in between runs the old version."""
+    rig.control.db.on_commit = rig.listener.deliver
+    for number in range(1, 30):
+        await rig.control.deploy()
+        assert (await rig.get()).version == number
+
+
 async def test_a_qualifier_runs_exactly_the_version_it_names(rig: Rig) -> None:
     """EX4: version 3's own configuration, whatever is live and whatever others ask for."""
     for number in range(1, 6):

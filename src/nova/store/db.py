@@ -5,7 +5,7 @@ time. Outages become ``dependency_unavailable`` so that callers can be told to c
 """
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, Self
@@ -44,6 +44,8 @@ class Connection:
 
     def __init__(self, raw: psycopg.AsyncConnection[Row]) -> None:
         self.raw = raw
+        self.notified: list[tuple[str, str]] = []
+        """channel and payload of what was sent here"""
 
     async def fetch(self, sql: str, /, **params: Any) -> list[Row]:
         return await (await self.raw.execute(sql, params)).fetchall()
@@ -63,6 +65,7 @@ class Connection:
     async def notify(self, channel: str, payload: str) -> None:
         """Tell every listener when this transaction commits."""
         await self.raw.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+        self.notified.append((channel, payload))
 
 
 class Database:
@@ -70,6 +73,9 @@ class Database:
 
     def __init__(self, dsn: str, *, min_conns: int = 2, max_conns: int = 20, statement_timeout_s: float = 30) -> None:
         self.dsn = dsn
+        self.on_commit: Callable[[str, str], None] | None = None
+        """Gets each notification of this process as soon as it is committed, before the server delivers it: whoever is
+        answered after a change meets it in his next request here."""
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]] = AsyncConnectionPool(
             dsn,
             min_size=min_conns,
@@ -113,10 +119,15 @@ class Database:
     async def transaction(self) -> AsyncIterator[Connection]:
         """All or nothing."""
         try:
-            async with self._pool.connection() as raw, raw.transaction():
-                yield Connection(raw)
+            async with self._pool.connection() as raw:
+                conn = Connection(raw)
+                async with raw.transaction():
+                    yield conn
         except _unavailable as exc:
             raise unavailable(exc) from exc
+        if self.on_commit is not None:
+            for channel, payload in conn.notified:
+                self.on_commit(channel, payload)
 
     async def fetch(self, sql: str, /, **params: Any) -> list[Row]:
         async with self.connection() as conn:

@@ -58,6 +58,11 @@ class Listener:
         """Call ``callback`` whenever the connection is back after a gap."""
         self._reconnected.append(callback)
 
+    def deliver(self, channel: str, payload: str) -> None:
+        """Call back as for a notification that arrived; for those that this process has just sent itself."""
+        for callback in self._callbacks.get(channel, ()):
+            _shielded(callback, payload)
+
     async def start(self) -> None:
         """Connect and listen; returns once notifications arrive. Raises psycopg's error when the server is not there."""
         conn = await self._connect()
@@ -104,8 +109,7 @@ class Listener:
     async def _listen(self, conn: psycopg.AsyncConnection) -> None:
         while True:
             async for notification in conn.notifies(timeout=_PROBE_S):
-                for callback in self._callbacks[notification.channel]:
-                    _shielded(callback, notification.payload)
+                self.deliver(notification.channel, notification.payload)
             await asyncio.wait_for(conn.execute("SELECT 1"), _PROBE_TIMEOUT_S)
 
 
