@@ -332,3 +332,23 @@ async def test_a_killed_builder_is_replaced(
     assert build.status == "succeeded"
     assert "attempt 2: the builder before was lost" in (await store.read_log(SCOPE, build_id)).text
     assert list((tmp_path / "builds").iterdir()) == []
+
+
+async def test_an_artifact_is_on_the_node_before_its_version_is_live(
+    database: Database, deployer: Deployer, store: BuildStore, listener: Listener, runtimes: Runtimes, tmp_path: Path
+) -> None:
+    """The first call of a new version does not wait for unpacking."""
+    seen: list[tuple[str, int | None]] = []
+
+    async def prepare(artifact: str) -> None:
+        seen.append((artifact, (await deployer.function("hello")).live_version))
+
+    blobs, build = BlobStore(database), BuildSettings()
+    builder = Builder(database, blobs, runtimes, Scripted(), build, tmp_path, prepare=prepare)
+    service = BuildService(database, listener, blobs, builder, build=build, queue=QueueSettings(), grace_s=0.1)
+    await service.start()
+    try:
+        done = await finished(listener, store, await deployer.deploy("hello", FILES))
+    finally:
+        await service.close()
+    assert seen == [(done.artifact, None)]

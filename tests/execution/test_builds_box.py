@@ -71,7 +71,7 @@ async def test_a_step_sees_its_own_folders_only(run: Run) -> None:
         "print(os.popen('cat /code/a').read())\n"
     )
     assert out.splitlines() == [
-        "True [] ['home', 'tmp'] []",
+        "True [] ['code', 'home', 'tmp'] []",
         "[]",
         "0000000000000000",
         "['HOME', 'LANG', 'NO_COLOR', 'PATH', 'TMPDIR']",

@@ -129,29 +129,36 @@ def unpack(file: BinaryIO, folder: Path) -> int:
 
     Every member lies in a folder that the archive has made before: nothing is written through a link. Raises OSError.
     """
-    folders = [folder]
+    top = str(folder)
+    folders = {"": top}
     total = 0
     with tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
-            target = folder / member.name
-            if ".." in target.parts or target.parent not in folders:
+            parent, _, name = member.name.rpartition("/")
+            if parent not in folders or name in ("", ".", ".."):
                 raise OSError(f"the artifact's member {member.name!r} is out of place")
+            target = f"{folders[parent]}/{name}"
             if member.isdir():
-                target.mkdir()
-                folders.append(target)
+                os.mkdir(target)
+                folders[member.name] = target
             elif member.issym():
-                target.symlink_to(member.linkname)
+                os.symlink(member.linkname, target)
             else:
-                content = tar.extractfile(member)
-                if content is None:
-                    raise OSError(f"the artifact's member {member.name!r} is no file")
-                with target.open("xb") as out:
-                    shutil.copyfileobj(content, out, 1 << 20)
-                target.chmod(0o555 if member.mode & 0o111 else 0o444)
+                _write(tar, member, target)
                 total += member.size
-    for made in reversed(folders):
-        made.chmod(0o555)
+    for made in reversed(folders.values()):
+        os.chmod(made, 0o555)
     return total
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: str) -> None:
+    content = tar.extractfile(member)
+    if content is None:
+        raise OSError(f"the artifact's member {member.name!r} is no file")
+    descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb", buffering=0) as out:
+        shutil.copyfileobj(content, out, 1 << 20)
+        os.fchmod(descriptor, 0o555 if member.mode & 0o111 else 0o444)
 
 
 def remove(path: Path) -> None:

@@ -7,8 +7,9 @@ cancelled or lost its function can publish nothing.
 import asyncio
 import os
 import platform
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -41,7 +42,7 @@ Finished = Callable[[str, str, float], None]
 
 
 class Builder:
-    """Handles work of kind ``build``."""
+    """Handles work of kind ``build``. ``prepare`` gets a new artifact ready on this node before anybody can call it."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Builder:
         settings: BuildSettings,
         data_dir: Path,
         *,
+        prepare: Callable[[str], Awaitable[object]] | None = None,
         finished: Finished = lambda _runtime, _status, _seconds: None,
     ) -> None:
         self._finished = finished
@@ -63,6 +65,7 @@ class Builder:
         self._settings = settings
         self._scratch = data_dir / "builds"
         self._caches = data_dir / "cache"
+        self._prepare = prepare
         self._installers = Installers(runtimes, network=settings.network)
 
     async def start(self) -> None:
@@ -117,6 +120,8 @@ class Builder:
         if cached is not None:
             await self._builds.append_log(subject.id, "» an equal build is known: its result is used\n")
         artifact = cached or await self._make(item, subject, runtime)
+        if self._prepare is not None:
+            await self._prepare(artifact)
         async with self._db.transaction() as conn:
             await queue.finish(conn, item)
             published = await self._builds.succeed(conn, subject.id, artifact, cached=cached is not None)
@@ -168,7 +173,8 @@ class Builder:
         return plan
 
     async def _store(self, box: BuildBox, subject: BuildSubject, output: BuildLog) -> str:
-        with (box.code.parent / "artifact.tar").open("w+b") as file:
+        # without a name: a build may have left anything in its folder
+        with tempfile.TemporaryFile(dir=self._scratch) as file:
             packed = await asyncio.to_thread(pack_folder, box.code, subject.config.entry, file, limit=_OUTPUT_LIMIT)
             digest = await self._blobs.put_file(file, TAR)
         output.say(f"{packed.files} files, {packed.size / (1 << 20):.1f} MiB: {digest}")

@@ -69,7 +69,8 @@ class BoxLimits:
 
 
 class BuildBox:
-    """``code`` is what becomes the artifact (``/code`` inside); ``/scratch`` is scratch, ``/cache`` the download cache.
+    """``code`` is what becomes the artifact: ``/code`` inside, and also ``/scratch/code``, so that installers can move files
+    there from their temporary folder instead of copying them. ``/cache`` is the download cache.
 
     The user that a build runs as differs from build to build, so what it must write is open to all users; the folder
     around it is not.
@@ -88,7 +89,6 @@ class BuildBox:
     ) -> None:
         self.code = folder / "code"
         self._folder = folder
-        self._scratch = folder / "scratch"
         self._cache = cache
         self._runner = runner
         self._log = log
@@ -96,7 +96,8 @@ class BuildBox:
         self._forwarder = forwarder
         self._clock = clock
         self._ends = clock.monotonic() + limits.timeout_s
-        for path in (self.code, self._scratch, self._scratch / "home", self._scratch / "tmp"):
+        folder.chmod(0o777)
+        for path in (self.code, folder / "home", folder / "tmp"):
             path.mkdir()
             path.chmod(0o777)
 
@@ -126,7 +127,7 @@ class BuildBox:
 
     def _own_binds(self) -> Iterator[Bind]:
         yield Bind(self.code, "/code", read_only=False)
-        yield Bind(self._scratch, "/scratch", read_only=False)
+        yield Bind(self._folder, "/scratch", read_only=False)
         yield Bind(self._cache, "/cache", read_only=False)
 
     @asynccontextmanager

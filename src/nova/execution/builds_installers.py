@@ -71,7 +71,7 @@ def pip_steps(pip: Pip, python: Toolchain, plan: BuildPlan) -> Sequence[Step]:
     command = (
         *_python(python),
         *("-c", RUN_PIP, pip.search_path, "install", "--requirement", f"/code/{plan.manifest}"),
-        *("--target", f"/code/{plan.target}", "--only-binary", ":all:", "--cache-dir", "/cache"),
+        *("--target", f"/scratch/code/{plan.target}", "--only-binary", ":all:", "--cache-dir", "/cache"),
         *(
             "--no-compile",
             "--no-input",
