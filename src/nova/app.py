@@ -84,6 +84,8 @@ from nova.telemetry import set_level
 
 log = structlog.get_logger(__name__)
 Progress = Callable[[str], None]
+_BUILD_GRACE_S = 0.5
+"""A build that does not end within this at shutdown is handed back: nobody waits on a connection for it."""
 
 
 class Nova:
@@ -331,7 +333,7 @@ class _Execution:
                 builder,
                 build=settings.build,
                 queue=settings.queue,
-                grace_s=settings.daemon.drain_s,
+                grace_s=_BUILD_GRACE_S,
             )
         )
 

@@ -6,6 +6,7 @@ A program of its own (``python -m nova.cli.demo URL``): it knows the server only
 import os
 import shlex
 import shutil
+import signal
 import statistics
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -212,5 +214,14 @@ def run(
     raise typer.Exit(0 if well else 1)
 
 
+def _interrupted(_number: int, _frame: FrameType | None) -> None:
+    """End as by Ctrl-C, once: whoever started the demo sends SIGTERM beside the terminal's SIGINT."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    for _each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_each, _interrupted)
     typer.run(run)
