@@ -63,6 +63,8 @@ async def main(folder: Path, node: str) -> None:
         limits = Limits(memory_mb=192, pids=30)
         looking = await load(backend, folder, SOURCE, limits=limits)
         report["inside"] = await looking.value("look")
+        stats = await backend.stats(looking.instance)
+        report["stats"] = [stats.memory_bytes, stats.pids]
         report["forks"] = await looking.value("forks")
         hoarding = await load(backend, folder, SOURCE, limits=limits)
         outcome = await hoarding.answer("hoard")

@@ -404,6 +404,9 @@ async def test_as_an_ordinary_user(tmp_path: Path) -> None:
         "status": {"Uid": "65534", "CapEff": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2"},
         "readable": [],
     }
+    memory, pids = report["stats"]
+    assert memory > 1 << 20
+    assert pids == 2
     assert report["forks"] <= 30
     assert report["hoard"] == "MemoryError"
     await until(lambda: not any(pid_is_alive(pid) for pid in report["pids"]), 5)

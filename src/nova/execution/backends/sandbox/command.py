@@ -31,7 +31,8 @@ def run(argv: list[str], env: dict[str, str], cwd: str, output: int, status: int
 def _become(argv: list[str], env: dict[str, str], cwd: str, output: int) -> NoReturn:
     try:
         os.setsid()
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir(cwd)

@@ -79,6 +79,9 @@ _COLUMN = {"x86_64": 0, "aarch64": 1}
 MACHINE = platform.machine()
 SUPPORTED_MACHINES = frozenset(_COLUMN)
 
+with open("/proc/sys/kernel/cap_last_cap") as _file:
+    _LAST_CAPABILITY = int(_file.read())
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
@@ -197,9 +200,7 @@ def close_fds_from(first: int) -> None:
 
 def drop_capabilities() -> None:
     """Give up every capability for good: bounding and ambient sets, secure bits, then the sets in force."""
-    with open("/proc/sys/kernel/cap_last_cap") as file:
-        last = int(file.read())
-    for capability in range(last + 1):
+    for capability in range(_LAST_CAPABILITY + 1):
         prctl(PR_CAPBSET_DROP, capability)
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     prctl(PR_SET_SECUREBITS, SECBITS_LOCKED_DOWN)

@@ -9,7 +9,6 @@ configures it.
 """
 
 import os
-import resource
 import select
 import signal
 import socket
@@ -23,7 +22,7 @@ if __name__ == "__main__":
 
 from nova.agent import preload, supervisor
 from nova.agent.config import AgentConfig, WorkerLaunch
-from nova.execution.backends.sandbox import command, kernel, mounts, namespaces
+from nova.execution.backends.sandbox import command, kernel, mounts, namespaces, soft
 from nova.execution.backends.sandbox.cgroup_layout import Layout
 from nova.execution.backends.sandbox.cgroups import Group, Groups
 from nova.execution.backends.sandbox.protocol import Message, receive, send
@@ -41,11 +40,11 @@ class Child:
 
     name: str
     pid: int
-    pidfd: int
     group: Group
     status_fd: int
     mounts_fd: int
     """its mount namespace, opened while it may be: later its first process is closed to everyone"""
+    pidfd: int
     root: str | None = None
     """a root of its own, to be dropped after it"""
     status: bytes = b""
@@ -209,7 +208,7 @@ class Launcher:
 
     def _do_stats(self, message: Message, reply: dict[str, Any]) -> list[int]:
         child = self._child(message.body["instance"])
-        usage = child.group.usage()
+        usage = child.group.usage() if self._groups.hard else soft.usage(child.pid)
         reply.update(
             memory_bytes=usage.memory_bytes,
             cpu_us=usage.cpu_us,
@@ -227,7 +226,7 @@ class Launcher:
     def _limit(self, child: Child, body: dict[str, Any]) -> None:
         child.group.limit(body["memory_bytes"], body["vcpus"], body["cpu_share"], body["pids"])
         if not self._groups.hard:
-            _limit_processes(child.pid, body["memory_bytes"], body["pids"])
+            soft.limit(child.pid, body["memory_bytes"], body["pids"])
 
     # -- children ------------------------------------------------------------------------------------------------
 
@@ -247,25 +246,29 @@ class Launcher:
             os._exit(70)
 
         pid = -1
+        kept: list[int] = [status_read]
         try:
             files += group.join_files()
             pid = self._clone(child_main, network)
             _write(f"/proc/{pid}/oom_score_adj", str(OOM_SCORE))
             # An ordinary user's launcher is root of a user namespace that knows no one else.
             namespaces.map_user(pid, 0 if self._unprivileged else uid)
-            mounts_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            child = Child(name, pid, os.pidfd_open(pid), group, status_read, mounts_fd)
+            kept.append(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+            kept.append(os.pidfd_open(pid))
             os.write(go_write, b"g")
         except OSError:
             if pid > 0:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-            os.close(status_read)
+            for fd in kept:
+                os.close(fd)
             self._dying.append(group)
             raise
         finally:
             for fd in (go_read, go_write, status_write, *files):
                 os.close(fd)
+        _, mounts_fd, pidfd = kept
+        child = Child(name, pid, group, status_read, mounts_fd, pidfd)
         self._children[name] = child
         self._watch(child.pidfd, lambda: self._bury(child))
         self._watch(status_read, lambda: self._read_status(child))
@@ -344,15 +347,6 @@ def _is_open(fd: int) -> bool:
 def _write(path: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text)
-
-
-def _limit_processes(pid: int, memory_bytes: int, pids: int) -> None:
-    """Where no control group can be made: limits per process, on the first process and what it has started."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        family = [pid, *map(int, file.read().split())]
-    for member in family:
-        resource.prlimit(member, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-        resource.prlimit(member, resource.RLIMIT_NPROC, (pids, pids))
 
 
 def main() -> None:

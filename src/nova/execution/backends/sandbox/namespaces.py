@@ -75,9 +75,6 @@ def confine(plan: Confinement) -> None:
     os.setresgid(GUEST_UID, GUEST_UID, GUEST_UID)
     os.setresuid(GUEST_UID, GUEST_UID, GUEST_UID)
     os.umask(0o022)
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) is not None:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def seal(program: bytes) -> None:
