@@ -210,7 +210,7 @@ async def test_an_unqualified_call_runs_the_live_version(rig: Rig) -> None:
 
 
 async def test_a_deployed_version_is_what_the_next_call_runs(rig: Rig) -> None:
-    await rig.control.deploy()
+    await rig.noticed(rig.control.deploy())
     before = await rig.get()
     await rig.noticed(rig.control.deploy(env={"B": "2"}))
     after = await rig.get()
@@ -307,7 +307,7 @@ async def test_recorded_settings_change_without_a_new_pool(rig: Rig) -> None:
 
 
 async def test_many_who_ask_at_once_cause_one_load(rig: Rig) -> None:
-    await rig.control.deploy()
+    await rig.noticed(rig.control.deploy())
     before = rig.control.queries
     await asyncio.gather(*(rig.get() for _ in range(100)))
     assert rig.control.queries - before == 2, "the function and its live version"
@@ -370,7 +370,7 @@ async def test_a_version_without_a_toolchain_hides_no_other(rig: Rig) -> None:
 
 async def test_a_change_during_a_load_is_not_lost(rig: Rig) -> None:
     """The row was read, then changed and announced, then cached: the cache must not keep what was read."""
-    await rig.control.deploy()
+    await rig.noticed(rig.control.deploy())
     lookup, began, go_on = rig.control.functions.lookup, asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Scope, name: str) -> Any:
@@ -418,7 +418,7 @@ async def test_a_reconnected_listener_compares_everything(rig: Rig, pg_dsn: str)
 async def test_memory_is_bounded(database: Database, listener: Listener) -> None:
     rig = Rig(database, listener, max_bytes=20_000)
     for number in range(20):
-        await rig.control.deploy(f"f{number}")
+        await rig.noticed(rig.control.deploy(f"f{number}"))
         await rig.get(name=f"f{number}")
     assert rig.catalog.peek(make_call("f0")) is None
     assert rig.catalog.peek(make_call("f19")) is not None
@@ -457,8 +457,8 @@ async def stack(rig: Rig) -> AsyncIterator[Stack]:
 
 async def test_warm_calls_make_no_round_trip(stack: Stack) -> None:
     """EX16: counted at the pool of connections."""
-    await stack.rig.control.deploy()
-    await stack.rig.control.alias("prod", {1: 10_000})
+    await stack.rig.noticed(stack.rig.control.deploy())
+    await stack.rig.noticed(stack.rig.control.alias("prod", {1: 10_000}))
     await stack.invoke()
     before = stack.rig.control.queries
     for _ in range(200):
@@ -478,7 +478,7 @@ async def test_after_a_hundred_deploys_one_version_has_instances(stack: Stack) -
 
 
 async def test_versions_behind_aliases_keep_their_instances(stack: Stack) -> None:
-    await stack.rig.control.deploy()
+    await stack.rig.noticed(stack.rig.control.deploy())
     await stack.rig.noticed(stack.rig.control.alias("stable", {1: 10_000}))
     first = await stack.invoke(qualifier="stable")
     await stack.rig.noticed(stack.rig.control.deploy())
@@ -489,7 +489,7 @@ async def test_versions_behind_aliases_keep_their_instances(stack: Stack) -> Non
 
 
 async def test_deleting_a_function_drains_it(stack: Stack) -> None:
-    await stack.rig.control.deploy()
+    await stack.rig.noticed(stack.rig.control.deploy())
     await stack.invoke()
     await stack.rig.noticed(stack.rig.control.delete())
     await stack.until(lambda: not stack.backend.live)
