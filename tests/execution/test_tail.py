@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 
 from nova.errors import NovaError
 from nova.execution.tail import Position
-from nova.http.sse import Event
+from nova.http.sse import Batch, Event
 from nova.store.db import Database
 from tests.execution.finished import boom, deployed
 from tests.execution.observed import Observed, observing
@@ -32,6 +32,12 @@ def _data(event: Event) -> dict[str, Any]:
     value = json.loads(event.data)
     assert isinstance(value, dict)
     return value
+
+
+async def _each(batches: AsyncIterator[Batch]) -> AsyncGenerator[Event, None]:
+    async for batch in batches:
+        for event in batch.events:
+            yield event
 
 
 async def _take(feed: AsyncIterator[Event], lines: int) -> list[Event]:
@@ -56,12 +62,12 @@ async def test_ten_thousand_lines_arrive_complete_and_in_order_over_a_reconnect(
             if call % 10 == 0:
                 await asyncio.sleep(0.002)
 
-    feed = seen.feed.follow(function_id, Position(0), since=None, q=None, request_id=None)
+    feed = _each(seen.feed.follow(function_id, Position(0), since=None, q=None, request_id=None))
     talking = asyncio.create_task(chatter())
     async with aclosing(feed):
         first = await _take(feed, 4321)
     assert first[-1].id is not None
-    again = seen.feed.follow(function_id, Position.parse(first[-1].id), since=None, q=None, request_id=None)
+    again = _each(seen.feed.follow(function_id, Position.parse(first[-1].id), since=None, q=None, request_id=None))
     async with aclosing(again):
         rest = await _take(again, 10_000 - 4321)
     await talking
@@ -71,7 +77,7 @@ async def test_ten_thousand_lines_arrive_complete_and_in_order_over_a_reconnect(
 
 async def test_a_call_s_lines_come_before_its_end(seen: Observed, database: Database) -> None:
     hello = await deployed(database)
-    feed = seen.feed.follow(UUID(hello.function_id), Position(0), since=None, q=None, request_id=None)
+    feed = _each(seen.feed.follow(UUID(hello.function_id), Position(0), since=None, q=None, request_id=None))
     call = seen.call(hello, stdout="a\nb", stderr="oops\r\n", error=boom(), cold_start=True)
     async with aclosing(feed), asyncio.timeout(10):
         events = [await anext(feed) for _ in range(4)]
@@ -92,21 +98,21 @@ async def test_the_stream_begins_now_unless_told_otherwise(seen: Observed, datab
     before = seen.call(hello, stdout="before\n")
     await seen.logs.settle()
     [row] = await database.fetch("SELECT created_at FROM invocation_logs")
-    feed = seen.feed.follow(UUID(hello.function_id), None, since=None, q=None, request_id=None)
+    feed = _each(seen.feed.follow(UUID(hello.function_id), None, since=None, q=None, request_id=None))
     waiting = asyncio.ensure_future(anext(feed))
     await asyncio.wait({waiting}, timeout=0.2)
     assert not waiting.done()
     seen.call(hello, stdout="after\n")
     assert _data(await asyncio.wait_for(waiting, 10))["text"] == "after"
     await feed.aclose()
-    since = seen.feed.follow(UUID(hello.function_id), None, since=row["created_at"], q=None, request_id=None)
+    since = _each(seen.feed.follow(UUID(hello.function_id), None, since=row["created_at"], q=None, request_id=None))
     async with aclosing(since), asyncio.timeout(10):
         assert _data(await anext(since))["request_id"] == before.request_id
 
 
 async def test_a_search_shows_the_matching_lines_only(seen: Observed, database: Database) -> None:
     hello = await deployed(database)
-    feed = seen.feed.follow(UUID(hello.function_id), Position(0), since=None, q="find", request_id=None)
+    feed = _each(seen.feed.follow(UUID(hello.function_id), Position(0), since=None, q="find", request_id=None))
     seen.call(hello, stdout="no\nfind me\n")
     seen.call(hello, stdout="no\n", stderr="you find this\n")
     async with aclosing(feed):
@@ -118,8 +124,8 @@ async def test_one_request_can_be_followed(seen: Observed, database: Database) -
     hello = await deployed(database)
     seen.call(hello, stdout="not this\n")
     wanted = seen.call(hello, stdout="this\n")
-    feed = seen.feed.follow(
-        UUID(hello.function_id), Position(0), since=None, q=None, request_id=UUID(wanted.request_id)
+    feed = _each(
+        seen.feed.follow(UUID(hello.function_id), Position(0), since=None, q=None, request_id=UUID(wanted.request_id))
     )
     async with aclosing(feed):
         assert [_data(event)["text"] for event in await _take(feed, 1)] == ["this"]
@@ -127,7 +133,7 @@ async def test_one_request_can_be_followed(seen: Observed, database: Database) -
 
 async def test_another_function_s_calls_never_show_up(seen: Observed, database: Database) -> None:
     hello, other = await deployed(database), await deployed(database, "other")
-    feed = seen.feed.follow(UUID(hello.function_id), Position(0), since=None, q=None, request_id=None)
+    feed = _each(seen.feed.follow(UUID(hello.function_id), Position(0), since=None, q=None, request_id=None))
     seen.call(other, stdout="theirs\n")
     seen.call(hello, stdout="ours\n")
     async with aclosing(feed):
@@ -137,7 +143,7 @@ async def test_another_function_s_calls_never_show_up(seen: Observed, database: 
 async def test_records_that_come_late_are_shown_too(seen: Observed, database: Database) -> None:
     """GW5: a record replayed after an outage has an old time and still reaches whoever is watching."""
     hello = await deployed(database)
-    feed = seen.feed.follow(UUID(hello.function_id), Position(0), since=None, q=None, request_id=None)
+    feed = _each(seen.feed.follow(UUID(hello.function_id), Position(0), since=None, q=None, request_id=None))
     async with aclosing(feed):
         seen.call(hello, stdout="first\n")
         await _take(feed, 1)

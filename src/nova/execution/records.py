@@ -24,7 +24,7 @@ from nova.errors import NovaError, invalid, not_found
 from nova.execution.tail import LogFeed, Position
 from nova.http import paging
 from nova.http.handler import Req, handles
-from nova.http.sse import Event
+from nova.http.sse import Batch
 from nova.security import access
 from nova.store.db import Row
 from nova.store.invocations import Before, CallFilter, InvocationStore, LogFilter
@@ -75,7 +75,7 @@ class RecordHandlers:
         return Page[CallLog](items=items, next_cursor=_next(rows, limit) if paged else None)
 
     @handles("function.logs.stream")
-    async def stream(self, req: Req[Empty, StreamQuery]) -> AsyncIterator[Event]:
+    async def stream(self, req: Req[Empty, StreamQuery]) -> AsyncIterator[Batch]:
         function_id = await known_function(self._store, req.scope, req.params["name"])
         query = req.query
         request_id = None if query.request_id is None else call_id(query.request_id)

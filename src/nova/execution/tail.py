@@ -10,19 +10,22 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain, islice
 from typing import Any
 from uuid import UUID
 
 from nova import payload
 from nova.clock import rfc3339
 from nova.errors import NovaError, invalid
-from nova.http.sse import Event
+from nova.http.sse import Batch, Event
 from nova.store.db import Row
 from nova.store.invocations import EVERY_FUNCTION, InvocationStore
 from nova.store.listen import Channel, Listener
 
 _ID = re.compile(r"(\d{1,18})(?:\.(\d{1,9}))?")
 _CHUNK = 200
+_BATCH = 500
+"""events in one write; a record may have a quarter of a million lines"""
 _POLL_S = 2.0
 """the net under a notification that was lost"""
 _RETRY_S = 0.5
@@ -69,7 +72,7 @@ class LogFeed:
         since: datetime | None,
         q: str | None,
         request_id: UUID | None,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[Batch]:
         """Every line and call after ``position`` (None: from ``since``, or from now); never ends by itself."""
         if position is None:
             position = Position(await self._store.feed_position(function_id, since))
@@ -84,10 +87,11 @@ class LogFeed:
                 except NovaError:
                     await asyncio.sleep(_RETRY_S)
                     continue
-                for row in rows:
-                    for event in _events(row, position, q):
-                        yield event
-                    position = Position(row["seq"])
+                events = chain.from_iterable(_events(row, position, q) for row in rows)
+                while batch := list(islice(events, _BATCH)):
+                    yield Batch(batch)
+                if rows:
+                    position = Position(rows[-1]["seq"])
                 if len(rows) < _CHUNK:
                     await _first_of(more, _POLL_S)
         finally:

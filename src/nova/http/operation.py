@@ -143,7 +143,7 @@ class Operation:
 
     async def _stream(self, request: Req[Any, Any], exchange: Exchange) -> None:
         produced: Any = self._handler(request)
-        events: AsyncIterator[sse.Event] = await produced if inspect.isawaitable(produced) else produced
+        events: AsyncIterator[sse.Event | sse.Batch] = await produced if inspect.isawaitable(produced) else produced
         await sse.stream(events, exchange.receive, exchange.send, [])
 
     def _location(self, params: Mapping[str, str], created: Any) -> str | None:

@@ -1,7 +1,7 @@
 """Server-sent events: what a handler yields, and how it reaches the client."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +32,22 @@ class Event:
         return b"\n".join(parts) + b"\n\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events that are there at the same time and go out in one write."""
+
+    events: Sequence[Event]
+
+    def encode(self) -> bytes:
+        return b"".join(event.encode() for event in self.events)
+
+
 def _line(text: str) -> bytes:
     return text.replace("\r", " ").replace("\n", " ").encode()
 
 
 async def stream(
-    events: AsyncIterator[Event], receive: Receive, send: Send, headers: list[tuple[bytes, bytes]]
+    events: AsyncIterator[Event | Batch], receive: Receive, send: Send, headers: list[tuple[bytes, bytes]]
 ) -> None:
     """Send ``events`` until they end or the client leaves; the iterator is closed in both cases.
 
@@ -61,7 +71,7 @@ async def stream(
                 await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
                 continue
             try:
-                event: Event = upcoming.result()
+                event: Event | Batch = upcoming.result()
             except _Ended:
                 break
             await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
@@ -79,7 +89,7 @@ class _Ended(Exception):
     """The iterator is exhausted (StopAsyncIteration cannot travel in a future)."""
 
 
-async def _next(source: AsyncIterator[Event]) -> Event:
+async def _next(source: AsyncIterator[Event | Batch]) -> Event | Batch:
     try:
         return await anext(source)
     except StopAsyncIteration:
