@@ -1,14 +1,11 @@
 """Making a zygote's children cheap: everything they need is imported, has run once, and is out of the collector's way."""
 
 import gc
-import hashlib
 import sys
 from collections.abc import Sequence
 
-from nova.agent import frames, supervisor
-from nova.agent.messages import FunctionRef, InitHead, LoadedHead
+from nova.agent import rehearsal
 from nova.agent.runners import bootstrap
-from nova.agent.worker import WorkerSession, init_line
 
 
 def warm_up(modules: Sequence[str]) -> None:
@@ -22,32 +19,7 @@ def warm_up(modules: Sequence[str]) -> None:
         module = bootstrap(name)
         module.preload()
         module.rehearse()
-    _rehearse_agent()
+    rehearsal.codecs()
     gc.collect()
     gc.freeze()
     gc.disable()
-
-
-def _rehearse_agent() -> None:
-    """The codecs, with what an Init looks like. ``supervisor`` is imported for its own sake."""
-    init = InitHead(
-        function=FunctionRef("0", "rehearsal", 1, "default", "default"),
-        instance_id="0",
-        runtime="python",
-        mode="persistent",
-        handler="main.handler",
-        entry="main.py",
-        entry_kind="handler",
-        env={},
-        memory_mb=128,
-        timeout_s=30,
-        concurrency=1,
-        open_files=1024,
-    )
-    decoder, session = frames.FrameDecoder(), WorkerSession()
-    for frame in decoder.feed(frames.encode(frames.INIT, 1, init.as_head())):
-        InitHead.of(frame.head)
-    frames.encode(frames.RESP, 1, LoadedHead(ok=True, worker=0).as_head())
-    init_line({"handler": "main.handler"})
-    session.feed(b'{"ready": {"concurrency": 1}}\n{"error": {"type": "ValueError", "message": "", "stack": []}}\n')
-    hashlib.sha256(supervisor.VERSION.encode()).digest()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-from nova.agent import frames
+from nova.agent import frames, rehearsal
 from nova.agent.config import AgentConfig
 from nova.agent.frames import Frame, FrameDecoder, FrameError
 from nova.agent.lines import PrintBuffer
@@ -104,6 +104,7 @@ class Supervisor:
         self._settle()
         if self._config.worker.kind != "none":
             self._start_standing()
+        rehearsal.codecs()
         self._control.setblocking(False)
         self._watch(self._control.fileno(), self._read_control)
         try:

@@ -11,12 +11,14 @@ import os
 import signal
 import site
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn
 
 from nova.runtimes.python import answers, multiplex
 from nova.runtimes.python.context import Context
-from nova.runtimes.python.loading import Function, become, load, settle
+from nova.runtimes.python.loading import Function, become, load, note_modules, open_streams, set_up_logging, settle
 
 INPUT_FD: Final = 3
 RESULT_FD: Final = 4
@@ -24,6 +26,7 @@ _READ: Final = 1 << 16  # larger buffers are mapped and unmapped by malloc at ev
 _INPUT: Final = '{"input": '
 _CONTEXT: Final = ', "context": '
 _REQUEST_ID: Final = '{"request_id": "'
+_REHEARSAL: Final = "nova_rehearsal"
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
@@ -43,7 +46,6 @@ def preload() -> None:
     import pathlib  # noqa: F401
     import random  # noqa: F401
     import subprocess  # noqa: F401
-    import tempfile  # noqa: F401
     import traceback  # noqa: F401
     import typing  # noqa: F401
     import urllib.request  # noqa: F401
@@ -55,23 +57,42 @@ def preload() -> None:
 
 def rehearse() -> None:
     """Load and call a dummy function in this process, so that workers start with warm code; leaves no trace."""
-    folder = os.path.join(os.path.dirname(__file__), "rehearsal")
+    for _ in range(20):
+        _rehearse_once()
+    note_modules()
+
+
+def _rehearse_once() -> None:
+    folder = tempfile.mkdtemp(prefix="rehearsal-", dir="/tmp")
+    file = f"{folder}/{_REHEARSAL}.py"
     sys.path.insert(0, folder)
     try:
-        worker = Worker(load("dress.rehearsal", Context('{"request_id": ""}')), folder)
+        with open(file, "w") as source:
+            source.write("def handler(event, context):\n    return [event, context.request_id]\n")
+        worker = Worker(load(f"{_REHEARSAL}.handler", Context('{"request_id": ""}')), folder)
         line = f'{_INPUT}{{"a": [1, 2.5, "x"]}}{_CONTEXT}{{"request_id": "0", "tenant": "default"}}}}\n'
-        for _ in range(20):
-            worker.answer(line.encode())
+        worker.answer(line.encode())
         answers.of_exception(ValueError("x"), folder)
     finally:
+        os.unlink(file)
+        os.rmdir(folder)
         sys.path.remove(folder)
         sys.path_importer_cache.pop(folder, None)
-        sys.modules.pop("dress", None)
+        sys.modules.pop(_REHEARSAL, None)
         os.environ.pop("NOVA_REQUEST_ID", None)
+
+
+def _warm_pages() -> None:
+    """Touch in this process what the first call will touch: copied now, off any caller's path, it is not copied then."""
+    _rehearse_once()
+    open_streams()
+    set_up_logging(str)
+    time.tzset()
 
 
 def main() -> NoReturn:
     """Serve the host's lines until it goes away."""
+    _warm_pages()
     line = _read_line()
     init: dict[str, Any] = json.loads(line)["init"]
     code_dir: str = init["code_dir"]
