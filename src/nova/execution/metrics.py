@@ -20,9 +20,8 @@ OTHER = "_other"
 MAX_ERROR_TYPES = 32
 """per function; users name their own exception classes"""
 MICROSECOND_BUCKETS = (50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 50_000.0)
-
-
 SHED = frozenset({"draining", "queue_full", "queue_timeout", "capacity", "build_pending", "timeout"})
+"""codes with which the platform turns a call away that was good in itself"""
 
 
 class Histogram:

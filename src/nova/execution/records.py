@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from uuid import UUID
 
 from nova import payload
@@ -34,10 +34,6 @@ MAX_SHOWN_DEPTH = 100
 _DEFAULT_PAGE = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SAME = tuple(name for name in Invocation.model_fields if name not in {"id", "function_id", "function", "error"})
-
-
-class FunctionIds(Protocol):
-    async def function_id(self, scope: Scope, name: str) -> UUID | None: ...
 
 
 class RecordHandlers:
@@ -134,7 +130,7 @@ class RecordHandlers:
             raise not_found("call", str(request_id))
 
 
-async def known_function(store: FunctionIds, scope: Scope, name: str) -> UUID:
+async def known_function(store: InvocationStore, scope: Scope, name: str) -> UUID:
     """The function's id; raises ``not_found``."""
     found = await store.function_id(scope, name) if is_name(name) else None
     if found is None:
