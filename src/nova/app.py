@@ -65,7 +65,7 @@ from nova.security.guards import Door
 from nova.security.identity import KeyRing
 from nova.security.limits import RateLimiter
 from nova.security.scope import Directory
-from nova.service import ServiceGroup, to_its_end
+from nova.service import ServiceGroup
 from nova.store.aliases import AliasStore
 from nova.store.apikeys import KeyStore
 from nova.store.audit import AuditStore
@@ -75,6 +75,7 @@ from nova.store.db import Database
 from nova.store.embedded import DirectoryLock, EmbeddedPostgres
 from nova.store.functions import FunctionStore
 from nova.store.invocations import InvocationStore
+from nova.store.keeper import Keeper
 from nova.store.listen import Listener
 from nova.store.migrate import migrate, pending
 from nova.store.settings import SettingsStore
@@ -184,8 +185,7 @@ class Nova:
         if not dsn:
             self._say("starting the database")
             server = EmbeddedPostgres(data_dir)
-            self._services.callback(server.stop)
-            await to_its_end(server.start)
+            await self._services.start(Keeper(server))
             dsn = server.dsn
         try:
             await migrate(dsn)

@@ -88,15 +88,48 @@ class EmbeddedPostgres:
         return f"host={self._sockets} user=postgres dbname=postgres"
 
     def start(self) -> None:
-        """Start, or adopt a server that a killed daemon left; returns once it accepts connections."""
+        """Start, or adopt a server that a killed daemon left; returns once it accepts connections.
+
+        Raises RuntimeError when it does not come up, OSError when the directory cannot be used.
+        """
         self._data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prefix = self._as_ordinary_user()
         if not (self._data / "PG_VERSION").exists():
             self._initialise()
-        if self._running_pid() is not None and self._accepts():
-            log.info("adopted the running database", pid=self._running_pid())
-            return
+        if self._process is not None and self._process.poll() is not None:
+            self._process = None
+        if (pid := self._running_pid()) is not None:
+            log.info("adopting the running database", pid=pid)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._accepts():
+            if self._process is None and self._running_pid() is None:
+                self._launch()
+            elif time.monotonic() > deadline or (self._process is not None and self._process.poll() is not None):
+                raise RuntimeError(f"PostgreSQL did not start; see {self._data.parent / 'postgres.log'}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Fast shutdown: connections end, what was committed is on disk. One that cannot is ended without its checkpoint."""
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            if (pid := self._running_pid()) is None:
+                break
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            deadline = time.monotonic() + _STOP_TIMEOUT_S
+            while self._running_pid() is not None and time.monotonic() < deadline:
+                if self._process is not None:
+                    self._process.poll()
+                time.sleep(0.02)
+        if self._process is not None:
+            self._process.wait(_STOP_TIMEOUT_S)
+
+    @property
+    def pid(self) -> int | None:
+        """Host pid of the postmaster."""
+        return self._running_pid()
+
+    def _launch(self) -> None:
         with (self._data.parent / "postgres.log").open("ab") as output:
             self._process = subprocess.Popen(
                 [*self._prefix, str(_binary("postgres")), "-D", str(self._data), "-k", str(self._sockets)],
@@ -105,29 +138,6 @@ class EmbeddedPostgres:
                 stderr=output,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self._accepts():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL did not start; see {self._data.parent / 'postgres.log'}")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """Fast shutdown: connections end, what was committed is on disk."""
-        if (pid := self._running_pid()) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGINT)
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while self._running_pid() is not None and time.monotonic() < deadline:
-            if self._process is not None:
-                self._process.poll()
-            time.sleep(0.02)
-        if self._process is not None:
-            self._process.wait(_STOP_TIMEOUT_S)
-
-    @property
-    def pid(self) -> int | None:
-        """Host pid of the postmaster."""
-        return self._running_pid()
 
     def _initialise(self) -> None:
         fresh = self._data.with_name("postgres.new")
