@@ -130,10 +130,12 @@ async def management(
     *,
     settings: Settings | None = None,
     clock: Clock = SYSTEM_CLOCK,
+    guards: Security | None = None,
 ) -> AsyncIterator[Api]:
-    """The application for these routes and handlers."""
+    """The application for these routes and handlers, behind ``guards`` or guards of its own."""
     async with AsyncExitStack() as stack:
-        guards = await stack.enter_async_context(security(database, settings, clock))
+        if guards is None:
+            guards = await stack.enter_async_context(security(database, settings, clock))
         app = bind(table, owners, door=guards.door, audit=guards.audit, limits=guards.settings.limits)
         client = await stack.enter_async_context(client_of(app))
         remote = await stack.enter_async_context(client_of(app, "203.0.113.7", "nova.example"))

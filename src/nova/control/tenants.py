@@ -13,7 +13,7 @@ from nova.config import RateLimitSettings
 from nova.domain.identity import DEFAULT_NAMESPACE, DEFAULT_TENANT, Identity
 from nova.errors import NovaError, invalid, not_found
 from nova.http import paging
-from nova.http.handler import Req, handles
+from nova.http.handler import Answer, Req, handles
 from nova.security.scope import Directory
 from nova.store.db import Connection, Database
 from nova.store.tenants import NamespaceRecord, TenantRecord, TenantStore
@@ -27,7 +27,7 @@ class TenantHandlers:
         self._rates = rates
 
     @handles("tenant.create")
-    async def create(self, req: Req[TenantCreate, Empty]) -> Tenant:
+    async def create(self, req: Req[TenantCreate, Empty]) -> Answer:
         body = req.body
         self._check_tier(body.tier)
         async with self._db.transaction() as conn:
@@ -35,7 +35,7 @@ class TenantHandlers:
         if record is None:
             raise NovaError("already_exists", f"tenant {body.id!r} exists already")
         await self._directory.changed(body.id)
-        return _tenant(record)
+        return Answer(_tenant(record), headers={"Location": f"/tenants/{body.id}"})
 
     @handles("tenant.list")
     async def list(self, req: Req[Empty, PageQuery]) -> Page[Tenant]:

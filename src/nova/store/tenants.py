@@ -92,6 +92,8 @@ class TenantStore:
         for row in await conn.fetch(_sql.erase_functions, id=tenant):
             gone = {"tenant": tenant, "namespace": row["namespace"], "name": row["name"], "generation": 0}
             await conn.notify(Channel.FUNCTIONS, encode(gone).decode())
+        for row in await conn.fetch(_sql.erase_keys, id=tenant):
+            await conn.notify(Channel.KEYS, str(row["id"]))
         for statement in (_sql.erase_work, _sql.erase_cache, _sql.erase_calls, _sql.delete_tenant):
             await conn.run(statement, id=tenant)
         await conn.notify(Channel.TENANTS, tenant)

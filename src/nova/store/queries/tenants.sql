@@ -27,6 +27,9 @@ SET LOCAL statement_timeout = '10min';
 -- name: erase_functions
 DELETE FROM functions WHERE tenant_id = %(id)s RETURNING namespace, name;
 
+-- name: erase_keys
+DELETE FROM api_keys WHERE tenant_id = %(id)s RETURNING id;
+
 -- name: erase_work
 DELETE FROM work WHERE tenant_id = %(id)s;
 
