@@ -179,15 +179,21 @@ async def test_cycles_leave_nothing(tmp_path: Path) -> None:
     await backend.start()
     launcher = backend._launcher.pid
     assert launcher is not None
+    assert backend._network is not None
+    tag = backend._network.table.removeprefix("nova_")
+
+    def mounts(process: object) -> int:
+        lines = Path(f"/proc/{process}/mountinfo").read_text().splitlines()
+        return len([line for line in lines if str(tmp_path) in line])
 
     def things() -> dict[str, Any]:
         return {
             "processes": len(descendants(os.getpid())),
             "descriptors": len(os.listdir("/proc/self/fd")),
             "launcher descriptors": len(os.listdir(f"/proc/{launcher}/fd")),
-            "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
-            "launcher mounts": len(Path(f"/proc/{launcher}/mountinfo").read_text().splitlines()),
-            "interfaces": len(socket.if_nameindex()),
+            "mounts": mounts("self"),
+            "launcher mounts": mounts(launcher),
+            "interfaces": len([name for _, name in socket.if_nameindex() if tag in name]),
             "groups": groups(backend._options.node),
         }
 
@@ -197,13 +203,13 @@ async def test_cycles_leave_nothing(tmp_path: Path) -> None:
         await function.stop()
 
     async def settle() -> None:
-        for shelf in backend._templates._shelves.values():
-            shelf.base = shelf.target = 0
-        await until(lambda: (not backend._cells._ends and not groups(backend._options.node)) or ready(backend))
+        """No template is kept, none is being made, and everything of the last one is gone."""
+        await backend._templates._background.close()
         for shelf in backend._templates._shelves.values():
             while shelf.ready:
                 await backend._cells.end(shelf.ready.pop())
         await until(lambda: not backend._cells._ends and not groups(backend._options.node))
+        await backend._templates.start()
 
     for network in (OFFLINE, ONLINE):
         await cycle(network)
@@ -217,8 +223,6 @@ async def test_cycles_leave_nothing(tmp_path: Path) -> None:
     assert after.pop("interfaces") <= before.pop("interfaces") + 4
     assert after.pop("descriptors") <= before.pop("descriptors") + 4
     assert after == before
-    assert backend._network is not None
-    tag = backend._network.table.removeprefix("nova_")
     await backend.close()
     assert descendants(os.getpid()) == set()
     assert not [name for _, name in socket.if_nameindex() if tag in name]
