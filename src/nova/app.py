@@ -154,6 +154,7 @@ class Nova:
             max_connections=settings.http.max_connections, header_timeout_s=settings.http.header_timeout
         )
         await services.start(HttpServer(front, [socket], limits=limits, drain_s=settings.daemon.drain_s))
+        services.callback(lambda: _drain(security.door, execution.executor))
         gc.collect()
         gc.freeze()
         log.info("ready", url=self.url)
@@ -222,6 +223,12 @@ class Nova:
             KeyHandlers(store.db, store.keys, security.keys, security.directory, rates, SYSTEM_CLOCK),
             TenantHandlers(store.db, store.tenants, security.directory, rates),
         ]
+
+
+def _drain(door: Door, executor: Executor) -> None:
+    """The first step of a shutdown: say so to probes and to whoever knocks, while calls in flight go on."""
+    door.draining = True
+    executor.drain()
 
 
 @dataclass(frozen=True, slots=True)
