@@ -7,12 +7,13 @@ import sys
 source, control, config_text = sys.argv[1:]
 sys.path.insert(0, source)
 
+from nova.agent import control as control_side  # noqa: E402
 from nova.agent import preload, supervisor  # noqa: E402
 from nova.agent.config import AgentConfig, WorkerLaunch  # noqa: E402
 
 config = json.loads(config_text)
 launch = WorkerLaunch.of(config["worker"])
-supervisor.HELLO_DEADLINE_S = config["hello_deadline_s"]  # type: ignore[misc]
+control_side.HELLO_DEADLINE_S = config["hello_deadline_s"]  # type: ignore[misc]
 preload.warm_up([launch.module] if launch.kind == "fork" else [])
 supervisor.run(
     socket.socket(fileno=int(control)),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from nova.agent import environment, messages, runners, supervisor
+from nova.agent import control, environment, messages, runners, supervisor
 from nova.agent.frames import FrameError
 from nova.agent.messages import (
     FunctionRef,
@@ -65,7 +65,7 @@ def test_a_wrong_type_is_refused(head: HelloHead) -> None:
 
 def test_every_member_has_an_effect() -> None:
     """AG15: a member that nobody uses would be a promise that is not kept."""
-    agent = "".join(inspect.getsource(module) for module in (supervisor, runners, environment))
+    agent = "".join(inspect.getsource(module) for module in (supervisor, control, runners, environment))
     host = inspect.getsource(channel)
     for kind, reader in (
         (HelloHead, agent),

@@ -6,33 +6,24 @@ User code is never in this process.
 """
 
 import contextlib
-import hashlib
-import hmac
 import os
-import select
 import signal
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from nova.agent import frames, rehearsal
 from nova.agent.config import AgentConfig
-from nova.agent.frames import Frame, FrameDecoder, FrameError
+from nova.agent.control import Control, Ended, Poller
+from nova.agent.frames import Frame
 from nova.agent.lines import PrintBuffer
-from nova.agent.messages import GuestError, HelloHead, InitHead, LoadedHead, WelcomeHead, WorkerExitHead, take
+from nova.agent.messages import GuestError, InitHead, LoadedHead, WorkerExitHead, take
 from nova.agent.process import Worker, adopt_orphans, exit_error, set_dumpable, set_open_files, start_worker
 from nova.agent.runners import runner_main, standing_main, worker_init
 from nova.agent.worker import Garbage, Ready, Result, TooLong, WorkerSession, init_line
 
-VERSION: Final = "0.1.0"
-HELLO_DEADLINE_S: Final = 60.0
-"""An agent that nobody greets in this time after its start exits."""
-PARTIAL_HELLO_S: Final = 2.0
-"""A peer that began to speak must have shown its token in this time."""
-PARTIAL_FRAME_S: Final = 30.0
 _READ: Final = 1 << 16
 
 
@@ -40,30 +31,13 @@ def run(control: socket.socket, config: AgentConfig) -> NoReturn:
     """Serve the host on ``control`` (a connected stream socket) until it goes away; never returns.
 
     The worker of ``config`` is started before the host is heard. Exit code 0 after Stop or a lost connection, 1 when the
-    peer could not show the token.
+    peer could not show the token or broke the protocol.
     """
     code = 70
     try:
         code = Supervisor(control, config).run()
     finally:
         os._exit(code)
-
-
-class _Ended(Exception):
-    """The agent's work is over."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-@dataclass(slots=True)
-class _Outgoing:
-    """Bytes for the host; with the first of them go the descriptors of ``worker``, which are closed here after it if told."""
-
-    data: bytes
-    worker: Worker | None = None
-    close: bool = False
 
 
 @dataclass(slots=True)
@@ -81,19 +55,14 @@ class _Loading:
 
 class Supervisor:
     def __init__(self, control: socket.socket, config: AgentConfig) -> None:
-        self._control = control
         self._config = config
-        self._started = time.monotonic()
-        self._decoder = FrameDecoder()
-        self._partial_since: float | None = None
-        self._outgoing: deque[_Outgoing] = deque()
-        self._poll = select.poll()
-        self._on_readable: dict[int, Callable[[], None]] = {}
+        self._poller = Poller()
+        self._control = Control(
+            control, config, self._poller, on_frame=self._receive, standing=lambda: self._workers.get(0)
+        )
         self._workers: dict[int, Worker] = {}
         self._loading: dict[int, _Loading] = {}
         self._next_worker = 0
-        self._greeted = False
-        self._last_id = 0
         self._init: InitHead | None = None
         self._stop_id: int | None = None
         self._stop_at = 0.0
@@ -103,20 +72,20 @@ class Supervisor:
         """The loop; returns the exit code."""
         self._settle()
         if self._config.worker.kind != "none":
-            self._start_standing()
+            self._start(standing_main(self._config))
         rehearsal.codecs()
-        self._control.setblocking(False)
-        self._watch(self._control.fileno(), self._read_control)
+        self._control.open()
         try:
             while True:
-                self._turn()
-        except _Ended as end:
+                waits = [at for at in (self._control.deadline(), self._stop_at or None) if at is not None]
+                self._poller.turn(min(waits, default=None))
+                self._control.check_deadline()
+                self._check_stop()
+        except Ended as end:
             return end.code
         finally:
             for worker in self._workers.values():
                 worker.signal(signal.SIGKILL)
-
-    # -- the loop ------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Be the init process of this place: closed to the workers' eyes, parent of orphans, woken by their end."""
@@ -127,151 +96,23 @@ class Supervisor:
         self._children_fd, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _wake)
-        self._watch(self._children_fd, self._reap)
-
-    def _turn(self) -> None:
-        for fd, events in self._poll.poll(self._timeout_ms()):
-            if events & select.POLLOUT and fd == self._control.fileno():
-                self._flush()
-            if events & ~select.POLLOUT and (handler := self._on_readable.get(fd)) is not None:
-                handler()
-        self._check_times()
-
-    def _timeout_ms(self) -> int | None:
-        waits = []
-        if not self._greeted:
-            waits.append(self._started + HELLO_DEADLINE_S)
-        if self._partial_since is not None:
-            waits.append(self._partial_since + (PARTIAL_FRAME_S if self._greeted else PARTIAL_HELLO_S))
-        if self._stop_id is not None:
-            waits.append(self._stop_at)
-        return None if not waits else max(0, int((min(waits) - time.monotonic()) * 1000) + 1)
-
-    def _check_times(self) -> None:
-        now = time.monotonic()
-        if not self._greeted and now >= self._started + HELLO_DEADLINE_S:
-            raise _Ended(1)
-        if self._partial_since is not None:
-            if not self._greeted and now >= self._partial_since + PARTIAL_HELLO_S:
-                raise _Ended(1)
-            if now >= self._partial_since + PARTIAL_FRAME_S:
-                self._fatal(FrameError("bad_frame", "a frame was not completed in time"))
-        if self._stop_id is not None and (not self._workers or now >= self._stop_at):
-            self._finish_stop(self._stop_id)
-
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self._on_readable[fd] = handler
-        self._poll.register(fd, select.POLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        if self._on_readable.pop(fd, None) is not None:
-            self._poll.unregister(fd)
-
-    # -- the control connection ----------------------------------------------------------------------------------
-
-    def _read_control(self) -> None:
-        try:
-            data = self._control.recv(_READ)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data = b""
-        if not data:
-            raise _Ended(0)
-        try:
-            for frame in self._decoder.feed(data):
-                self._receive(frame)
-        except FrameError as error:
-            self._fatal(error)
-        if not self._decoder.partial:
-            self._partial_since = None
-        elif self._partial_since is None:
-            self._partial_since = time.monotonic()
-
-    def _fatal(self, error: FrameError) -> NoReturn:
-        if self._greeted:
-            self._send(frames.ERROR, 0, {"code": error.code, "message": str(error)})
-        raise _Ended(1)
+        self._poller.watch(self._children_fd, self._reap)
 
     def _receive(self, frame: Frame) -> None:
-        if not self._greeted:
-            self._greet(frame)
-            return
-        if frame.id <= self._last_id or frame.id % 2 == 0:
-            raise FrameError("bad_id", f"frame id {frame.id} does not follow {self._last_id}")
-        self._last_id = frame.id
         if frame.type == frames.INIT:
             self._load(frame)
         elif frame.type == frames.PING:
-            self._send(frames.RESP, frame.id, {"ok": True, "workers": len(self._workers)})
+            self._control.send(frames.RESP, frame.id, {"ok": True, "workers": len(self._workers)})
         elif frame.type == frames.ADD_WORKER:
             self._add_worker(frame)
         elif frame.type == frames.STOP:
             self._stop(frame)
         elif frame.type in frames.SHELL_TYPES:
-            self._send(frames.ERROR, frame.id, {"code": "forbidden", "message": "this instance has no shell"})
+            self._control.refuse(frame.id, "forbidden", "this instance has no shell")
         else:
-            text = f"frame type {frame.type} is not known here"
-            self._send(frames.ERROR, frame.id, {"code": "unknown_type", "message": text})
-
-    def _greet(self, frame: Frame) -> None:
-        """Only the right token, first and in time, gets an answer."""
-        try:
-            hello = HelloHead.of(frame.head)
-            token = bytes.fromhex(hello.token)
-        except (FrameError, ValueError):
-            raise _Ended(1) from None
-        digest = hashlib.sha256(token).digest()
-        if frame.type != frames.HELLO or not hmac.compare_digest(digest, self._config.token_sha256):
-            raise _Ended(1)
-        if hello.instance_id != self._config.instance_id:
-            raise _Ended(1)
-        self._greeted = True
-        self._last_id = frame.id
-        if not hello.proto[0] <= frames.PROTOCOL <= hello.proto[1]:
-            self._fatal(FrameError("version", f"this agent speaks protocol version {frames.PROTOCOL} alone"))
-        standing = self._workers.get(0)
-        welcome = WelcomeHead(
-            agent=VERSION,
-            runtimes=(self._config.runtime,),
-            boot_us=_micros(self._started),
-            fds=3 if standing else 0,
-            max_message=min(hello.max_message, frames.MAX_MESSAGE),
-        )
-        self._send(frames.HELLO, frame.id, welcome.as_head(), standing)
-
-    def _send(
-        self, kind: int, frame_id: int, head: Mapping[str, Any], worker: Worker | None = None, close: bool = False
-    ) -> None:
-        self._outgoing.append(_Outgoing(frames.encode(kind, frame_id, head), worker, close))
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._outgoing:
-            item = self._outgoing[0]
-            try:
-                if item.worker is None:
-                    sent = self._control.send(item.data)
-                else:
-                    sent = socket.send_fds(self._control, [item.data], item.worker.descriptors())
-            except BlockingIOError:
-                self._poll.modify(self._control.fileno(), select.POLLIN | select.POLLOUT)
-                return
-            except ConnectionError:
-                raise _Ended(0) from None
-            if item.worker is not None and item.close:
-                item.worker.close()
-            item.worker = None
-            item.data = item.data[sent:]
-            if not item.data:
-                self._outgoing.popleft()
-        self._poll.modify(self._control.fileno(), select.POLLIN)
+            self._control.refuse(frame.id, "unknown_type", f"frame type {frame.type} is not known here")
 
     # -- workers -------------------------------------------------------------------------------------------------
-
-    def _start_standing(self) -> None:
-        """The worker that boots before a function is known."""
-        self._start(standing_main(self._config))
 
     def _start(self, main: Callable[[], NoReturn]) -> Worker:
         worker = start_worker(self._next_worker, main)
@@ -306,15 +147,15 @@ class Supervisor:
 
     def _refuse(self, frame: Frame, kind: str, message: str) -> None:
         head = LoadedHead(ok=False, worker=0, error=GuestError(kind, message))
-        self._send(frames.RESP, frame.id, head.as_head())
+        self._control.send(frames.RESP, frame.id, head.as_head())
 
     def _begin_loading(self, worker: Worker, frame_id: int, init: InitHead, *, with_descriptors: bool) -> None:
         loading = _Loading(worker, frame_id, with_descriptors, time.monotonic())
         self._loading[worker.number] = loading
         line, stdout, stderr = worker.descriptors()
-        self._watch(line, lambda: self._read_line(loading))
-        self._watch(stdout, lambda: self._read_print(loading, stdout, loading.stdout))
-        self._watch(stderr, lambda: self._read_print(loading, stderr, loading.stderr))
+        self._poller.watch(line, lambda: self._read_line(loading))
+        self._poller.watch(stdout, lambda: self._read_print(loading, stdout, loading.stdout))
+        self._poller.watch(stderr, lambda: self._read_print(loading, stderr, loading.stderr))
         set_open_files(worker.pid, init.open_files)
         # Nothing of the user's runs in the worker yet, so it reads at once; if it is dead its exit tells the rest.
         worker.line.setblocking(True)
@@ -330,7 +171,7 @@ class Supervisor:
         except ConnectionError:
             data = b""
         if not data:
-            self._unwatch(loading.worker.line.fileno())
+            self._poller.unwatch(loading.worker.line.fileno())
             return  # the worker's end is reported by its exit
         for event in loading.session.feed(data):
             if isinstance(event, Ready):
@@ -353,7 +194,7 @@ class Supervisor:
         if data:
             prints.add(data)
         else:
-            self._unwatch(fd)
+            self._poller.unwatch(fd)
 
     def _finish_loading(self, loading: _Loading, ready: Ready | None, error: GuestError | None) -> None:
         worker = loading.worker
@@ -361,7 +202,7 @@ class Supervisor:
         for fd, prints in ((worker.stdout, loading.stdout), (worker.stderr, loading.stderr)):
             drain(fd, prints)
         for fd in worker.descriptors():
-            self._unwatch(fd)
+            self._poller.unwatch(fd)
         head = LoadedHead(
             ok=ready is not None,
             worker=worker.number,
@@ -373,7 +214,7 @@ class Supervisor:
             stderr=loading.stderr.take(),
             error=error,
         )
-        self._send(frames.RESP, loading.frame_id, head.as_head(), worker if head.fds else None, close=True)
+        self._control.send(frames.RESP, loading.frame_id, head.as_head(), worker if head.fds else None, close=True)
         if not head.fds:
             worker.close()
 
@@ -408,8 +249,7 @@ class Supervisor:
             self._read_line(loading)
         if worker.number in self._loading and loading is not None:
             self._finish_loading(loading, None, error)
-        if self._greeted:
-            self._send(frames.WORKER_EXIT, 0, ended.as_head())
+        self._control.tell(frames.WORKER_EXIT, ended.as_head())
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -420,9 +260,10 @@ class Supervisor:
         for worker in self._workers.values():
             worker.signal(signal.SIGTERM)
 
-    def _finish_stop(self, frame_id: int) -> NoReturn:
-        self._send(frames.RESP, frame_id, {"ok": True})
-        raise _Ended(0)
+    def _check_stop(self) -> None:
+        if self._stop_id is not None and (not self._workers or time.monotonic() >= self._stop_at):
+            self._control.send(frames.RESP, self._stop_id, {"ok": True})
+            raise Ended(0)
 
 
 def drain(fd: int, prints: PrintBuffer) -> None:

@@ -89,10 +89,6 @@ def cancel_line(request_id: str) -> bytes:
     return b'{"cancel": "%b"}\n' % request_id.encode()
 
 
-def stop_line() -> bytes:
-    return b'{"stop": true}\n'
-
-
 class WorkerSession:
     """Turns what a worker writes on its line descriptor into events."""
 
