@@ -11,6 +11,8 @@ _VERSIONS = "control/test_versions.py"
 _ALIASES = "control/test_aliases.py"
 _BUILDS = "control/test_builds.py"
 _RECORDS = "execution/test_records.py"
+_KEYS = "control/test_apikeys.py"
+_TENANTS = "control/test_tenants.py"
 
 ENFORCED: dict[str, str] = {
     "aliases.description": f"{_ALIASES}::test_an_alias_names_a_version_or_splits",
@@ -19,6 +21,20 @@ ENFORCED: dict[str, str] = {
     "aliases.version": "execution/test_sandboxed_calls.py::test_each_qualifier_runs_its_own_version",
     "aliases?cursor": f"{_ALIASES}::test_names_conflict_and_are_counted",
     "aliases?limit": f"{_ALIASES}::test_names_conflict_and_are_counted",
+    "apikeys.description": f"{_KEYS}::test_a_key_is_shown_once_and_works_at_once",
+    "apikeys.enabled": f"{_KEYS}::test_a_patch_acts_at_once_and_null_is_the_default",
+    "apikeys.expires_at": "security/test_guards.py::test_disabled_expired_and_misplaced_keys",
+    "apikeys.grace_s": f"{_KEYS}::test_rotation_replaces_the_secret_with_or_without_grace",
+    "apikeys.ip_allow": f"{_KEYS}::test_namespaces_and_addresses_hold",
+    "apikeys.name": f"{_KEYS}::test_names_are_unique_and_lists_are_paged",
+    "apikeys.namespaces": f"{_KEYS}::test_namespaces_and_addresses_hold",
+    "apikeys.permissions": f"{_KEYS}::test_permissions_hold_for_functions_and_denials",
+    "apikeys.permissions.effect": f"{_KEYS}::test_permissions_hold_for_functions_and_denials",
+    "apikeys.permissions.functions": f"{_KEYS}::test_permissions_hold_for_functions_and_denials",
+    "apikeys.permissions.role": "http/test_matrix.py::test_every_role_may_do_what_it_holds_and_nothing_else",
+    "apikeys.tier": f"{_KEYS}::test_the_tier_sets_the_rate",
+    "apikeys?cursor": f"{_KEYS}::test_names_are_unique_and_lists_are_paged",
+    "apikeys?limit": f"{_KEYS}::test_names_are_unique_and_lists_are_paged",
     "builds.activate": f"{_BUILDS}::test_a_rebuild_without_activation_leaves_live_alone",
     "builds.version": f"{_BUILDS}::test_what_cannot_be_built_is_refused",
     "builds?cursor": f"{_BUILDS}::test_a_failed_build_can_be_built_again",
@@ -100,6 +116,14 @@ ENFORCED: dict[str, str] = {
     "runtimes?cursor": "control/test_runtimes.py::test_the_list_pages_through_every_runtime",
     "runtimes?limit": "control/test_runtimes.py::test_the_list_pages_through_every_runtime",
     "system?range": "execution/test_figures.py::test_a_range_is_computed_over_its_calls_and_by_version",
+    "system.root": "control/test_settings.py::test_a_hot_key_acts_at_once_and_goes_back",
+    "tenants.description": f"{_TENANTS}::test_namespaces_are_renamed_and_deleted_only_while_empty",
+    "tenants.id": f"{_TENANTS}::test_a_tenant_is_made_with_a_namespace_and_usable_at_once",
+    "tenants.name": f"{_TENANTS}::test_namespaces_are_renamed_and_deleted_only_while_empty",
+    "tenants.status": f"{_TENANTS}::test_a_suspended_tenant_is_refused_until_it_is_resumed",
+    "tenants.tier": f"{_TENANTS}::test_the_tenants_tier_sets_the_rate_of_keys_without_one",
+    "tenants?cursor": f"{_TENANTS}::test_lists_are_paged_newest_first",
+    "tenants?limit": f"{_TENANTS}::test_lists_are_paged_newest_first",
     "versions.description": f"{_VERSIONS}::test_publish_freezes_what_changed_since",
     "versions?cursor": f"{_VERSIONS}::test_lists_page_newest_first",
     "versions?limit": f"{_VERSIONS}::test_lists_page_newest_first",

@@ -1,8 +1,6 @@
 """API keys over HTTP: made, used, narrowed, rotated, deleted."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -131,7 +129,7 @@ async def test_permissions_hold_for_functions_and_denials(api: Api) -> None:
     assert await status(api, await create(api, "caller", permissions=[{"role": "invoker"}])) == 403
 
 
-async def test_namespaces_addresses_and_expiry_hold(api: Api) -> None:
+async def test_namespaces_and_addresses_hold(api: Api) -> None:
     await api.tenant("acme")
     async with api.guards.database.transaction() as conn:
         await api.guards.directory._store.insert_namespace(conn, "default", "dev", "")
@@ -143,11 +141,6 @@ async def test_namespaces_addresses_and_expiry_hold(api: Api) -> None:
     near = await create(api, "near", ip_allow=["203.0.113.0/24"], permissions=VIEWER)
     far = await create(api, "far", ip_allow=["198.51.100.1"], permissions=VIEWER)
     assert (await status(api, near), await status(api, far)) == (200, 403)
-    soon = (datetime.now(UTC) + timedelta(seconds=0.4)).isoformat()
-    brief = await create(api, "brief", expires_at=soon, permissions=VIEWER)
-    assert await status(api, brief) == 200
-    await asyncio.sleep(0.5)
-    assert await status(api, brief) == 401
 
 
 async def test_a_patch_acts_at_once_and_null_is_the_default(api: Api) -> None:
