@@ -29,6 +29,8 @@ CALL_TIMEOUT_S = 930.0
 EVENT_TIMEOUT_S = 45.0
 """Longest silence of an event stream; the server sends a comment every 15 s."""
 MAX_DETAIL = 300
+_ANSWER_TIME_S = 10.0
+"""What an answer may take beyond the time that the function was given."""
 
 
 class ClientError(Exception):
@@ -249,10 +251,12 @@ class Client:
 
         An error of the function itself is in the answer, not an exception.
         """
+        patience = self._timeout or CALL_TIMEOUT_S
         headers = {"Content-Type": "application/json"}
         if qualifier is not None:
             headers["X-Nova-Qualifier"] = qualifier
         if timeout_s is not None:
+            patience = timeout_s + _ANSWER_TIME_S  # the server is to say that time ran out
             headers["X-Nova-Timeout-S"] = f"{timeout_s:.3f}".rstrip("0").rstrip(".")
         if sticky_key is not None:
             headers["X-Nova-Sticky-Key"] = sticky_key
@@ -264,7 +268,7 @@ class Client:
                 f"/functions/{quote(function, safe='')}/invoke",
                 content=payload,
                 headers=headers,
-                timeout=httpx.Timeout(self._timeout or CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+                timeout=httpx.Timeout(patience, connect=CONNECT_TIMEOUT_S),
             )
         )
         body = _decoded(answer)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nova.client import Client
+from nova.cli.orbit import exit_code
+from nova.client import ApiError, Client
 from tests.cli.conftest import Orbit, Result
 from tests.e2e.server import NovaServer
 
@@ -124,6 +125,7 @@ def test_the_exit_code_tells_what_kind_of_failure_it_was(orbit: Orbit, project: 
     sleepy = "import time\ndef handler(event, context):\n    time.sleep(60)\n"
     orbit("deploy", str(project("sleepy", {"main.py": sleepy}, runtime="python", timeout_s=1))).ok()
     assert orbit("invoke", "sleepy").code == 7
+    assert orbit("invoke", "sleepy", "--timeout", "0.2").code == 7
     assert orbit("invoke", "missing").code == 3
     assert orbit("get", "a b").code == 3
     assert orbit("invoke", "raises", "-d", "not json").code == 1
@@ -280,6 +282,28 @@ def test_global_options_stand_before_or_after_the_command(orbit_alone: Orbit, no
     assert json.loads(before.out) == json.loads(after.out)
     over: Result = orbit_alone("--server", "http://127.0.0.1:1", "runtimes", "list", "--server", nova_server.url)
     assert over.code == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (400, "validation_failed", 1),
+        (401, "unauthenticated", 4),
+        (403, "tenant_suspended", 4),
+        (404, "not_found", 3),
+        (409, "in_use", 5),
+        (412, "etag_mismatch", 5),
+        (424, "build_failed", 1),
+        (429, "rate_limited", 8),
+        (500, "internal", 1),
+        (502, "instance_lost", 6),
+        (503, "queue_full", 8),
+        (503, "dependency_unavailable", 1),
+        (504, "timeout", 7),
+    ],
+)
+def test_each_refusal_has_its_exit_code(status: int, code: str, expected: int) -> None:
+    assert exit_code(ApiError(code, status, "why")) == expected
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from rich.text import Text
 from nova.config import Settings
 from nova.errors import NovaError
 from nova.execution.backends.sandbox.probe import diagnose
+from nova.execution.registries import Npm, Pip, find_npm, find_pip
 from nova.listen import listening_socket, parse
 from nova.runtimes.registry import Runtimes
 from nova.store import embedded, migrate
@@ -44,7 +45,15 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything; starts a few short processes and changes nothing."""
-    return [*_sandbox(), *_runtimes(), _postgres(settings), _data_dir(settings.data_dir), _port(settings)]
+    runtimes = Runtimes()
+    return [
+        *_sandbox(),
+        *_runtimes(runtimes),
+        *asyncio.run(_installers(runtimes)),
+        _postgres(settings),
+        _data_dir(settings.data_dir),
+        _port(settings),
+    ]
 
 
 def table(findings: Sequence[Finding]) -> Table:
@@ -65,8 +74,8 @@ def _sandbox() -> Iterator[Finding]:
         yield Finding("sandbox", found.name, standing, found.detail, found.fix)
 
 
-def _runtimes() -> Iterator[Finding]:
-    for runtime in Runtimes().list():
+def _runtimes(runtimes: Runtimes) -> Iterator[Finding]:
+    for runtime in runtimes.list():
         if runtime.toolchain is None:
             standing: Standing = "missing" if runtime.id == _ESSENTIAL_RUNTIME else "limited"
             yield Finding("runtimes", runtime.id, standing, runtime.reason, f"install {runtime.manifest.name}")
@@ -74,6 +83,25 @@ def _runtimes() -> Iterator[Finding]:
             yield Finding("runtimes", runtime.id, "ok", "needs nothing of the host")
         else:
             yield Finding("runtimes", runtime.id, "ok", f"{runtime.toolchain.version}, {runtime.toolchain.program}")
+
+
+async def _installers(runtimes: Runtimes) -> list[Finding]:
+    """What builds install dependencies with; without one, functions of that language cannot have any."""
+    node = runtimes.get("node").toolchain
+    program = node.program if node is not None else None
+    found = [await _installer("pip", find_pip())]
+    if program is not None:
+        found.append(await _installer("npm", find_npm(program)))
+    return found
+
+
+async def _installer(name: str, search: Awaitable[Pip | Npm]) -> Finding:
+    try:
+        installer = await search
+    except NovaError as exc:
+        return Finding("builds", name, "limited", exc.detail, f"install {name}")
+    hosts = sorted({registry.host for registry in installer.access.registries})
+    return Finding("builds", name, "ok", f"{installer.version}, may reach {', '.join(hosts) or 'nothing'}")
 
 
 def _postgres(settings: Settings) -> Finding:

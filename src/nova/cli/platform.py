@@ -11,7 +11,7 @@ from nova.cli import lists
 from nova.cli.functions import Name
 from nova.cli.output import Column, Format, status, when
 from nova.cli.session import CliError, Session, command
-from nova.client import Json
+from nova.client import ApiError, Json
 
 BuildId = Annotated[str, typer.Argument(metavar="ID", help="The build.", show_default=False)]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="A dotted name, such as pool.idle_ttl.", show_default=False)]
@@ -231,10 +231,12 @@ def _function_metrics(session: Session, figures: Json) -> None:
 @command
 def health(session: Session) -> None:
     """Whether the server is well; exit code 1 when it is not."""
-    found: Json = session.client.call("health.get")
-    session.out.item(found, name="status")
-    if found["status"] == "down":
-        raise CliError("the server is down")
+    try:
+        session.out.item(session.client.call("health.get"), name="status")
+    except ApiError as exc:
+        if exc.status != 503:
+            raise
+        raise CliError(f"the server is down: {exc.detail}") from None
 
 
 @command

@@ -54,8 +54,7 @@ class Talk:
 
     def ready(self, url: str) -> None:
         if self._json:
-            log.info("ready", url=url, seconds=round(self.elapsed, 3))
-            return
+            return  # the platform's own record says it
         self._console.print(Text.assemble(("Nova is ready ", "bold green"), f"after {self.elapsed:.1f} s"))
         for title, value in (("API", url), ("API docs", f"{url}/docs"), ("health", f"{url}/health")):
             self._console.print(f"  {title:<10}{value}")
