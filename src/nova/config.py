@@ -163,7 +163,7 @@ class NetworkPolicySettings(Section):
 
 class SandboxSettings(Section):
     subnet: str = Field("172.31.0.0/16", description="private addresses for instances that may use the network")
-    cgroup_root: str = Field("", description="cgroup to work under; empty: the daemon's own")
+    cgroup_root: str = Field("", description="cgroup to work under; empty: the one delegated to the daemon, else the top")
     uid_base: int = Field(200_000, ge=65_536, description="first host uid that instances get as root")
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,14 @@ def test_version_2(made_v2: Path) -> None:
     assert not group.destroy(), "a folder the kernel still holds is reported, not forgotten"
 
 
+def test_a_predecessor_that_cleans_up_late_does_no_harm(made_v2: Path) -> None:
+    """BE2: the launcher of a killed daemon may remove the node's folder after the new one has found it."""
+    groups = GroupsV2(str(made_v2), "n")
+    shutil.rmtree(made_v2 / "nova-n")
+    groups.create("one")
+    assert groups.leftovers() == ["one"]
+
+
 def test_version_2_needs_no_processes_beside_children(made_v2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group with processes of its own refuses children with controllers; its processes are moved aside first."""
     real = cgroups._write
@@ -112,6 +121,7 @@ def test_version_1_shares_folders_of_controllers_mounted_together(tmp_path: Path
     with pytest.raises(OSError):
         groups.create("one")  # these files have no memory.oom_control
     assert groups.leftovers() == [], "what was made before the failure is gone"
+    assert not (tmp_path / "memory" / "nova-n" / "one").exists()
     groups.close()
     assert not (tmp_path / "memory" / "nova-n").exists()
 

@@ -187,12 +187,21 @@ class GroupsV1:
 
     def __init__(self, mounts: dict[str, str], node: str) -> None:
         self._parents = {name: f"{path}/nova-{node}" for name, path in mounts.items()}
-        for parent in self._parents.values():
-            os.makedirs(parent, exist_ok=True)
+        self._make_parents()
         self._swap = os.path.exists(f"{self._parents['memory']}/memory.memsw.limit_in_bytes")
 
+    def _make_parents(self) -> None:
+        for parent in self._parents.values():
+            os.makedirs(parent, exist_ok=True)
+
     def create(self, name: str) -> GroupV1:
-        return GroupV1({controller: f"{parent}/{name}" for controller, parent in self._parents.items()}, self._swap)
+        folders = {controller: f"{parent}/{name}" for controller, parent in self._parents.items()}
+        try:
+            return GroupV1(folders, self._swap)
+        except FileNotFoundError:
+            # The launcher of a daemon that was killed a moment ago cleaned up after itself just now.
+            self._make_parents()
+            return GroupV1(folders, self._swap)
 
     def sweep(self) -> list[str]:
         found = self.leftovers()
@@ -250,13 +259,20 @@ class GroupsV2:
     def __init__(self, base: str, node: str) -> None:
         _delegate(base)
         self._parent = f"{base}/nova-{node}"
-        os.makedirs(self._parent, exist_ok=True)
-        _delegate(self._parent)
+        self._make_parent()
         # The top of the hierarchy has no such file, the groups below have it where swap is accounted.
         self._swap = os.path.exists(f"{self._parent}/memory.swap.max")
 
+    def _make_parent(self) -> None:
+        os.makedirs(self._parent, exist_ok=True)
+        _delegate(self._parent)
+
     def create(self, name: str) -> GroupV2:
-        return GroupV2(f"{self._parent}/{name}", self._swap)
+        try:
+            return GroupV2(f"{self._parent}/{name}", self._swap)
+        except FileNotFoundError:
+            self._make_parent()
+            return GroupV2(f"{self._parent}/{name}", self._swap)
 
     def sweep(self) -> list[str]:
         names = self.leftovers()
