@@ -202,7 +202,7 @@ exports.handler = (event) => ({
 
 async def test_values_come_back_as_they_are(tmp_path: Path) -> None:
     """AG19."""
-    corpus = [
+    corpus: list[Any] = [
         None, True, 0, -1, 1.5, 1e300, "", "é🎉\u2028", "process.exit(1)", "`${1}`", [], {}, {"": 1}, {"a": [{"b": [None]}]},
         ', "context": {', {"output": 1}, '\\"', "\\ud800", {"__proto__x": 1}, {"toJSON": 1}, "null",
     ]  # fmt: skip
