@@ -5,13 +5,14 @@ is shared by whoever needs it and read at use, so a hot key acts as soon as it i
 have are accepted only with the value that means "off": nothing is stored that does not work.
 """
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -28,6 +29,15 @@ def seconds(value: Any) -> float:
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
         return float(match[1]) * _UNITS[match[2]]
     raise ValueError("a duration such as 500ms, 60s or 10m")
+
+
+def network(text: str) -> str:
+    """An IP address or a network such as ``10.0.0.0/8``."""
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address or a network such as 10.0.0.0/8") from None
+    return text
 
 
 Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
@@ -142,7 +152,9 @@ class RateLimitSettings(Section):
 
 class HttpSettings(Section):
     cors_origins: list[str] = []
-    trusted_proxies: list[str] = Field(default=[], description="addresses or networks whose Forwarded headers count")
+    trusted_proxies: list[Annotated[str, AfterValidator(network)]] = Field(
+        default=[], description="addresses or networks whose Forwarded headers count"
+    )
     max_connections: int = Field(10_000, ge=1)
     header_timeout: Seconds = Field(10.0, description="for a request's headers, and between two reads of its body")
 
@@ -163,7 +175,9 @@ class NetworkPolicySettings(Section):
 
 class SandboxSettings(Section):
     subnet: str = Field("172.31.0.0/16", description="private addresses for instances that may use the network")
-    cgroup_root: str = Field("", description="cgroup to work under; empty: the one delegated to the daemon, else the top")
+    cgroup_root: str = Field(
+        "", description="cgroup to work under; empty: the one delegated to the daemon, else the top"
+    )
     uid_base: int = Field(200_000, ge=65_536, description="first host uid that instances get as root")
 
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
+from nova.config import HttpSettings, Settings
 from nova.errors import NovaError
 from nova.http.handler import Answer, Req, handles
 from nova.store.db import Database
@@ -327,3 +328,19 @@ class _Other:
     @handles("things.other")
     async def other(self, req: Req[Empty, Empty]) -> None:
         return None
+
+
+async def test_pages_of_listed_origins_may_read_answers(database: Database, things: Things) -> None:
+    settings = Settings(http=HttpSettings(cors_origins=["https://app.example"]))
+    async with management(database, [things], TABLE, settings=settings) as api:
+        origin = {"Origin": "https://app.example"}
+        answer = await api.client.get("/functions/a", headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        ask = {"Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "x-api-key"}
+        answer = await api.remote.options("/functions/a", headers=origin | ask)
+        assert answer.status_code == 204
+        assert answer.headers["access-control-allow-methods"] == "DELETE, GET, HEAD"
+        assert answer.headers["access-control-allow-headers"] == "x-api-key"
+        answer = await api.remote.options("/functions/a", headers={"Origin": "https://other.example"} | ask)
+        assert answer.status_code == 405
+        assert "access-control-allow-origin" not in answer.headers

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
+from nova.api.table import Empty, Plane, Route
 from nova.http.body import ClientGone, read
 from nova.http.cycle import wire_of
+from nova.http.handler import Req, handles
 from nova.http.protocol import ConnectionLimits
 from nova.http.server import HttpServer
 from nova.http.sse import Event, stream
 from nova.listen import Address, listening_socket
-from tests.http.harness import serve
+from nova.store.db import Database
+from tests.http.harness import management, serve
 from tests.http.sockets import RawClient
 
 pytestmark = pytest.mark.anyio
@@ -297,3 +300,73 @@ async def test_closing_cuts_what_does_not_end_in_time(echo: Echo) -> None:
     assert await client.closed()
     assert echo.gone.is_set()
     await client.__aexit__()
+
+
+async def test_a_client_that_does_not_read_is_cut_off() -> None:
+    """GW4: an answer that nobody takes does not stay in memory."""
+    finished = asyncio.Event()
+
+    async def flood(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        piece = b"x" * MB
+        while (wire := wire_of(scope)) is not None and not wire.disconnected:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        finished.set()
+
+    async with serve(flood, ConnectionLimits(stall_timeout_s=0.2)) as port, RawClient(port) as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            await finished.wait()
+
+
+async def test_an_idle_stream_says_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comment goes out while there is no event."""
+    monkeypatch.setattr("nova.http.sse.COMMENT_INTERVAL_S", 0.05)
+
+    async def silent() -> Any:
+        await asyncio.Event().wait()
+        yield Event({})
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await stream(silent(), receive, send, [])
+
+    async with serve(app) as port, RawClient(port) as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(5):
+            await client.reader.readuntil(b": still here\n\n")
+
+
+async def test_paths_of_every_spelling_leave_the_server_alive(database: Database) -> None:
+    """GW1: what a path may look like on the wire, through the whole management application."""
+
+    class Reader:
+        @handles("one")
+        async def one(self, req: Req[Empty, Empty]) -> dict[str, str]:
+            return dict(req.params)
+
+    table = [Route("one", "GET", "/functions/{name}", "", Plane.CONTROL, "function:read")]
+    expected = {
+        "/functions/a%20b": 200,
+        "/functions/a%2Fb": 200,
+        "/functions/a%3Fb": 200,
+        "/functions/a%0d%0aSet-Cookie:%20x=1": 400,
+        "/functions/%": 400,
+        "/functions/%2": 400,
+        "/functions/%zz": 400,
+        "/functions/%c3%28": 400,
+        "/functions/../functions/a": 404,
+        "/functions/./a": 404,
+        "/functions//a": 404,
+        "/functions/a;b": 200,
+        "/functions/a?b=c": 400,
+        "/functions/a?%": 400,
+        "/functions/a#b": 200,
+        "http://localhost:9000/functions/a": 200,
+        "*": 404,
+    }
+    async with management(database, [Reader()], table) as api, serve(api.app) as port:
+        for target, status in expected.items():
+            async with RawClient(port) as client:
+                reply = await client.request("GET", target, b"", "X-Request-ID: a", "X-Request-ID: b")
+                assert reply.status == status, target
+                assert "set-cookie" not in reply.headers

@@ -35,7 +35,7 @@ async def guards(database: Database) -> AsyncIterator[Security]:
 
 @asynccontextmanager
 async def door_with(database: Database, **settings: object) -> AsyncIterator[Security]:
-    async with security(database, Settings(**settings)) as found:  # type: ignore[arg-type]
+    async with security(database, Settings(**settings)) as found:
         yield found
 
 

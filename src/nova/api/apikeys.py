@@ -1,12 +1,12 @@
 """API keys: how machines prove who they are."""
 
-import ipaddress
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
 from nova.api.table import Model, Page, PageQuery, Plane, Route
+from nova.config import network
 from nova.domain.names import NAME, SCOPE
 
 Role = Literal["platform-admin", "admin", "operator", "developer", "invoker", "viewer"]
@@ -14,14 +14,6 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 FunctionPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_*?-]{1,64}$")]
 Namespace = Annotated[str, StringConstraints(pattern=SCOPE)]
 MAX_GRACE_S = 7 * 24 * 3600
-
-
-def _network(text: str) -> str:
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError("an IP address or a network such as 192.0.2.0/24") from None
-    return text
 
 
 class KeyPermission(Model):
@@ -39,7 +31,7 @@ class KeySpec(Model):
     permissions: list[KeyPermission] = Field([], max_length=100)
     namespaces: list[Namespace] = Field([], max_length=100, description="none: every namespace of the tenant")
     expires_at: AwareDatetime | None = None
-    ip_allow: list[Annotated[str, AfterValidator(_network)]] = Field(
+    ip_allow: list[Annotated[str, AfterValidator(network)]] = Field(
         [], max_length=100, description="addresses or networks the key may be used from; none: anywhere"
     )
     enabled: bool = True

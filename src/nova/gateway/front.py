@@ -18,7 +18,7 @@ from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope as Place
 from nova.domain.names import is_name
 from nova.domain.ports import Invoker
-from nova.errors import FunctionError, NovaError, not_found
+from nova.errors import FunctionError, NovaError, draining, not_found
 from nova.gateway import calling, urls
 from nova.http import cors
 from nova.http.body import ClientGone
@@ -95,8 +95,10 @@ class Front:
             return
         except asyncio.CancelledError:
             wire = wire_of(scope)
-            if wire is None or not wire.disconnected:
-                raise  # the server shuts down; it was not the client who left
+            if wire is not None and wire.disconnected:
+                return  # the client left
+            await self._exchange(scope, receive, send).refuse(draining())
+            raise
         except NovaError as exc:
             await self._exchange(scope, receive, send).refuse(exc)
         except Exception:

@@ -23,7 +23,7 @@ from nova.http.cycle import Cycle
 from nova.ids import new_id
 
 log = structlog.get_logger(__name__)
-_HIGH_WATER = 256 * 1024
+_HIGH_WATER = 64 * 1024
 _LINGER_S = 2.0
 _LINGER_BYTES = 16 << 20
 _MIN_PROGRESS = 1024
@@ -40,6 +40,8 @@ class ConnectionLimits:
     url_bytes: int = 16 * 1024
     header_timeout_s: float = 10.0
     keep_alive_s: float = 75.0
+    stall_timeout_s: float = 30.0
+    """A client that reads nothing of a waiting answer for so long is cut off."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -64,6 +66,7 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._progress = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
         self._lingering = 0
         self._refusal: NovaError | None = None
@@ -79,6 +82,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._end_stall()
         cycle: Cycle | None = self.cycle
         super().connection_lost(exc)
         if cycle is not None and not cycle.response_complete:
@@ -113,6 +117,15 @@ class Protocol(HttpToolsProtocol):
                 self._arm()
         elif not self._in_body and not (self._in_head and self._head_bytes):
             self._disarm()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._end_stall()
+        self._watch_stall()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_stall()
 
     def shutdown(self) -> None:
         """Finish what was begun and take nothing new; endless streams are cut."""
@@ -231,10 +244,32 @@ class Protocol(HttpToolsProtocol):
     def _close_if_idle(self) -> None:
         idle = 0.0 if self._idle_since is None else self.loop.time() - self._idle_since
         if idle >= self.timeout_keep_alive:
-            self.transport.close()
+            self._close()
         else:
             again = self.timeout_keep_alive - idle
             self.timeout_keep_alive_task = self.loop.call_later(again, self._close_if_idle)
+
+    def _watch_stall(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        self._stall = self.loop.call_later(self._limits.stall_timeout_s, self._check_stall, waiting)
+
+    def _check_stall(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._watch_stall()
+
+    def _end_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _close(self) -> None:
+        """Close; what a client has not taken by now is dropped."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def _arm(self) -> None:
         self._progress = 0
@@ -278,7 +313,7 @@ class Protocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self.loop.call_later(_LINGER_S, self.transport.close)
+        self.loop.call_later(_LINGER_S, self._close)
 
 
 def factory(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from nova.clock import Clock
 from nova.config import AuthSettings, HttpSettings
 from nova.domain.identity import ANONYMOUS, Identity, Scope
-from nova.errors import NovaError
+from nova.errors import NovaError, draining
 from nova.security import access
 from nova.security.identity import OPERATOR, KeyRing, credential, networks, parse_address, within
 from nova.security.limits import Bucket, FailureLimiter, RateLimiter
@@ -79,7 +79,7 @@ class Door:
         ``lenient``: an Authorization header that is not an API key is not for us.
         """
         if self.draining:
-            raise NovaError("draining", "the server is shutting down", retry_after_s=2)
+            raise draining()
         address = self.client_address(headers, peer)
         try:
             self._failures.check(address or "")
