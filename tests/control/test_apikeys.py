@@ -204,12 +204,13 @@ async def test_nobody_gives_or_takes_more_than_they_hold(api: Api) -> None:
     escalate = {"permissions": [{"role": "platform-admin"}]}
     assert (await api.remote.patch("/apikeys/a", json=escalate, headers=admin)).status_code == 403
     for method, path in (("POST", "/apikeys/boss/rotate"), ("PATCH", "/apikeys/boss"), ("DELETE", "/apikeys/boss")):
-        body = {"json": {}} if method != "DELETE" else {}
-        assert (await api.remote.request(method, path, headers=admin, **body)).status_code == 403  # type: ignore[arg-type]
+        sent = None if method == "DELETE" else {}
+        assert (await api.remote.request(method, path, json=sent, headers=admin)).status_code == 403
     assert await status(api, boss) == 200
     narrow = {"X-API-Key": await api.key("admin", namespaces=["default"])}
-    for namespaces, expected in (([], 403), (["dev"], 403), (["default"], 201)):
-        body = {"name": f"n{expected}-{len(namespaces)}", "namespaces": namespaces}
+    choices: list[tuple[list[str], int]] = [([], 403), (["dev"], 403), (["default"], 201)]
+    for namespaces, expected in choices:
+        body: dict[str, Any] = {"name": f"n{expected}-{len(namespaces)}", "namespaces": namespaces}
         assert (await api.remote.post("/apikeys", json=body, headers=narrow)).status_code == expected
 
 
