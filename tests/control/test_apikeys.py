@@ -204,7 +204,7 @@ async def test_nobody_gives_or_takes_more_than_they_hold(api: Api) -> None:
     escalate = {"permissions": [{"role": "platform-admin"}]}
     assert (await api.remote.patch("/apikeys/a", json=escalate, headers=admin)).status_code == 403
     for method, path in (("POST", "/apikeys/boss/rotate"), ("PATCH", "/apikeys/boss"), ("DELETE", "/apikeys/boss")):
-        sent = None if method == "DELETE" else {}
+        sent: dict[str, Any] | None = None if method == "DELETE" else {}
         assert (await api.remote.request(method, path, json=sent, headers=admin)).status_code == 403
     assert await status(api, boss) == 200
     narrow = {"X-API-Key": await api.key("admin", namespaces=["default"])}
