@@ -10,6 +10,7 @@ from nova.domain.build import BuildPlan, Installer
 from nova.errors import NovaError
 from nova.execution.backends.base import Bind
 from nova.execution.builds_box import Step
+from nova.execution.inside import inside
 from nova.execution.registries import RUN_PIP, Access, Npm, Pip, find_npm, find_pip
 from nova.runtimes.registry import Resolved, Runtimes
 from nova.runtimes.toolchains import Toolchain
@@ -92,9 +93,9 @@ def pip_steps(pip: Pip, python: Toolchain, plan: BuildPlan) -> Sequence[Step]:
 
 def npm_steps(npm: Npm, node: Toolchain, plan: BuildPlan, forwarder: tuple[Bind, ...]) -> Sequence[Step]:
     """From the lock file when there is one. No script of a package runs."""
-    program = _program(node)
+    program = inside(_program(node))
     command = (
-        *(str(program), str(npm.root / "bin" / "npm-cli.js"), "ci" if plan.locked else "install"),
+        *(program, inside(npm.root / "bin" / "npm-cli.js"), "ci" if plan.locked else "install"),
         *("--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund", "--no-update-notifier", "--no-progress"),
         *("--no-package-lock",) * (not plan.locked),
         *("--cache=/cache", "--logs-max=0", "--loglevel=http"),
@@ -106,12 +107,12 @@ def npm_steps(npm: Npm, node: Toolchain, plan: BuildPlan, forwarder: tuple[Bind,
         ),
     )
     binds = dict.fromkeys((*_host_binds(node), *forwarder, *_outside(npm.root)))
-    env = {"PATH": f"{program.parent}:/usr/local/bin:/usr/bin:/bin"}
+    env = {"PATH": f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"}
     return (Step(f"npm {command[2]}", command, env, tuple(binds), npm.access),)
 
 
 def _python(python: Toolchain) -> tuple[str, ...]:
-    return (str(_program(python)), "-I", "-S")
+    return (inside(_program(python)), "-I", "-S")
 
 
 def _program(toolchain: Toolchain) -> Path:
@@ -121,8 +122,8 @@ def _program(toolchain: Toolchain) -> Path:
 
 
 def _host_binds(toolchain: Toolchain) -> tuple[Bind, ...]:
-    return tuple(Bind(path, str(path)) for path in toolchain.host_paths)
+    return tuple(Bind(path, inside(path)) for path in toolchain.host_paths)
 
 
 def _outside(path: Path) -> tuple[Bind, ...]:
-    return () if path.is_relative_to("/usr") else (Bind(path, str(path)),)
+    return () if path.is_relative_to("/usr") else (Bind(path, inside(path)),)

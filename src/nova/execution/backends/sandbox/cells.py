@@ -25,6 +25,7 @@ from nova.execution.backends.sandbox.rootfs import host_resolvers, plan_root
 from nova.execution.channel import DeathCause, DirectChannel
 from nova.execution.channel_control import ControlLost
 from nova.execution.channel_deadlines import Deadlines
+from nova.execution.inside import launch_inside
 from nova.ids import new_id
 
 TEMPLATE_TMP_MB = Limits().tmp_mb
@@ -137,6 +138,7 @@ class Cells:
         Raises LauncherLost, LauncherRefused, NovaError.
         """
         launch, tools = self._toolchains.launch(kind.runtime, kind.version)
+        launch = launch_inside(launch)
         await self._root(kind, tools)
         async with contextlib.AsyncExitStack() as undo:
             slot: Slot | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nova.execution.backends.base import Bind
 from nova.execution.backends.sandbox.mounts import BindKind, RootPlan
+from nova.execution.inside import inside
 
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -32,7 +33,7 @@ _HOSTS = "127.0.0.1 localhost nova\n::1 localhost nova\n"
 def plan_root(
     name: str, tools: Iterable[Path], *, resolvers: Sequence[str] | None, binds: Iterable[Bind] = ()
 ) -> RootPlan:
-    """A root with the system's ``/usr``, the host paths ``tools`` at their own places, and ``binds``.
+    """A root with the system's ``/usr``, the host paths ``tools`` where :func:`inside` says, and ``binds``.
 
     ``resolvers`` None: no name resolution (offline).
     """
@@ -52,7 +53,7 @@ def plan_root(
     links += [("/dev/fd", "/proc/self/fd"), ("/dev/shm", "/tmp"), ("/var/tmp", "/tmp")]
     links += [(f"/dev/{stream}", f"/proc/self/fd/{fd}") for fd, stream in enumerate(("stdin", "stdout", "stderr"))]
     mounts: list[tuple[str, str, BindKind]] = [(path, path, "ro") for path in system]
-    mounts += [(str(path), str(path), "ro") for path in _outside(tools, system)]
+    mounts += [(str(path), inside(path), "ro") for path in _outside(tools, system)]
     mounts += [(path, path, "ro") for path in _ETC_PUBLIC if os.path.exists(path)]
     mounts += [(f"/dev/{device}", f"/dev/{device}", "dev") for device in _DEVICES]
     mounts += [(str(bind.source), bind.target, "ro" if bind.read_only else "rw") for bind in binds]
