@@ -34,7 +34,10 @@ def test_json_and_yaml_files_set_the_same_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"environ": {"NOVA_POOL_IDEL_TTL": "1s"}}, "NOVA_POOL_IDEL_TTL: no such setting; did you mean NOVA_POOL_IDLE_TTL"),
+        (
+            {"environ": {"NOVA_POOL_IDEL_TTL": "1s"}},
+            "NOVA_POOL_IDEL_TTL: no such setting; did you mean NOVA_POOL_IDLE_TTL",
+        ),
         ({"flags": {"pool.idle": 1}}, "pool.idle: no such setting"),
         ({"environ": {"NOVA_IDLE_TTL": "soon"}}, "pool.idle_ttl: .*a duration.*NOVA_IDLE_TTL"),
         ({"flags": {"tracing.enabled": True}}, "tracing.enabled"),
@@ -48,7 +51,9 @@ def test_what_does_not_exist_or_fit_is_refused_by_name(source: dict[str, dict[st
 def test_an_unknown_key_in_a_file_names_file_and_neighbour(tmp_path: Path) -> None:
     file = tmp_path / "nova.yaml"
     file.write_text("daemon:\n  http_adr: ':9000'\n")
-    with pytest.raises(ConfigError, match=r"daemon.http_adr: no such setting; did you mean daemon.http_addr\? \(from .*nova.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"daemon.http_adr: no such setting; did you mean daemon.http_addr\? \(from .*nova.yaml"
+    ):
         load(environ={}, file=file)
 
 
@@ -57,6 +62,17 @@ def test_a_removed_table_row_gives_the_default_back() -> None:
     apply_table(loaded, {"pool.max_queue_depth": 5})
     assert apply_table(loaded, {}) == ["pool.max_queue_depth"]
     assert get(loaded.settings, "pool.max_queue_depth") == 1000
+    assert loaded.source("pool.max_queue_depth") == "default"
+
+
+def test_a_removed_table_row_gives_back_what_the_file_said(tmp_path: Path) -> None:
+    file = tmp_path / "nova.yaml"
+    file.write_text("pool: {idle_ttl: 10s}\n")
+    loaded = load(environ={}, file=file)
+    apply_table(loaded, {"pool.idle_ttl": 20})
+    apply_table(loaded, {"pool.idle_ttl": 25})
+    assert apply_table(loaded, {}) == ["pool.idle_ttl"]
+    assert (loaded.settings.pool.idle_ttl, loaded.source("pool.idle_ttl")) == (10, "file")
 
 
 def test_secrets_are_never_shown() -> None:
@@ -65,6 +81,8 @@ def test_secrets_are_never_shown() -> None:
 
 
 def test_lists_come_by_comma_and_maps_as_json() -> None:
-    loaded = load(environ={"NOVA_HTTP_CORS_ORIGINS": "https://a, https://b", "NOVA_POOL_RUNTIME_POOL_RUNTIMES": '{"python": 7}'})
+    loaded = load(
+        environ={"NOVA_HTTP_CORS_ORIGINS": "https://a, https://b", "NOVA_POOL_RUNTIME_POOL_RUNTIMES": '{"python": 7}'}
+    )
     assert loaded.settings.http.cors_origins == ["https://a", "https://b"]
     assert loaded.settings.pool.runtime_pool.runtimes == {"python": 7}

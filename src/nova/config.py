@@ -53,9 +53,9 @@ class PostgresSettings(Section):
     dsn: str = Field(
         "", description="connection string; empty: the embedded server in the data directory", json_schema_extra=SECRET
     )
-    max_conns: int = Field(20, ge=2, le=1000)
-    min_conns: int = Field(2, ge=1, le=1000)
-    statement_timeout: Seconds = 30.0
+    max_conns: int = Field(20, ge=2, le=1000, description="connections of this process, at most")
+    min_conns: int = Field(2, ge=1, le=1000, description="connections kept open")
+    statement_timeout: Seconds = Field(30.0, description="a query that takes longer is ended")
 
 
 class RuntimePoolSettings(Section):
@@ -69,31 +69,37 @@ class PoolSettings(Section):
     idle_ttl: Seconds = Field(
         60.0, description="an instance without calls is stopped after this", json_schema_extra=HOT
     )
-    cleanup_interval: Seconds = 10.0
-    health_check_interval: Seconds = 30.0
+    cleanup_interval: Seconds = Field(10.0, description="how often idle instances are looked for")
+    health_check_interval: Seconds = Field(30.0, description="how often idle instances are asked for a sign of life")
     max_global_instances: int = Field(0, ge=0, description="0: as many as memory allows", json_schema_extra=HOT)
     max_queue_depth: int = Field(
         1000, ge=0, le=100_000, description="waiting calls per function", json_schema_extra=HOT
     )
-    max_queue_wait: Seconds = Field(10.0, json_schema_extra=HOT)
+    max_queue_wait: Seconds = Field(
+        10.0, description="a call waits this long for an instance, at most", json_schema_extra=HOT
+    )
     runtime_pool: RuntimePoolSettings = RuntimePoolSettings()
 
 
 class ExecutorSettings(Section):
-    log_batch_size: int = Field(100, ge=1, le=10_000)
-    log_buffer_size: int = Field(1000, ge=1, le=1_000_000)
-    log_flush_interval: Seconds = 0.5
-    log_timeout: Seconds = 5.0
-    log_retention_days: int = Field(30, ge=1, le=3650, json_schema_extra=HOT)
+    log_batch_size: int = Field(100, ge=1, le=10_000, description="call records written together")
+    log_buffer_size: int = Field(
+        1000, ge=1, le=1_000_000, description="call records in memory; more go to the spill file"
+    )
+    log_flush_interval: Seconds = Field(0.5, description="a batch that is not full is written after this")
+    log_timeout: Seconds = Field(5.0, description="one try of writing a batch")
+    log_retention_days: int = Field(
+        30, ge=1, le=3650, description="call records older than this are deleted", json_schema_extra=HOT
+    )
     capture_max_kb: int = Field(
         64, ge=0, le=6144, description="captured payload per call, at most", json_schema_extra=HOT
     )
 
 
 class DaemonSettings(Section):
-    http_addr: str = "127.0.0.1:9000"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    data_dir: Path = Path("~/.nova")
+    http_addr: str = Field("127.0.0.1:9000", description="where the server listens: host:port, [v6]:port or :port")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the server's own log")
+    data_dir: Path = Field(Path("~/.nova"), description="database, artifacts, caches and spill of this server")
     drain_s: Seconds = Field(10.0, description="how long a shutdown waits for calls in flight")
 
 
@@ -101,15 +107,18 @@ class LoggingSettings(Section):
     level: Literal["", "debug", "info", "warning", "error"] = Field(
         "", description="wins over daemon.log_level", json_schema_extra=HOT
     )
-    format: Literal["text", "json"] = "text"
+    format: Literal["text", "json"] = Field("text", description="of the server's own log, on stderr")
 
 
 class MetricsSettings(Section):
-    namespace: str = Field("nova", pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")
+    namespace: str = Field("nova", pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", description="prefix of every series")
     histogram_buckets: list[float] = Field(
-        default=[5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000], description="milliseconds"
+        default=[5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000],
+        description="upper bounds of the duration histograms, in milliseconds",
     )
-    max_series: int = Field(2000, ge=1, le=1_000_000)
+    max_series: int = Field(
+        2000, ge=1, le=1_000_000, description="functions with series of their own; the rest count as _other"
+    )
 
 
 class StaticKey(Section):
@@ -121,13 +130,18 @@ class StaticKey(Section):
 
 
 class ApiKeySettings(Section):
-    enabled: bool = True
-    static_keys: list[StaticKey] = Field(default=[], json_schema_extra=SECRET)
+    enabled: bool = Field(True, description="false: no key proves anything")
+    static_keys: list[StaticKey] = Field(
+        default=[],
+        description="keys that are not in the database: name, key, tier, tenant_id, role",
+        json_schema_extra=SECRET,
+    )
 
 
 class AuthSettings(Section):
     enabled: Literal["auto", "true", "false"] = Field(
-        "auto", description="auto: a direct loopback caller is the local operator"
+        "auto",
+        description="auto: a direct loopback caller is the local operator, others need a key; true: all do; false: none does",
     )
     api_keys: ApiKeySettings = ApiKeySettings()
 
@@ -138,39 +152,50 @@ class Tier(Section):
 
 
 class RateLimitSettings(Section):
-    enabled: bool = Field(False, json_schema_extra=HOT)
-    default_tier: str = Field("standard", json_schema_extra=HOT)
+    enabled: bool = Field(False, description="limit requests per second", json_schema_extra=HOT)
+    default_tier: str = Field(
+        "standard", description="for callers whose tier is not one of the tiers", json_schema_extra=HOT
+    )
     tiers: dict[str, Tier] = Field(
         default={
             "standard": Tier(requests_per_second=100, burst_size=200),
             "premium": Tier(requests_per_second=1000, burst_size=2000),
         },
         min_length=1,
+        description="requests per second, and how many at once after a pause, by tier",
         json_schema_extra=HOT,
     )
 
 
 class HttpSettings(Section):
-    cors_origins: list[str] = []
+    cors_origins: list[str] = Field(default=[], description="origins whose pages may read answers")
     trusted_proxies: list[Annotated[str, AfterValidator(network)]] = Field(
         default=[], description="addresses or networks whose Forwarded headers count"
     )
-    max_connections: int = Field(10_000, ge=1)
+    max_connections: int = Field(10_000, ge=1, description="open at once; one more is answered 503")
     header_timeout: Seconds = Field(10.0, description="for a request's headers, and between two reads of its body")
 
 
 class LimitSettings(Section):
-    sync_payload_mb: int = Field(6, ge=1, le=64, json_schema_extra=HOT)
-    code_mb: int = Field(10, ge=1, le=64, json_schema_extra=HOT)
-    body_mb: int = Field(10, ge=1, le=64, json_schema_extra=HOT)
-    archive_mb: int = Field(100, ge=1, le=1024, json_schema_extra=HOT)
-    unpacked_mb: int = Field(250, ge=1, le=2048, json_schema_extra=HOT)
-    file_mb: int = Field(50, ge=1, le=512, json_schema_extra=HOT)
-    files: int = Field(5000, ge=1, le=50_000, json_schema_extra=HOT)
+    sync_payload_mb: int = Field(
+        6, ge=1, le=64, description="a call's input, and the body of a function URL, in MiB", json_schema_extra=HOT
+    )
+    code_mb: int = Field(10, ge=1, le=64, description="code given as one text, in MiB", json_schema_extra=HOT)
+    body_mb: int = Field(10, ge=1, le=64, description="any other JSON body, in MiB", json_schema_extra=HOT)
+    archive_mb: int = Field(
+        100, ge=1, le=1024, description="an uploaded archive as it is sent, in MiB", json_schema_extra=HOT
+    )
+    unpacked_mb: int = Field(
+        250, ge=1, le=2048, description="all files of a version together, in MiB", json_schema_extra=HOT
+    )
+    file_mb: int = Field(50, ge=1, le=512, description="one file, in MiB", json_schema_extra=HOT)
+    files: int = Field(5000, ge=1, le=50_000, description="files of a version", json_schema_extra=HOT)
 
 
 class NetworkPolicySettings(Section):
-    default_isolation: Literal["egress-only", "strict", "none"] = "egress-only"
+    default_isolation: Literal["egress-only", "strict", "none"] = Field(
+        "egress-only", description="isolation_mode of functions that name no network policy"
+    )
 
 
 class SandboxSettings(Section):
@@ -187,34 +212,41 @@ class FunctionSettings(Section):
 
 
 class BuildSettings(Section):
-    workers: int = Field(2, ge=1, le=64)
-    timeout: Seconds = 600.0
-    memory_mb: int = Field(2048, ge=128)
-    network: Literal["registries", "none"] = "registries"
-    cache_mb: int = Field(4096, ge=64)
-    per_tenant: int = Field(2, ge=1, le=64)
+    workers: int = Field(2, ge=1, le=64, description="builds at once on this node")
+    timeout: Seconds = Field(600.0, description="all steps of one build")
+    memory_mb: int = Field(2048, ge=128, description="one step of a build, in MiB")
+    network: Literal["registries", "none"] = Field(
+        "registries",
+        description="registries: what pip and npm are configured for; none: local folders of packages only",
+    )
+    cache_mb: int = Field(
+        4096, ge=64, description="MiB per tenant for cached builds and for each download cache; per node for artifacts"
+    )
+    per_tenant: int = Field(2, ge=1, le=64, description="builds of one tenant at once, over all nodes")
 
 
 class ExecutionSettings(Section):
-    backend: Literal["auto", "sandbox"] = "auto"
+    backend: Literal["auto", "sandbox"] = Field(
+        "auto", description="what functions run on that name no backend; auto: the strongest that works here"
+    )
     strict_limits: bool = Field(False, description="refuse limits that the host can only enforce softly")
 
 
 class QueueSettings(Section):
-    lease: Seconds = 30.0
-    batch: int = Field(32, ge=1, le=1000)
+    lease: Seconds = Field(30.0, description="work of a process that fell silent is taken over after this")
+    batch: int = Field(32, ge=1, le=1000, description="rows claimed together, at most")
 
 
 class TracingOff(Section):
-    enabled: Literal[False] = False
+    enabled: Literal[False] = Field(False, description="not part of this version")
 
 
 class GrpcOff(Section):
-    enabled: Literal[False] = False
+    enabled: Literal[False] = Field(False, description="not part of this version")
 
 
 class SecretsOff(Section):
-    enabled: Literal[False] = False
+    enabled: Literal[False] = Field(False, description="not part of this version")
 
 
 class Settings(Section):

@@ -37,6 +37,8 @@ class Loaded:
 
     settings: Settings
     sources: dict[str, Source] = field(default_factory=dict)
+    beneath: dict[str, tuple[Any, Source]] = field(default_factory=dict)
+    """What the table's rows lie over: value and source by key."""
 
     def source(self, key: str) -> Source:
         return self.sources.get(key, "default")
@@ -86,18 +88,20 @@ def load(
 def apply_table(loaded: Loaded, rows: Mapping[str, Any]) -> list[str]:
     """Lay the ``config`` table over file and defaults, under flags and environment; returns the keys that changed.
 
-    A row that was removed falls back to its default (or stays what the file said at start).
+    A row that was removed uncovers what the file said at start, or the default.
     """
     changed = []
     for key, value in rows.items():
         if key in KEYS and not loaded.fixed(key):
-            before = get(loaded.settings, key)
+            before, source = get(loaded.settings, key), loaded.source(key)
             _set(loaded, key, value, "db", "the config table")
+            if source != "db":
+                loaded.beneath[key] = before, source
             if get(loaded.settings, key) != before:
                 changed.append(key)
     for key in [k for k, source in loaded.sources.items() if source == "db" and k not in rows]:
-        assign(loaded.settings, key, KEYS[key].default)
-        del loaded.sources[key]
+        value, loaded.sources[key] = loaded.beneath.pop(key)
+        assign(loaded.settings, key, value)
         changed.append(key)
     return changed
 

@@ -49,8 +49,6 @@ SETTING_COLUMNS = (
 POOL_COLUMNS = (
     Column("function", lambda p: f"{p['tenant']}/{p['namespace']}/{p['function']}"),
     Column("version", "version", right=True),
-    Column("runtime", "runtime"),
-    Column("backend", "backend"),
     Column("idle", "idle", right=True),
     Column("busy", "busy", right=True),
     Column("booting", "booting", right=True),
