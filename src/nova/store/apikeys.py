@@ -123,9 +123,7 @@ class KeyStore:
     async def update(self, conn: Connection, tenant: str, name: str, settings: KeySettings) -> KeyRecord | None:
         return await _changed(conn, await conn.one(_sql.update_key, tenant=tenant, name=name, **_columns(settings)))
 
-    async def rotate(
-        self, conn: Connection, tenant: str, name: str, key_hash: bytes, grace_s: int
-    ) -> KeyRecord | None:
+    async def rotate(self, conn: Connection, tenant: str, name: str, key_hash: bytes, grace_s: int) -> KeyRecord | None:
         """Replace the secret; the one before stays good for ``grace_s`` seconds. The prefix stays."""
         row = await conn.one(_sql.rotate_key, tenant=tenant, name=name, key_hash=key_hash, grace_s=grace_s)
         return await _changed(conn, row)
