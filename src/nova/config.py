@@ -62,7 +62,6 @@ class RuntimePoolSettings(Section):
     runtimes: dict[str, int] = Field(
         default={"python": 4, "node": 2}, description="blank instances kept ready per runtime"
     )
-    refill_interval: Seconds = Field(30.0, description="how often missing blank instances are looked for")
 
 
 class PoolSettings(Section):
