@@ -461,6 +461,23 @@ async def test_waiting_ends_at_the_shorter_of_the_nodes_and_the_callers_limit(ri
     assert rig.numbers()["waiting"] == 0
 
 
+async def test_the_end_of_the_first_boot_is_awaited_a_little_longer(rig: Rig) -> None:
+    """PO18: code that takes all its time to load is told so, instead of that no instance became free."""
+    rig.backend.gate = asyncio.Event()
+    told = asyncio.create_task(rig.acquire(make_snapshot()))
+    await rig.clock.advance(10.5)
+    rig.backend.init_error = FunctionError("Nova.InitError", "loading took too long")
+    rig.backend.gate.set()
+    with pytest.raises(LoadFailed) as failed:
+        await told
+    assert failed.value.error.message == "loading took too long"
+    rig.backend.gate = asyncio.Event()
+    untold = asyncio.create_task(rig.acquire(make_snapshot("other")))
+    await rig.clock.advance(12.1)
+    assert error_of(untold).code == "queue_timeout"  # type: ignore[union-attr]
+    rig.backend.gate.set()
+
+
 async def test_cancellation_storms_leave_nothing_behind(rig: Rig) -> None:
     """PO2: whoever leaves, whenever, the counters return to 0 and the next call is served."""
     rolls = random.Random(7)

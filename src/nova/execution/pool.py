@@ -17,6 +17,8 @@ from nova.execution.slots import BootFailure, BootTimes, Lease, Member, PoolMove
 
 FAILURES_BEFORE_BACKOFF = 3
 MAX_BACKOFF_S = 30.0
+BOOT_GRACE_S = 2.0
+"""beyond its time, for a call that waits for the first instance: what that boot ends with says more than a time-out"""
 _WEIGHT = 0.2
 """of the newest sample in the running means"""
 
@@ -201,7 +203,10 @@ class Pool:
 
     def expire(self, now: float) -> None:
         """Refuse the waiters whose time is up."""
-        for waiter in [waiter for waiter in self.waiters if waiter.deadline <= now]:
+        grace = BOOT_GRACE_S if self.booting and not self.members else 0.0
+        for waiter in list(self.waiters):
+            if now < waiter.deadline + (grace if waiter.refusal == "queue_timeout" else 0.0):
+                continue
             del self.waiters[waiter]
             if not waiter.future.done():
                 waiter.future.set_exception(self._refusal(waiter.refusal))
