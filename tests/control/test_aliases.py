@@ -55,6 +55,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "x", "traffic_split": {"1": -1, "2": 101}}, "traffic_split.1"),
     ({"name": "x", "traffic_split": {"live": 100}}, "traffic_split.live"),
     ({"name": "x", "traffic_split": {"1": 50, "9": 50}}, "version"),
+    ({"name": "x", "traffic_split": {"1": 90, **{str(version): 1 for version in range(2, 12)}}}, "traffic_split"),
 ]
 
 
