@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "statements.md"
-_ID = re.compile(r"([A-Z]{2}\d{1,2})\b:?\s*(.*)")
+_IDS = re.compile(r"((?:[A-Z]{2}\d{1,2})(?:, ?[A-Z]{2}\d{1,2})*)(?:: *(.*)|\.?)")
 _AREAS = {
     "AG": "Agent and workers",
     "EX": "Executor and guards",
@@ -28,18 +28,17 @@ _AREAS = {
 
 
 def collect() -> dict[str, list[tuple[str, str]]]:
-    """Statement id → (sentence, test)."""
+    """Statement id → (sentence, test). A test that names ids and nothing more is called what it says."""
     found: dict[str, list[tuple[str, str]]] = {}
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (doc := ast.get_docstring(node)):
-                first = " ".join(doc.split("\n\n")[0].split())
-                while match := _ID.match(first):
-                    sentence = match[2]
-                    test = f"{file.relative_to(ROOT)}::{node.name}"
-                    follow = _ID.match(sentence.lstrip(",/ "))
-                    found.setdefault(match[1], []).append((sentence if not follow else follow[2], test))
-                    first = sentence.lstrip(",/ ") if follow else ""
+                match = _IDS.fullmatch(" ".join(doc.split("\n\n")[0].split()))
+                if match is None:
+                    continue
+                sentence = match[2] or node.name.removeprefix("test_").replace("_", " ") + "."
+                for number in re.split(", ?", match[1]):
+                    found.setdefault(number, []).append((sentence, f"{file.relative_to(ROOT)}::{node.name}"))
     return found
 
 
