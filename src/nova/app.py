@@ -133,6 +133,7 @@ class Nova:
         )
         listener = await services.start(Listener(dsn))
         db.on_commit = listener.deliver
+        listener.on_reconnect(db.refresh)
         store = _Store(db, listener)
         live = await services.start(LiveSettings(self._loaded, store.settings, listener, self._settings_changed))
         self._say("preparing the sandbox")
@@ -149,7 +150,14 @@ class Nova:
             limits=settings.limits,
             elsewhere=Front.OPS,
         )
-        front = Front(execution.executor, security.door, store.audit, application, limits=settings.limits)
+        front = Front(
+            execution.executor,
+            security.door,
+            store.audit,
+            application,
+            limits=settings.limits,
+            overhead=metrics.overhead,
+        )
         limits = ConnectionLimits(
             max_connections=settings.http.max_connections, header_timeout_s=settings.http.header_timeout
         )

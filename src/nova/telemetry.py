@@ -29,7 +29,6 @@ def redact(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str
 def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: str = "nova") -> None:
     """Route structlog and the standard library's loggers to stderr in one format. Call once, at start."""
     shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.filter_by_level,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
@@ -46,7 +45,7 @@ def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: st
             colors=sys.stderr.isatty(), timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
         )
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
@@ -60,6 +59,7 @@ def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: st
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    logging.getLogger("psycopg.pool").setLevel("ERROR")  # an outage is ours to tell, once for each who meets it
     set_level(level)
     structlog.contextvars.bind_contextvars(plane=plane)
 

@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from nova.errors import NovaError
+from nova.service import Background
 
 log = structlog.get_logger(__name__)
 Row = dict[str, Any]
@@ -73,6 +74,7 @@ class Database:
 
     def __init__(self, dsn: str, *, min_conns: int = 2, max_conns: int = 20, statement_timeout_s: float = 30) -> None:
         self.dsn = dsn
+        self._background = Background("database")
         self.on_commit: Callable[[str, str], None] | None = None
         """Gets each notification of this process as soon as it is committed, before the server delivers it: whoever is
         answered after a change meets it in his next request here."""
@@ -97,7 +99,13 @@ class Database:
         await self._pool.open(wait=True, timeout=10)
 
     async def close(self) -> None:
+        await self._background.close()
         await self._pool.close()
+
+    def refresh(self) -> None:
+        """The server was away and is back: replace the connections it took with it, before anybody is given one, and
+        serve those who wait for one. Returns at once."""
+        self._background.spawn("refresh", self._pool.check())
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -69,27 +69,26 @@ class InvocationStore:
     async def append(self, rows: Sequence[bytes], functions: Collection[str]) -> None:
         """Write encoded rows (:mod:`nova.store.callrows`) in one transaction and announce whose they are.
 
-        Writers take turns, so ``seq`` grows in the order in which rows become visible. A crash of PostgreSQL may lose the
-        last fraction of a second; a crash of the daemon loses as much.
+        Writers take turns, so ``seq`` grows in the order in which rows become visible. What was written is on disk.
         """
         async with self._db.transaction() as conn:
-            await self._announce(conn, functions, durability="off")
+            await self._announce(conn, functions)
             await _copy(conn, _COPY, rows)
 
     async def append_once(self, rows: Sequence[bytes], functions: Collection[str]) -> int:
         """Like :meth:`append`, but rows that are there already are left alone; for what may have been written before.
 
-        What it has written is on disk. Returns the number of rows that were new.
+        Returns the number of rows that were new.
         """
         async with self._db.transaction() as conn:
-            await self._announce(conn, functions, durability="on")
+            await self._announce(conn, functions)
             await conn.run(_q.stage)
             await _copy(conn, _COPY_STAGED, rows)
             return await conn.run(_q.unstage)
 
-    async def _announce(self, conn: Connection, functions: Collection[str], *, durability: str) -> None:
+    async def _announce(self, conn: Connection, functions: Collection[str]) -> None:
         told = ",".join(functions) if 0 < len(functions) <= _MAX_ANNOUNCED else EVERY_FUNCTION
-        await conn.one(_q.serialise_and_announce, functions=told, durability=durability)
+        await conn.one(_q.serialise_and_announce, functions=told)
 
     # Reading
 

@@ -19,7 +19,7 @@ class Keeper:
 
     def __init__(self, server: EmbeddedPostgres) -> None:
         self._server = server
-        self._background = Background("database")
+        self._background = Background("keeper")
 
     async def start(self) -> None:
         """Returns once the server accepts connections. Raises RuntimeError or OSError when it does not come up."""

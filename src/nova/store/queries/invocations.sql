@@ -4,8 +4,7 @@
 SELECT id FROM functions WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND name = %(name)s;
 
 -- name: serialise_and_announce
-SELECT pg_advisory_xact_lock(1852797537), pg_notify('nova_logs', %(functions)s),
-       set_config('synchronous_commit', %(durability)s, true);
+SELECT pg_advisory_xact_lock(1852797537), pg_notify('nova_logs', %(functions)s);
 
 -- name: stage
 CREATE TEMP TABLE staged_calls (LIKE invocation_logs INCLUDING DEFAULTS) ON COMMIT DROP;
