@@ -36,7 +36,7 @@ async def test_newer_schema_is_refused(pg_dsn: str) -> None:
 
 async def test_every_unique_key_of_a_scoped_table_starts_with_the_tenant(pg_dsn: str) -> None:
     """DB5: uniqueness never crosses tenants."""
-    exceptions = {"api_keys": {"key_hash"}, "blobs": {"sha256"}}
+    exceptions = {"api_keys": {"key_hash", "previous_hash"}, "blobs": {"sha256"}}
     with psycopg.connect(pg_dsn) as conn:
         rows = conn.execute(
             """SELECT t.relname, array_agg(a.attname ORDER BY k.ord)

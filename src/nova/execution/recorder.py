@@ -1,6 +1,6 @@
 """What happens after a call's result is known: it is counted, and its record goes to the batcher."""
 
-from time import monotonic, perf_counter_ns
+from time import perf_counter_ns
 
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.function import FunctionSnapshot
@@ -16,11 +16,9 @@ class CallRecorder:
     def record(self, call: CallRequest, snapshot: FunctionSnapshot, result: CallResult) -> None:
         """Once for each call that reached an instance. Never blocks, never raises; a few microseconds."""
         began = perf_counter_ns()
-        metrics, phases = self._metrics, result.phases
+        metrics = self._metrics
         metrics.record(call, snapshot, result)
-        in_phases = phases.queue_us + phases.instance_us + phases.init_us + phases.handler_us
-        metrics.overhead("gateway", (monotonic() - call.received) * 1e6 - in_phases)
         if not result.cold_start:
-            metrics.overhead("acquire", phases.queue_us)
+            metrics.overhead("acquire", result.phases.queue_us)
         self._logs.record(call, snapshot, result)
         metrics.overhead("record", (perf_counter_ns() - began) / 1000)

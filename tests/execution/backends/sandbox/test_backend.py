@@ -109,14 +109,14 @@ async def test_a_claimed_template_has_what_was_asked_for(fresh: SandboxBackend, 
 async def test_a_failed_claim_leaves_nothing(fresh: SandboxBackend, tmp_path: Path) -> None:
     """PO14: an instance whose claim failed is destroyed."""
     await until(lambda: ready(fresh) == 2)
-    before = descendants(os.getpid())
+    before = descendants(fresh._launcher.pid)
     spec = InstanceSpec("gone", "python", "3.11", tmp_path / "does-not-exist", ROOMY, ONLINE)
     with pytest.raises(NovaError) as refused:
         await fresh.create(spec)
     assert refused.value.code == "capacity"
     assert "No such file" in refused.value.detail
     await until(lambda: ready(fresh) == 2)
-    assert len(descendants(os.getpid())) == len(before)
+    assert len(descendants(fresh._launcher.pid)) == len(before)
 
 
 async def test_a_cancelled_create_leaves_nothing(fresh: SandboxBackend, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ async def test_a_cancelled_create_leaves_nothing(fresh: SandboxBackend, tmp_path
             continue
     await fresh._templates.close()
     await until(lambda: not fresh._cells._ends)
-    assert descendants(os.getpid()) == {fresh._launcher.pid}
+    assert descendants(fresh._launcher.pid) == set()
 
 
 async def test_an_instance_that_dies_is_noticed(fresh: SandboxBackend, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ async def test_cycles_leave_nothing(tmp_path: Path) -> None:
 
     def things() -> dict[str, Any]:
         return {
-            "processes": len(descendants(os.getpid())),
+            "processes": len(descendants(launcher)),
             "descriptors": len(os.listdir("/proc/self/fd")),
             "launcher descriptors": len(os.listdir(f"/proc/{launcher}/fd")),
             "mounts": mounts("self"),
@@ -223,8 +223,10 @@ async def test_cycles_leave_nothing(tmp_path: Path) -> None:
     assert after.pop("interfaces") <= before.pop("interfaces") + 4
     assert after.pop("descriptors") <= before.pop("descriptors") + 4
     assert after == before
+    launcher = backend._launcher.pid
+    own = {launcher, *descendants(launcher)}
     await backend.close()
-    assert descendants(os.getpid()) == set()
+    assert not own & descendants(os.getpid())
     assert not [name for _, name in socket.if_nameindex() if tag in name]
 
 
@@ -324,10 +326,10 @@ async def test_run(sandbox: SandboxBackend, tmp_path: Path) -> None:
 
 async def test_run_ends_what_it_started(sandbox: SandboxBackend) -> None:
     """Background processes do not outlive the command."""
-    before = descendants(os.getpid())
+    before = descendants(sandbox._launcher.pid)
     result = await sandbox.run(command("sh", "-c", "sleep 600 & setsid sleep 600 & exit 0"))
     assert result.exit_code == 0
-    assert descendants(os.getpid()) - before == set()
+    assert descendants(sandbox._launcher.pid) - before == set()
 
 
 async def test_run_times_out(sandbox: SandboxBackend) -> None:
@@ -353,13 +355,13 @@ async def test_run_of_what_is_not_there(sandbox: SandboxBackend) -> None:
 
 
 async def test_run_is_cancelled(sandbox: SandboxBackend) -> None:
-    before = descendants(os.getpid())
+    before = descendants(sandbox._launcher.pid)
     running = asyncio.create_task(sandbox.run(command("sleep", "600")))
-    await until(lambda: len(descendants(os.getpid())) >= len(before) + 2)
+    await until(lambda: len(descendants(sandbox._launcher.pid)) >= len(before) + 2)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert descendants(os.getpid()) - before == set()
+    assert descendants(sandbox._launcher.pid) - before == set()
 
 
 async def test_run_streams_much(sandbox: SandboxBackend) -> None:
