@@ -16,6 +16,7 @@ import typer.main
 from bench.plan import MEASURES
 from pydantic import BaseModel
 
+from nova.agent import frames
 from nova.api import functions
 from nova.cli import nova, orbit
 from nova.store.listen import Channel
@@ -153,6 +154,14 @@ def test_every_table_and_channel_is_described() -> None:
     sql = "\n".join(migration.sql for migration in available())
     tables = set(re.findall(r"^CREATE TABLE (\w+)", sql, re.MULTILINE)) - {"invocation_logs_default"}
     assert {name for name in [*tables, *Channel] if f"`{name}`" not in page} == set()
+
+
+def test_every_frame_is_described() -> None:
+    page = (DOCS / "agent.md").read_text()
+    bounds = {"PROTOCOL", "MIN_MESSAGE", "MAX_MESSAGE", "MAX_HEAD"}
+    types = {value for name, value in vars(frames).items() if isinstance(value, int) and name not in bounds}
+    assert types
+    assert {number for number in types if not re.search(rf"^\| {number} \|", page, re.MULTILINE)} == set()
 
 
 @pytest.mark.anyio
