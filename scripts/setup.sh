@@ -10,8 +10,9 @@ venv=.venv
 step() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
+# The system's interpreter first: distributions build theirs for speed, which version managers often do not. PYTHON names another.
 python=""
-for candidate in python3.11 python3.12 python3.13 python3; do
+for candidate in ${PYTHON:-} /usr/bin/python3.11 /usr/bin/python3 python3.11 python3.12 python3.13 python3; do
   if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     python=$candidate
     break
@@ -57,7 +58,8 @@ for lock in "${locks[@]}"; do
   sum=$(sha256sum <"$lock")
   if [ "$(cat "$stamp" 2>/dev/null)" != "$sum" ]; then
     step "Installing $(grep -c '==' "$lock") packages from $lock"
-    "$venv/bin/python" -m pip install --disable-pip-version-check --require-hashes --quiet --progress-bar on -r "$lock"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --require-hashes --quiet --progress-bar on -r "$lock" \
+      2> >(grep -v "is neither a file nor a directory" >&2)
     printf '%s' "$sum" >"$stamp"
   fi
 done
