@@ -5,6 +5,7 @@ RFC 9457 problem+json; other transports map the same code. Errors of the user's 
 they travel as :class:`FunctionError` inside a result.
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,7 @@ CODES: Mapping[str, Code] = {
     "draining": Code(503, "The server is shutting down"),
     "dependency_unavailable": Code(503, "A dependency of the platform does not answer"),
     "timeout": Code(504, "The call ran out of time"),
+    "storage_full": Code(507, "The platform's disk is full"),
     "cancelled": Code(499, "The client went away"),
     "recursion": Code(508, "The call chain is too deep or has a cycle"),
 }
@@ -108,6 +110,23 @@ def invalid(field: str, message: str) -> NovaError:
 
 def not_found(kind: str, name: str) -> NovaError:
     return NovaError("not_found", f"{kind} {name!r} does not exist")
+
+
+def storage_full(where: str) -> NovaError:
+    """``where`` is whose disk it is, as the operator knows it."""
+    return NovaError("storage_full", f"the disk of {where} is full", retry_after_s=30)
+
+
+def as_refusal(exc: BaseException) -> NovaError | None:
+    """What a caller can be told of an exception that nobody expected; None for a fault of ours."""
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return storage_full("the data directory")
+    return None
+
+
+def internal() -> NovaError:
+    """A fault of ours: the details are in the log only."""
+    return NovaError("internal", "something went wrong here; the log has this request id")
 
 
 def draining() -> NovaError:

@@ -1,11 +1,12 @@
 """The batcher against a real database: nothing is lost without being counted, and no call ever waits."""
 
 import asyncio
+import errno
 import os
 import signal
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from nova.config import ExecutorSettings
 from nova.domain.function import Capture
 from nova.execution.logs import LogBatcher
+from nova.execution.spill import Spill
 from nova.ids import new_id
 from nova.store.db import Database
 from nova.store.embedded import EmbeddedPostgres
@@ -299,6 +301,53 @@ async def test_what_the_spill_cannot_hold_is_counted_exactly(own_server: Embedde
         await until(complete)
         spilled = sum(file.stat().st_size for file in (tmp_path / "spill").iterdir())
         assert spilled <= 200_000
+
+
+async def test_records_wait_in_memory_when_the_disk_is_full_too(
+    own_server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EX8: no database and a full disk lose nothing while there is memory; once either takes them they are safe."""
+
+    def refuse(_self: Spill, _rows: Sequence[bytes]) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with Database(own_server.dsn, min_conns=1) as database:
+        async with batching(database, tmp_path, log_timeout=0.5) as batcher:
+            await asyncio.to_thread(own_server.stop)
+            with monkeypatch.context() as full:
+                full.setattr(Spill, "put", refuse)
+                ids = await _burst(batcher, 2500)
+
+                async def held() -> bool:
+                    return len(batcher._held) == 2500
+
+                await until(held)
+                assert batcher.in_outage
+            assert (batcher.counts.spilled, batcher.counts.dropped) == (0, 0)
+            await asyncio.to_thread(own_server.start)
+
+            async def complete() -> bool:
+                return await database.ping() and await count(database) == 2500
+
+            await until(complete)
+            await asyncio.to_thread(own_server.stop)
+            with monkeypatch.context() as full:
+                full.setattr(Spill, "put", refuse)
+                ids |= await _burst(batcher, 10)
+
+                async def held_again() -> bool:
+                    return len(batcher._held) == 10
+
+                await until(held_again)
+        assert (batcher.counts.spilled, batcher.counts.dropped) == (10, 0)
+        await asyncio.to_thread(own_server.start)
+        async with batching(database, tmp_path):
+
+            async def all_there() -> bool:
+                return await database.ping() and await count(database) == 2510
+
+            await until(all_there)
+        assert {str(row["id"]) for row in await rows(database)} == ids
 
 
 async def test_records_survive_a_restart_while_the_database_is_down(

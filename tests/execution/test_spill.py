@@ -74,7 +74,8 @@ def test_a_full_disk_refuses_rows_and_breaks_nothing(tmp_path: Path) -> None:
     spill.put([b"before"])
     [kept] = spill.segments()
     (tmp_path / f"{2:010d}-one.rows").symlink_to("/dev/full")
-    assert spill.put([ROW]) == 0
+    with pytest.raises(OSError, match="No space left"):
+        spill.put([ROW])
     assert spill.put([b"after"]) == 1
     assert list(spill.read(kept)) == [b"before"]
     assert b"after" in _rows(spill)

@@ -22,7 +22,7 @@ from nova.cli import doctor as findings
 from nova.cli import serving
 from nova.config import KEYS
 from nova.config_sources import ConfigError, Loaded, load, plain
-from nova.errors import NovaError
+from nova.errors import NovaError, as_refusal
 from nova.telemetry import LogFormat
 
 app = typer.Typer(
@@ -185,7 +185,8 @@ def _end(work: Callable[[], int]) -> NoReturn:
     except NovaError as exc:
         _fail(exc.detail, 2 if exc.status == 400 else 1)
     except (RuntimeError, OSError, psycopg.OperationalError) as exc:
-        _fail(str(exc).strip(), 1)
+        refusal = as_refusal(exc)
+        _fail(refusal.detail if refusal else str(exc).strip(), 1)
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)

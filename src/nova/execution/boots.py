@@ -9,7 +9,7 @@ import structlog
 
 from nova.clock import Clock
 from nova.domain.function import FunctionSnapshot
-from nova.errors import NovaError
+from nova.errors import NovaError, as_refusal
 from nova.execution.backends.base import Backend, InitFailed, InitSpec, Instance, InstanceSpec
 from nova.execution.slots import BootTimes, LoadFailed
 from nova.ids import new_id
@@ -93,7 +93,7 @@ def as_failure(exc: BaseException) -> NovaError | LoadFailed:
     if isinstance(exc, NovaError | LoadFailed):
         return exc
     log.error("an instance could not be made", exc_info=exc)
-    return NovaError("internal", "an instance could not be made")
+    return as_refusal(exc) or NovaError("internal", "an instance could not be made")
 
 
 def _us(seconds: float) -> int:

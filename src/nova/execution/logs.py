@@ -1,7 +1,8 @@
 """Call records on their way to PostgreSQL: a call only appends to a list; writing happens in batches behind it.
 
 Three places can hold a record, in this order: the buffer in memory; when the buffer is full or the database does not
-take a batch, a bounded spill on disk that is replayed when the database is back; and when that is full too, a counter.
+take a batch, a bounded spill on disk that is replayed when the database is back (or memory again, when the disk refuses it);
+and when that is full too, a counter.
 """
 
 import asyncio
@@ -35,6 +36,8 @@ _BUFFER_BYTES = 64 * 1024 * 1024
 _MOST_WAITING = 10_000
 _MOST_WAITING_BYTES = 256 * 1024 * 1024
 """beyond these (or four buffers) records are counted as lost: the disk does not keep up either"""
+_HELD_BYTES = 64 * 1024 * 1024
+"""rows kept in memory because neither the database nor the disk takes them"""
 _PACE_S = 0.05
 """between two batches, while the buffer is less than half full: a write has a price, whatever its size"""
 _PROBE_S = 0.5
@@ -74,6 +77,7 @@ class LogBatcher:
         self._buffer = settings.log_buffer_size
         self._most = max(4 * self._buffer, _MOST_WAITING)
         self._spill = Spill(spill_dir, callrows.LAYOUT, max_bytes=spill_bytes)
+        self._held: list[bytes] = []
         self._waiting: list[FinishedCall] = []
         self._waiting_bytes = 0
         self._taken = 0
@@ -112,6 +116,10 @@ class LogBatcher:
         await asyncio.gather(*self._tasks)
         finish = self._put_aside if self._outage else self._write
         await finish(self._take())
+        held, self._held = self._held, []
+        await self._spill_rows(held)
+        if self._held:
+            self._lose(len(self._held), "neither the database nor the disk takes them")
 
     def record(self, call: CallRequest, snapshot: FunctionSnapshot, result: CallResult) -> None:
         """Keep the record of a finished call. Never waits, never fails."""
@@ -151,13 +159,13 @@ class LogBatcher:
                 await self._put_aside(self._take())
                 continue
             await self._write(self._take())
-            if not self._spill.empty:
+            if self._set_aside:
                 await self._replay()
 
     async def _wait_until_due(self) -> None:
         if not self._waiting:
             self._some.clear()
-            await _wait(self._some, None if self._spill.empty and not self._outage else _PROBE_S)
+            await _wait(self._some, _PROBE_S if self._set_aside or self._outage else None)
         if len(self._waiting) < self._batch and not self._settlers and not self._closing:
             self._due.clear()
             await _wait(self._due, self._settings.log_flush_interval)
@@ -202,18 +210,47 @@ class LogBatcher:
             await self._spill_rows(await self._encode(batch))
 
     async def _spill_rows(self, rows: Sequence[bytes]) -> None:
-        kept = await asyncio.to_thread(self._spill.put, rows)
-        self.counts.spilled += kept
         self._aside += len(rows)
+        try:
+            kept = await asyncio.to_thread(self._spill.put, rows)
+        except OSError as exc:
+            log.error("call records cannot be spilled", error=str(exc), rows=len(rows))
+            self._hold(rows)
+            return
+        self.counts.spilled += kept
         if kept < len(rows):
             self._lose(len(rows) - kept, "the spill is full")
 
-    async def _replay(self) -> bool:
-        """Bring spilled rows into the database; False when it does not take them now.
+    def _hold(self, rows: Sequence[bytes]) -> None:
+        """Keep in memory what the disk refuses, as far as it goes."""
+        room = _HELD_BYTES - sum(map(len, self._held))
+        for number, row in enumerate(rows):
+            room -= len(row)
+            if room < 0:
+                self._lose(len(rows) - number, "neither the database nor the disk takes them")
+                return
+            self._held.append(row)
 
-        The first segment is also the probe that ends an outage.
+    @property
+    def _set_aside(self) -> bool:
+        """Are there records that the database did not take when they came?"""
+        return bool(self._held) or not self._spill.empty
+
+    async def _replay(self) -> bool:
+        """Bring what was set aside into the database; False when it does not take it now.
+
+        The first piece is also the probe that ends an outage.
         """
         aside, self._aside = self._aside, 0
+        try:
+            while held := self._held[:_REPLAY_CHUNK]:
+                async with asyncio.timeout(self._settings.log_timeout):
+                    await self._append_once(held, ())
+                del self._held[: len(held)]
+        except _Refused as exc:
+            self._aside += aside
+            self._note_outage(exc)
+            return False
         for segment in await asyncio.to_thread(self._spill.segments):
             try:
                 if not await self._replay_segment(segment):

@@ -47,7 +47,7 @@ class Spill:
         return not self._sizes
 
     def put(self, rows: Sequence[bytes]) -> int:
-        """Append rows; returns how many found room. What the disk refuses finds none."""
+        """Append rows; returns how many found room. Raises OSError when the disk refuses them: none of them is kept."""
         with self._lock:
             room = self._max - sum(self._sizes.values())
             taken: list[bytes] = []
@@ -62,10 +62,9 @@ class Spill:
             try:
                 with path.open("ab") as file:
                     file.write(b"".join(taken))
-            except OSError as exc:
-                log.error("call records cannot be spilled", path=str(path), error=str(exc))
+            except OSError:
                 self._abandon(path)
-                return 0
+                raise
             self._sizes[path] = path.stat().st_size
             return len(taken) // 2
 

@@ -18,7 +18,7 @@ from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope as Place
 from nova.domain.names import is_name
 from nova.domain.ports import Invoker
-from nova.errors import FunctionError, NovaError, draining, not_found
+from nova.errors import FunctionError, NovaError, as_refusal, draining, internal, not_found
 from nova.gateway import calling, urls
 from nova.http import cors
 from nova.http.body import ClientGone
@@ -101,10 +101,9 @@ class Front:
             raise
         except NovaError as exc:
             await self._exchange(scope, receive, send).refuse(exc)
-        except Exception:
+        except Exception as exc:
             log.exception("call failed", request_id=scope[REQUEST_ID])
-            internal = NovaError("internal", "something went wrong here; the log has this request id")
-            await self._exchange(scope, receive, send).refuse(internal)
+            await self._exchange(scope, receive, send).refuse(as_refusal(exc) or internal())
 
     async def _invoke(self, scope: Scope, receive: Receive, send: Send, raw_name: bytes) -> None:
         """``POST /functions/{name}/invoke``."""

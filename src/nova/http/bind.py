@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from nova.api.table import Route
 from nova.config import LimitSettings
-from nova.errors import NovaError
+from nova.errors import NovaError, as_refusal, internal
 from nova.http import cors
 from nova.http.body import ClientGone
 from nova.http.exchange import Exchange
@@ -102,11 +102,11 @@ class Application:
             if exchange.started:
                 raise
             await exchange.refuse(exc)
-        except Exception:
+        except Exception as exc:
             log.exception("request failed", request_id=exchange.request_id, method=exchange.method)
             if exchange.started:
                 raise
-            await exchange.refuse(NovaError("internal", "something went wrong here; the log has this request id"))
+            await exchange.refuse(as_refusal(exc) or internal())
 
     async def _answer(self, exchange: Exchange) -> None:
         match = self._router.find(without_prefix(exchange.raw_path))

@@ -15,7 +15,7 @@ import structlog
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from nova.errors import NovaError
+from nova.errors import NovaError, storage_full
 from nova.service import Background
 
 log = structlog.get_logger(__name__)
@@ -159,5 +159,8 @@ class Database:
 
 
 def unavailable(exc: BaseException) -> NovaError:
+    if isinstance(exc, psycopg.errors.DiskFull):
+        log.error("postgresql has no room", error=str(exc).strip())
+        return storage_full("the database")
     log.warning("postgresql does not answer", error=str(exc).strip())
     return NovaError("dependency_unavailable", "the database does not answer", retry_after_s=1)
