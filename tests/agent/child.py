@@ -23,5 +23,6 @@ supervisor.run(
         runtime=config["runtime"],
         worker=launch,
         code_dir=config["code_dir"],
+        reload_dir=config["reload_dir"],
     ),
 )

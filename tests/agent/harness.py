@@ -19,9 +19,10 @@ import nova
 from nova.domain.function import FunctionSnapshot, Limits, NetworkPolicy
 from nova.domain.identity import Scope
 from nova.execution.backends.base import InitDone, InitSpec, WorkerCall, WorkerResult
-from nova.execution.channel import DeathCause, DirectChannel
+from nova.execution.channel import DirectChannel
 from nova.execution.channel_context import ContextEncoder
 from nova.execution.channel_deadlines import Deadlines
+from nova.execution.channel_ends import DeathCause
 from nova.execution.launch import launch_for
 from nova.runtimes.registry import Runtimes
 
@@ -36,7 +37,7 @@ def base_interpreter() -> str:
 
 
 def spawn_agent(
-    runtime: str, code: Path, *, hello_deadline_s: float = 60.0
+    runtime: str, code: Path, *, hello_deadline_s: float = 60.0, reload_dir: Path | None = None
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """An agent process and the host's end of its control connection."""
     resolved = RUNTIMES.resolve(runtime)
@@ -46,6 +47,7 @@ def spawn_agent(
         "runtime": resolved.runtime,
         "worker": launch_for(resolved).as_dict(),
         "code_dir": str(code),
+        "reload_dir": None if reload_dir is None else str(reload_dir),
         "hello_deadline_s": hello_deadline_s,
     }
     ours, theirs = socket.socketpair()
@@ -194,11 +196,12 @@ async def guest(
     *,
     cause: DeathCause = "unknown",
     init_timeout_s: float = 10.0,
+    reload_dir: Path | None = None,
     **changes: Any,
 ) -> AsyncIterator[Guest]:
     """A connected instance whose code is ``files`` below ``folder``; nothing of it is left afterwards."""
     write_files(folder, files)
-    process, control = spawn_agent(runtime, folder)
+    process, control = spawn_agent(runtime, folder, reload_dir=reload_dir)
     deadlines = Deadlines()
     made: list[Guest] = []
 

@@ -6,19 +6,22 @@ import json
 
 import pytest
 
-from nova.agent import control, environment, messages, runners, supervisor
+from nova.agent import control, environment, loading, messages, reload, runners, supervisor
 from nova.agent.frames import FrameError
 from nova.agent.messages import (
+    DoneHead,
     FunctionRef,
     GuestError,
     HelloHead,
     InitHead,
+    KillWorkerHead,
     LoadedHead,
+    ReloadHead,
     WelcomeHead,
     WorkerExitHead,
     take,
 )
-from nova.execution import channel
+from nova.execution import channel, channel_ends, channel_heads, channel_reload
 from nova.execution.backends.base import InitSpec
 
 INIT = InitHead(
@@ -42,6 +45,9 @@ HEADS = [
     LoadedHead(ok=False, worker=0, error=GuestError("E", "m", ("s",))),
     LoadedHead(ok=True, worker=1, fds=3, init_us=7, concurrency=4, multiplex=True, stdout="o", stderr="e"),
     WorkerExitHead(worker=1, pid=7, exit_code=None, signal=9),
+    KillWorkerHead(worker=2),
+    ReloadHead("begin", "sha256:00", 5, "main.handler", "main.py"),
+    DoneHead(ok=False, error=GuestError("E", "m", ("s",))),
 ]
 
 
@@ -65,8 +71,10 @@ def test_a_wrong_type_is_refused(head: HelloHead) -> None:
 
 def test_every_member_has_an_effect() -> None:
     """AG15: a member that nobody uses would be a promise that is not kept."""
-    agent = "".join(inspect.getsource(module) for module in (supervisor, control, runners, environment))
-    host = inspect.getsource(channel)
+    agent = "".join(
+        inspect.getsource(module) for module in (supervisor, control, runners, environment, loading, reload)
+    )
+    host = "".join(inspect.getsource(module) for module in (channel, channel_ends, channel_heads, channel_reload))
     for kind, reader in (
         (HelloHead, agent),
         (InitHead, agent),
@@ -74,13 +82,16 @@ def test_every_member_has_an_effect() -> None:
         (WelcomeHead, host),
         (LoadedHead, host),
         (WorkerExitHead, host),
+        (KillWorkerHead, agent),
+        (ReloadHead, agent),
+        (DoneHead, host),
     ):
         for field in dataclasses.fields(kind):
             assert f".{field.name}" in reader, f"{kind.__name__}.{field.name} is never read"
 
 
 def test_the_host_sends_all_of_an_init_spec() -> None:
-    source = inspect.getsource(channel)
+    source = inspect.getsource(channel_heads)
     chosen_with_the_instance = {"runtime_version"}
     for field in dataclasses.fields(InitSpec):
         if field.name in chosen_with_the_instance:

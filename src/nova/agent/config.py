@@ -47,10 +47,14 @@ class WorkerLaunch:
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """``token_sha256`` is the digest of the token that the host's Hello must show; the token itself never comes inside."""
+    """``token_sha256`` is the digest of the token that the host's Hello must show; the token itself never comes inside.
+
+    ``reload_dir`` is a folder that the agent may make and write; without it the code cannot be replaced while it runs.
+    """
 
     token_sha256: bytes
     instance_id: str
     runtime: str
     worker: WorkerLaunch
     code_dir: str = "/code"
+    reload_dir: str | None = None

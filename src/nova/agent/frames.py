@@ -19,9 +19,11 @@ INIT: Final = 1
 RESP: Final = 3
 PING: Final = 4
 STOP: Final = 5
+RELOAD: Final = 6
 ERROR: Final = 18
 WORKER_EXIT: Final = 19
 ADD_WORKER: Final = 43
+KILL_WORKER: Final = 44
 SHELL_TYPES: Final = range(20, 43)
 """Shell, file and process messages: for interactive sandboxes only."""
 

@@ -229,3 +229,60 @@ class WorkerExitHead:
             exit_code=None if head.get("exit_code") is None else take(head, "exit_code", int),
             signal=None if head.get("signal") is None else take(head, "signal", int),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorkerHead:
+    """The host gives up one worker: it and all that it started end; the Resp says that they are gone."""
+
+    worker: int
+
+    def as_head(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        return cls(worker=take(head, "worker", int))
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadHead:
+    """New code: ``stage`` is begin, data (the payload is a piece of the tar in base64), commit or abort.
+
+    ``digest`` (``sha256:…``) and ``size`` in bytes are those of the whole tar; they, ``handler`` and ``entry`` go with begin.
+    """
+
+    stage: str
+    digest: str = ""
+    size: int = 0
+    handler: str = ""
+    entry: str = ""
+
+    def as_head(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        return cls(
+            stage=take(head, "stage", str),
+            digest=take(head, "digest", str),
+            size=take(head, "size", int),
+            handler=take(head, "handler", str),
+            entry=take(head, "entry", str),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DoneHead:
+    """Resp of what has no other answer."""
+
+    ok: bool
+    error: GuestError | None = None
+
+    def as_head(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        error = head.get("error")
+        return cls(ok=take(head, "ok", bool), error=None if error is None else GuestError.of(error))

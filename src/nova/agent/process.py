@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -156,12 +156,12 @@ def set_open_files(pid: int, limit: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (value, value))
 
 
-def kill_children() -> None:
-    """SIGKILL and reap every child of this process until none is left; adopted orphans are children too."""
+def kill_children(spare: Collection[int] = ()) -> None:
+    """SIGKILL and reap every child of this process but ``spare`` until none is left; adopted orphans are children too."""
     own = f"/proc/self/task/{os.getpid()}/children"
     while True:
         with open(own) as children:
-            pids = [int(pid) for pid in children.read().split()]
+            pids = [pid for pid in map(int, children.read().split()) if pid not in spare]
         if not pids:
             return
         for pid in pids:

@@ -6,25 +6,33 @@ User code is never in this process.
 """
 
 import contextlib
+import dataclasses
+import functools
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, NoReturn
+from typing import NoReturn
 
-from nova.agent import frames, rehearsal
+from nova.agent import frames, rehearsal, reload
 from nova.agent.config import AgentConfig
 from nova.agent.control import Control, Ended, Poller
 from nova.agent.frames import Frame
-from nova.agent.lines import PrintBuffer
-from nova.agent.messages import GuestError, InitHead, LoadedHead, WorkerExitHead, take
-from nova.agent.process import Worker, adopt_orphans, exit_error, set_dumpable, set_open_files, start_worker
+from nova.agent.loading import Code, Loader, Loading
+from nova.agent.messages import (
+    DoneHead,
+    GuestError,
+    InitHead,
+    KillWorkerHead,
+    LoadedHead,
+    ReloadHead,
+    WorkerExitHead,
+    take,
+)
+from nova.agent.process import Worker, adopt_orphans, kill_children, set_dumpable, start_worker
+from nova.agent.reload import Refused, Reload
 from nova.agent.runners import runner_main, standing_main, worker_init
-from nova.agent.worker import Garbage, Ready, Result, TooLong, WorkerSession, init_line
-
-_READ: Final = 1 << 16
 
 
 def run(control: socket.socket, config: AgentConfig) -> NoReturn:
@@ -40,19 +48,6 @@ def run(control: socket.socket, config: AgentConfig) -> NoReturn:
         os._exit(code)
 
 
-@dataclass(slots=True)
-class _Loading:
-    """A worker that is loading its code on behalf of the frame ``frame_id``."""
-
-    worker: Worker
-    frame_id: int
-    with_descriptors: bool
-    started: float
-    session: WorkerSession = field(default_factory=WorkerSession)
-    stdout: PrintBuffer = field(default_factory=PrintBuffer)
-    stderr: PrintBuffer = field(default_factory=PrintBuffer)
-
-
 class Supervisor:
     def __init__(self, control: socket.socket, config: AgentConfig) -> None:
         self._config = config
@@ -60,10 +55,14 @@ class Supervisor:
         self._control = Control(
             control, config, self._poller, on_frame=self._receive, standing=lambda: self._workers.get(0)
         )
+        self._loader = Loader(self._poller, self._loaded)
+        self._reload = Reload(config.reload_dir)
         self._workers: dict[int, Worker] = {}
-        self._loading: dict[int, _Loading] = {}
+        self._serving: dict[int, Code] = {}
+        self._ending: dict[int, int | None] = {}
         self._next_worker = 0
-        self._init: InitHead | None = None
+        self._code: Code | None = None
+        self._committing: Loading | None = None
         self._stop_id: int | None = None
         self._stop_at = 0.0
         self._children_fd = -1
@@ -105,6 +104,10 @@ class Supervisor:
             self._control.send(frames.RESP, frame.id, {"ok": True, "workers": len(self._workers)})
         elif frame.type == frames.ADD_WORKER:
             self._add_worker(frame)
+        elif frame.type == frames.KILL_WORKER:
+            self._kill_worker(frame)
+        elif frame.type == frames.RELOAD:
+            self._take_new_code(frame)
         elif frame.type == frames.STOP:
             self._stop(frame)
         elif frame.type in frames.SHELL_TYPES:
@@ -125,98 +128,111 @@ class Supervisor:
         if init.runtime != self._config.runtime:
             self._refuse(frame, "Nova.InitError", f"this instance runs {self._config.runtime}, not {init.runtime}")
             return
-        if self._init is not None:
+        if self._code is not None:
             self._refuse(frame, "Nova.InitError", "this instance has a function loaded already")
             return
-        self._init = init
-        main = runner_main(self._config, init)
+        self._code = code = Code(self._config, init)
+        runner = runner_main(self._config, init)
         standing = self._workers.get(0)
-        if main is not None and standing is not None:
+        if runner is not None and standing is not None:
             standing.signal(signal.SIGKILL)
             standing = None
-        worker = standing or self._start(main or standing_main(self._config))
-        self._begin_loading(worker, frame.id, init, with_descriptors=standing is None)
+        worker = standing or self._start(_worker_main(code))
+        self._begin_loading(worker, code, frame.id, with_descriptors=standing is None)
 
     def _add_worker(self, frame: Frame) -> None:
         """One more worker of the loaded function, for one more call at a time."""
-        if self._init is None or len(self._workers) >= self._init.concurrency:
+        code = self._code
+        if code is None or sum(served is code for served in self._serving.values()) >= code.init.concurrency:
             self._refuse(frame, "Nova.NotReady", "no further worker can be started")
             return
-        main = runner_main(self._config, self._init) or standing_main(self._config)
-        self._begin_loading(self._start(main), frame.id, self._init, with_descriptors=True)
+        self._begin_loading(self._start(_worker_main(code)), code, frame.id)
 
     def _refuse(self, frame: Frame, kind: str, message: str) -> None:
+        """The answer to a frame that would have loaded code."""
         head = LoadedHead(ok=False, worker=0, error=GuestError(kind, message))
         self._control.send(frames.RESP, frame.id, head.as_head())
 
-    def _begin_loading(self, worker: Worker, frame_id: int, init: InitHead, *, with_descriptors: bool) -> None:
-        loading = _Loading(worker, frame_id, with_descriptors, time.monotonic())
-        self._loading[worker.number] = loading
-        line, stdout, stderr = worker.descriptors()
-        self._poller.watch(line, lambda: self._read_line(loading))
-        self._poller.watch(stdout, lambda: self._read_print(loading, stdout, loading.stdout))
-        self._poller.watch(stderr, lambda: self._read_print(loading, stderr, loading.stderr))
-        set_open_files(worker.pid, init.open_files)
-        # Nothing of the user's runs in the worker yet, so it reads at once; if it is dead its exit tells the rest.
-        worker.line.setblocking(True)
-        with contextlib.suppress(ConnectionError):
-            worker.line.sendall(init_line(worker_init(self._config, init)))
-        worker.line.setblocking(False)
+    def _begin_loading(self, worker: Worker, code: Code, frame_id: int, *, with_descriptors: bool = True) -> Loading:
+        self._serving[worker.number] = code
+        loading = Loading(worker, code, frame_id, with_descriptors)
+        self._loader.begin(loading, worker_init(code.config, code.init))
+        return loading
 
-    def _read_line(self, loading: _Loading) -> None:
-        try:
-            data = loading.worker.line.recv(_READ)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data = b""
-        if not data:
-            self._poller.unwatch(loading.worker.line.fileno())
-            return  # the worker's end is reported by its exit
-        for event in loading.session.feed(data):
-            if isinstance(event, Ready):
-                self._finish_loading(loading, event, None)
-                return
-            if isinstance(event, Result):
-                reason = event.error or GuestError("Nova.InitError", "the worker answered before it was asked")
-            elif isinstance(event, Garbage | TooLong):
-                reason = GuestError("Nova.InitError", "the worker does not speak the line protocol")
-            else:
-                continue
-            self._finish_loading(loading, None, reason)
-            return
-
-    def _read_print(self, loading: _Loading, fd: int, prints: PrintBuffer) -> None:
-        try:
-            data = os.read(fd, _READ)
-        except BlockingIOError:
-            return
-        if data:
-            prints.add(data)
-        else:
-            self._poller.unwatch(fd)
-
-    def _finish_loading(self, loading: _Loading, ready: Ready | None, error: GuestError | None) -> None:
+    def _loaded(self, loading: Loading, head: LoadedHead) -> None:
+        """A load has ended, well or not."""
         worker = loading.worker
-        del self._loading[worker.number]
-        for fd, prints in ((worker.stdout, loading.stdout), (worker.stderr, loading.stderr)):
-            drain(fd, prints)
-        for fd in worker.descriptors():
-            self._poller.unwatch(fd)
-        head = LoadedHead(
-            ok=ready is not None,
-            worker=worker.number,
-            fds=3 if ready is not None and loading.with_descriptors else 0,
-            init_us=_micros(loading.started),
-            concurrency=ready.concurrency if ready else 1,
-            multiplex=ready is not None and ready.multiplex,
-            stdout=loading.stdout.take(),
-            stderr=loading.stderr.take(),
-            error=error,
-        )
+        if loading is self._committing:
+            self._committing = None
+            self._reload.discard()
+            if head.ok:
+                self._code = loading.code
+            else:
+                self._end(worker)
         self._control.send(frames.RESP, loading.frame_id, head.as_head(), worker if head.fds else None, close=True)
         if not head.fds:
             worker.close()
+
+    def _kill_worker(self, frame: Frame) -> None:
+        """End one worker for the host, which has closed its end; the others go on."""
+        worker = self._workers.get(KillWorkerHead.of(frame.head).worker)
+        if worker is None:
+            self._done(frame.id)
+        else:
+            self._end(worker, frame.id)
+
+    def _end(self, worker: Worker, frame_id: int | None = None) -> None:
+        """Its end is not reported; the frame that asked for it, if any, is answered when nothing of it is left."""
+        self._ending[worker.number] = frame_id
+        if worker.number in self._workers:
+            worker.signal(signal.SIGKILL)
+
+    def _done(self, frame_id: int, error: GuestError | None = None) -> None:
+        self._control.send(frames.RESP, frame_id, DoneHead(error is None, error).as_head())
+
+    # -- new code ------------------------------------------------------------------------------------------------
+
+    def _take_new_code(self, frame: Frame) -> None:
+        head = ReloadHead.of(frame.head)
+        try:
+            if head.stage == "begin":
+                self._reload.begin(head)
+            elif head.stage == "data":
+                self._reload.add(frame.payload)
+            elif head.stage == "commit":
+                self._commit(frame)
+                return
+            elif head.stage == "abort":
+                self._abort()
+            else:
+                raise Refused("Nova.ValidationFailed", f"a reload has no stage {head.stage!r}")
+        except Refused as refused:
+            self._done(frame.id, refused.error)
+        else:
+            self._done(frame.id)
+
+    def _commit(self, frame: Frame) -> None:
+        """Load one worker from the new code. When it has, further ones come from there too; the host ends the old ones."""
+        if self._code is None:
+            self._refuse(frame, "Nova.InvalidState", "there is no code yet that could be replaced")
+            self._reload.discard()
+            return
+        try:
+            arrived = self._reload.complete()
+        except Refused as refused:
+            self._refuse(frame, refused.error.type, refused.error.message)
+            return
+        init = dataclasses.replace(self._code.init, handler=arrived.handler, entry=arrived.entry)
+        code = Code(dataclasses.replace(self._config, code_dir=arrived.tree), init, arrived.tree)
+        worker = self._start(functools.partial(reload.unpacked, arrived, _worker_main(code)))
+        self._committing = self._begin_loading(worker, code, frame.id)
+
+    def _abort(self) -> None:
+        if self._committing is not None:
+            self._loader.fail(self._committing, GuestError("Nova.Cancelled", "the reload was aborted"))
+        self._reload.discard()
+
+    # -- dead children -------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
         """Bury every dead child; the end of a worker is reported."""
@@ -236,19 +252,27 @@ class Supervisor:
 
     def _worker_ended(self, worker: Worker, status: int) -> None:
         del self._workers[worker.number]
-        error = exit_error(status)
-        code = os.waitstatus_to_exitcode(status)
+        code = self._serving.pop(worker.number, None)
+        self._loader.ended(worker, status)
+        if worker.number in self._ending:
+            # What it left behind has become the agent's own children. A process that another worker's call detached
+            # from itself cannot be told from them, and ends too.
+            kill_children(spare={other.pid for other in self._workers.values()})
+            frame_id = self._ending.pop(worker.number)
+            if frame_id is not None:
+                self._done(frame_id)
+        else:
+            self._report(worker, os.waitstatus_to_exitcode(status))
+        if code is not None and code.tree and code is not self._code and code not in self._serving.values():
+            reload.remove(code.tree)
+
+    def _report(self, worker: Worker, code: int) -> None:
         ended = WorkerExitHead(
             worker=worker.number,
             pid=worker.pid,
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
         )
-        loading = self._loading.get(worker.number)
-        if loading is not None:
-            self._read_line(loading)
-        if worker.number in self._loading and loading is not None:
-            self._finish_loading(loading, None, error)
         self._control.tell(frames.WORKER_EXIT, ended.as_head())
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -266,16 +290,9 @@ class Supervisor:
             raise Ended(0)
 
 
-def drain(fd: int, prints: PrintBuffer) -> None:
-    """Everything that lies in a pipe now."""
-    with contextlib.suppress(BlockingIOError):
-        while data := os.read(fd, _READ):
-            prints.add(data)
+def _worker_main(code: Code) -> Callable[[], NoReturn]:
+    return runner_main(code.config, code.init) or standing_main(code.config)
 
 
 def _wake(_number: int, _frame: object) -> None:
     """A Python-level handler must exist for the wake-up descriptor to be written."""
-
-
-def _micros(since: float) -> int:
-    return int((time.monotonic() - since) * 1e6)

@@ -6,30 +6,37 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Final, Literal, Self
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Final, Self, TypeVar
 
 import structlog
 
 from nova.agent import frames
-from nova.agent.frames import Frame, FrameError
-from nova.agent.messages import FunctionRef, HelloHead, InitHead, LoadedHead, WelcomeHead, WorkerExitHead, end_error
+from nova.agent.frames import Frame
+from nova.agent.messages import HelloHead, InitHead, KillWorkerHead, LoadedHead, ReloadHead, WorkerExitHead
 from nova.agent.worker import call_line
 from nova.errors import FunctionError
+from nova.execution import channel_reload
 from nova.execution.backends.base import InitDone, InitFailed, InitSpec, WorkerCall, WorkerResult
 from nova.execution.channel_control import ControlConnection, ControlLost
 from nova.execution.channel_deadlines import Deadlines
+from nova.execution.channel_ends import DeathCause, Ends
+from nova.execution.channel_heads import init_head, loaded_head, welcome_head
 from nova.execution.channel_line import Call, WorkerLine
+from nova.execution.channel_reload import ReloadFailed
 
 log = structlog.get_logger(__name__)
 
-DeathCause = Literal["out_of_memory", "unknown"]
+T = TypeVar("T")
 
 HELLO_TIMEOUT_S: Final = 10.0
 EXIT_REPORT_S: Final = 0.1
 """How long a closed line socket waits for the agent to say why."""
 CANCEL_GRACE_S: Final = 1.0
 """How long a multiplexing worker has to confirm a cancelled call."""
+KILL_S: Final = 1.0
+"""How long the agent has to end one worker and all that it started."""
 
 
 class DirectChannel:
@@ -50,7 +57,7 @@ class DirectChannel:
     ) -> None:
         self.instance_id = instance_id
         self._kill = kill
-        self._death_cause = death_cause
+        self._ends = Ends(death_cause)
         self._deadlines = deadlines
         self._init_timeout_s = init_timeout_s
         self._loop = asyncio.get_running_loop()
@@ -60,14 +67,17 @@ class DirectChannel:
         self._free: list[WorkerLine] = []
         self._waiting: deque[tuple[Call, bytes]] = deque()
         self._multiplex = False
+        self._asked = 1
         self._slots = 0
         self._starting = 0
+        self._dying = 0
+        self._generation = 0
+        self._reloading = asyncio.Lock()
         self._exits: dict[int, WorkerExitHead] = {}
         self._lost = False
         self._stopping = False
         self._lost_callbacks: list[Callable[[], None]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._memory_mb = 0
+        self._tasks: set[asyncio.Task[object]] = set()
 
     @classmethod
     async def connect(
@@ -105,15 +115,8 @@ class DirectChannel:
         hello = HelloHead(token=token.hex(), instance_id=self.instance_id)
         async with asyncio.timeout(HELLO_TIMEOUT_S):
             answer = await self._control.request(frames.HELLO, hello.as_head())
-        try:
-            welcome = WelcomeHead.of(answer.head)
-        except FrameError as error:
-            raise ControlLost(f"the agent's Hello is not valid: {error}") from None
-        if welcome.proto != frames.PROTOCOL or "direct" not in welcome.features or welcome.state != "blank":
-            raise ControlLost("the agent speaks another protocol")
-        if welcome.max_message != frames.MAX_MESSAGE or welcome.fds not in (0, 3):
-            raise ControlLost("the agent's limits do not fit")
-        self._standing = self._take_descriptors() if welcome.fds else None
+        welcome = welcome_head(answer)
+        self._standing = self._control.take_fds(answer) if welcome.fds else None
         log.debug(
             "agent connected",
             instance_id=self.instance_id,
@@ -122,49 +125,43 @@ class DirectChannel:
             boot_us=welcome.boot_us,
         )
 
-    def _take_descriptors(self) -> tuple[int, int, int]:
-        line, stdout, stderr = self._control.take_fds(3)
-        return line, stdout, stderr
-
     # -- loading -------------------------------------------------------------------------------------------------
 
     async def init(self, spec: InitSpec) -> InitDone:
         """Load the function. Raises :class:`InitFailed`; the instance is then only good for being stopped."""
-        self._memory_mb = spec.memory_mb
+        self._ends.memory_mb = spec.memory_mb
+        self._asked = spec.concurrency
         try:
             async with asyncio.timeout(self._init_timeout_s):
-                loaded = await self._load(frames.INIT, _init_head(spec, self.instance_id))
+                answer, loaded = await self._load(frames.INIT, init_head(spec, self.instance_id))
         except TimeoutError:
             self._give_up()
             text = f"loading the code took longer than {self._init_timeout_s:g} s"
             raise InitFailed(FunctionError("Nova.InitError", text)) from None
         except ControlLost as lost:
-            error = await self._cause(None, f"the instance ended while it loaded the code: {lost}")
+            error = await self._ends.cause(None, f"the instance ended while it loaded the code: {lost}")
             raise InitFailed(error) from None
         if loaded.error is not None or not loaded.ok:
-            raise InitFailed(await self._init_error(loaded), loaded.stdout, loaded.stderr)
+            raise InitFailed(await self._ends.of_load(loaded), loaded.stdout, loaded.stderr)
+        return self._serve_from(answer, loaded)
+
+    async def _load(self, kind: int, head: InitHead | None) -> tuple[Frame, LoadedHead]:
+        answer = await self._control.request(kind, head.as_head() if head else {})
+        return answer, loaded_head(answer)
+
+    def _serve_from(self, answer: Frame, loaded: LoadedHead) -> InitDone:
+        """From here on calls go to the worker that has just loaded, and to further ones like it."""
         self._multiplex = loaded.multiplex
-        self._slots = min(loaded.concurrency, spec.concurrency) if loaded.multiplex else spec.concurrency
-        self._adopt(loaded)
+        self._slots = min(loaded.concurrency, self._asked) if loaded.multiplex else self._asked
+        line = self._adopt(answer, loaded)
+        self._free = [line] if self._multiplex else []
+        self.line_free(line)
         return InitDone(loaded.init_us, self._slots, loaded.stdout, loaded.stderr)
 
-    async def _load(self, kind: int, head: InitHead | None) -> LoadedHead:
-        answer = await self._control.request(kind, head.as_head() if head else {})
-        try:
-            return LoadedHead.of(answer.head)
-        except FrameError as error:
-            raise ControlLost(f"the agent's answer is not valid: {error}") from None
-
-    async def _init_error(self, loaded: LoadedHead) -> FunctionError:
-        guest = loaded.error
-        if guest is None or (guest.type == "Nova.Signal" and await self._death_cause() == "out_of_memory"):
-            return self._out_of_memory()
-        return FunctionError(guest.type, guest.message, guest.stack)
-
-    def _adopt(self, loaded: LoadedHead) -> WorkerLine:
+    def _adopt(self, answer: Frame, loaded: LoadedHead) -> WorkerLine:
         """Start to drive a worker that has loaded the code."""
         if loaded.fds:
-            descriptors = self._take_descriptors()
+            descriptors = self._control.take_fds(answer)
             self._close_standing()
         else:
             if self._standing is None:
@@ -172,7 +169,6 @@ class DirectChannel:
             descriptors, self._standing = self._standing, None
         line = WorkerLine(self, loaded.worker, descriptors, multiplex=self._multiplex, instance_id=self.instance_id)
         self._lines[line.number] = line
-        self._free.append(line)
         return line
 
     def _close_standing(self) -> None:
@@ -180,6 +176,36 @@ class DirectChannel:
             for fd in self._standing:
                 os.close(fd)
             self._standing = None
+
+    async def reload(
+        self, tar: AsyncIterator[bytes] | Path, *, digest: str, size: int, handler: str, entry: str
+    ) -> InitDone:
+        """Replace the code by that of an uncompressed tar of ``size`` bytes with the digest ``sha256:…``.
+
+        Calls in flight finish on the old worker, which then ends; later ones run the new code. Raises
+        :class:`ReloadFailed`: then the old code serves as before.
+        """
+        begin = ReloadHead("begin", digest, size, handler, entry)
+        async with self._reloading:
+            try:
+                await channel_reload.upload(self._control, tar, begin)
+                # a caller that leaves now does not stop the switch half way
+                return await asyncio.shield(self._spawn(self._switch(size)))
+            except ControlLost as lost:
+                raise ReloadFailed(FunctionError("Nova.InstanceLost", str(lost))) from None
+
+    async def _switch(self, size: int) -> InitDone:
+        limit_s = self._init_timeout_s + size / channel_reload.UNPACK_RATE
+        answer = await channel_reload.commit(self._control, limit_s)
+        loaded = loaded_head(answer)
+        if loaded.error is not None or not loaded.ok:
+            raise ReloadFailed(await self._ends.of_load(loaded), loaded.stdout, loaded.stderr)
+        old = list(self._lines.values())
+        self._generation += 1
+        done = self._serve_from(answer, loaded)
+        for line in old:
+            self._retire(line)
+        return done
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -196,49 +222,86 @@ class DirectChannel:
             self._free.pop().send(flying, data)
         else:
             self._waiting.append((flying, data))
-            if len(self._lines) + self._starting < self._slots:
-                self._starting += 1
-                self._spawn(self._start_worker())
+            self._grow()
         return flying
 
+    def _grow(self) -> None:
+        """One more worker if a call waits for one and there may be more."""
+        current = sum(not line.retiring for line in self._lines.values())
+        if self._waiting and not self._lost and current + self._starting + self._dying < self._slots:
+            self._starting += 1
+            self._spawn(self._start_worker())
+
     async def _start_worker(self) -> None:
-        """One more worker for a call that found none free."""
+        generation = self._generation
         try:
             async with asyncio.timeout(self._init_timeout_s):
-                loaded = await self._load(frames.ADD_WORKER, None)
+                answer, loaded = await self._load(frames.ADD_WORKER, None)
             if not loaded.ok:
                 text = loaded.error.message if loaded.error else "no reason given"
                 raise ControlLost(f"a further worker could not be started: {text}")
-            self._starting -= 1
-            line = self._adopt(loaded)
+            line = self._adopt(answer, loaded)
         except (ControlLost, TimeoutError) as error:
-            self._starting -= 1
             self._lose(FunctionError("Nova.WorkerLost", str(error)))
             return
-        self._free.remove(line)
-        self.line_free(line)
+        finally:
+            self._starting -= 1
+        if generation == self._generation:
+            self.line_free(line)
+        else:  # the code was replaced meanwhile, and this worker may have the old one
+            self._retire(line)
+            self._grow()
 
     def line_free(self, line: WorkerLine) -> None:
-        if self._multiplex or self._lost:
+        if line.retiring:
+            self._retire(line)
+            return
+        if self._lost:
             return
         while self._waiting:
             call, data = self._waiting.popleft()
             if not call.done():
                 line.send(call, data)
-                return
-        self._free.append(line)
+                if not line.multiplex:
+                    return
+        if not line.multiplex:
+            self._free.append(line)
+
+    def _retire(self, line: WorkerLine) -> None:
+        """It gets no further call, and ends when the ones it has are done."""
+        line.retiring = True
+        if not self._lost and not line.in_flight():
+            self._dismiss(line)
+
+    def _dismiss(self, line: WorkerLine) -> None:
+        """End one worker; the instance goes on."""
+        for call in line.in_flight():
+            line.finish(call, None, FunctionError("Nova.WorkerLost", "the worker was ended because of another call"))
+        line.close()
+        del self._lines[line.number]
+        self._dying += not line.retiring
+        self._spawn(self._end_worker(line))
+
+    async def _end_worker(self, line: WorkerLine) -> None:
+        try:
+            async with asyncio.timeout(KILL_S):
+                await self._control.request(frames.KILL_WORKER, KillWorkerHead(line.number).as_head())
+        except (ControlLost, TimeoutError):
+            self._give_up()
+        self._dying -= not line.retiring
+        self._grow()
 
     def call_overdue(self, call: Call, error: FunctionError | None) -> None:
-        """Time is up, or the caller has gone. A worker with one call dies with its instance; others are asked first."""
+        """Time is up, or the caller has gone. A worker that has one call at a time dies, others are asked first."""
         line = call.line
         if line is None:  # still waiting for a worker
             call.settle(None, error)
             return
         if self._lost or not line.has(call):
             return
-        if not self._multiplex:
+        if not line.multiplex:
             line.finish(call, None, error)
-            self._give_up()
+            self._end_alone(line)
             return
         grace = CANCEL_GRACE_S
         if error is not None:
@@ -250,6 +313,13 @@ class DirectChannel:
 
     def _check_cancelled(self, line: WorkerLine, call: Call) -> None:
         if not self._lost and line.has(call):
+            self._end_alone(line)
+
+    def _end_alone(self, line: WorkerLine) -> None:
+        """End a worker, and with it the instance if that is all there is to it."""
+        if line.retiring or (self._slots > 1 and not line.multiplex):
+            self._dismiss(line)
+        else:
             self._give_up()
 
     async def ping(self, timeout_s: float) -> bool:
@@ -309,7 +379,7 @@ class DirectChannel:
             self._loop.call_later(EXIT_REPORT_S, self._no_report, line)
 
     def _no_report(self, line: WorkerLine) -> None:
-        if not self._lost and line.number not in self._exits:
+        if not self._lost and line.number not in self._exits and line.number in self._lines:
             self._spawn(self._conclude(line, None))
 
     def _on_frame(self, frame: Frame) -> None:
@@ -333,26 +403,18 @@ class DirectChannel:
         self, line: WorkerLine | None, report: WorkerExitHead | None, reason: str = "the instance ended"
     ) -> None:
         """A worker or the agent is dead: name the cause to the calls that had it, and end the instance."""
-        error = await self._cause(report, reason)
+        error = await self._ends.cause(report, reason)
         if self._lost:
             return
-        if line is not None:
+        if line is None:
+            self._lose(error)
+        elif line.number in self._lines:
             for call in line.in_flight():
                 line.finish(call, None, error)
-            self._give_up()
-        else:
-            self._lose(error)
-
-    async def _cause(self, report: WorkerExitHead | None, reason: str) -> FunctionError:
-        if await self._death_cause() == "out_of_memory":
-            return self._out_of_memory()
-        if report is None:
-            return FunctionError("Nova.InstanceLost", reason)
-        ended = end_error(report.exit_code, report.signal)
-        return FunctionError(ended.type, ended.message)
-
-    def _out_of_memory(self) -> FunctionError:
-        return FunctionError("Nova.OutOfMemory", f"the function used more than its {self._memory_mb} MB of memory")
+            if line.retiring:
+                self._dismiss(line)
+            else:
+                self._give_up()
 
     def _give_up(self) -> None:
         """End the instance because of one call or worker; what else it was doing is lost."""
@@ -375,24 +437,8 @@ class DirectChannel:
         for callback in callbacks:
             callback()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, T]) -> "asyncio.Task[T]":
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _init_head(spec: InitSpec, instance_id: str) -> InitHead:
-    return InitHead(
-        function=FunctionRef(spec.function_id, spec.name, spec.version, spec.tenant, spec.namespace),
-        instance_id=instance_id,
-        runtime=spec.runtime,
-        mode=spec.mode,
-        handler=spec.handler,
-        entry=spec.entry,
-        entry_kind=spec.entry_kind,
-        env=spec.env,
-        memory_mb=spec.memory_mb,
-        timeout_s=spec.timeout_s,
-        concurrency=spec.concurrency,
-        open_files=spec.open_files,
-    )
+        return task

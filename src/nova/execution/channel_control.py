@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -35,10 +36,11 @@ class ControlConnection:
         self._answers: dict[int, asyncio.Future[Frame]] = {}
         self._outgoing = bytearray()
         self._fds: deque[int] = deque()
+        self._fds_of: dict[int, list[int]] = {}
         self._closed = False
         self._loop.add_reader(self._fd, self._on_readable)
 
-    def request(self, kind: int, head: Mapping[str, Any]) -> asyncio.Future[Frame]:
+    def request(self, kind: int, head: Mapping[str, Any], payload: bytes = b"") -> asyncio.Future[Frame]:
         """Send a frame; the future ends with its answer, or with :class:`ControlLost`."""
         future: asyncio.Future[Frame] = self._loop.create_future()
         if self._closed:
@@ -47,15 +49,19 @@ class ControlConnection:
         number, self._next_id = self._next_id, self._next_id + 2
         self._answers[number] = future
         future.add_done_callback(lambda _done: self._answers.pop(number, None))
-        self._outgoing += frames.encode(kind, number, head)
+        self._outgoing += frames.encode(kind, number, head, payload)
         self._flush()
         return future
 
-    def take_fds(self, count: int) -> list[int]:
-        """The oldest ``count`` descriptors received; the caller owns them. Raises ControlLost when they did not come."""
-        if len(self._fds) < count:
+    def take_fds(self, answer: Frame) -> tuple[int, int, int]:
+        """The descriptors that came with an answer; the caller owns them. Raises ControlLost when they did not come."""
+        fds = self._fds_of.pop(answer.id, [])
+        if len(fds) != _MAX_FDS:
+            for fd in fds:
+                os.close(fd)
             raise ControlLost("the agent did not send the descriptors it announced")
-        return [self._fds.popleft() for _ in range(count)]
+        line, stdout, stderr = fds
+        return line, stdout, stderr
 
     def close(self, reason: str = "the connection was closed") -> None:
         """Idempotent; requests without an answer end as :class:`ControlLost`."""
@@ -65,9 +71,11 @@ class ControlConnection:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._sock.close()
-        for fd in self._fds:
-            os.close(fd)
+        for fds in (self._fds, *self._fds_of.values()):
+            for fd in fds:
+                os.close(fd)
         self._fds.clear()
+        self._fds_of.clear()
         for future in list(self._answers.values()):
             if not future.done():
                 future.set_exception(ControlLost(reason))
@@ -97,7 +105,7 @@ class ControlConnection:
 
     def _on_readable(self) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, _READ, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            data, fds = _receive(self._sock)
         except BlockingIOError:
             return
         except OSError as error:
@@ -118,10 +126,23 @@ class ControlConnection:
             self._refused(frame)
             return
         future = self._answers.get(frame.id) if frame.type in (frames.RESP, frames.HELLO) else None
+        self._sort_fds(frame, wanted=future is not None and not future.done())
         if future is None:
             self._on_frame(frame)
         elif not future.done():
             future.set_result(frame)
+
+    def _sort_fds(self, frame: Frame, *, wanted: bool) -> None:
+        """Descriptors arrive with the first byte of the frame that announces them."""
+        announced = frame.head.get("fds")
+        if announced != _MAX_FDS:
+            return
+        fds = [self._fds.popleft() for _ in range(min(_MAX_FDS, len(self._fds)))]
+        if wanted:
+            self._fds_of[frame.id] = fds
+        else:
+            for fd in fds:
+                os.close(fd)
 
     def _refused(self, frame: Frame) -> None:
         reason = f"the agent refused: {frame.head.get('code')}: {frame.head.get('message')}"
@@ -130,3 +151,14 @@ class ControlConnection:
             self._lose(reason)
         elif not future.done():
             future.set_exception(ControlLost(reason))
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """Bytes and the descriptors that came with them, close-on-exec (``socket.recv_fds`` of Python 3.11 drops that flag)."""
+    fds = array("i")
+    space = socket.CMSG_SPACE(_MAX_FDS * fds.itemsize)
+    data, ancillary, _, _ = sock.recvmsg(_READ, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, received in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(received[: len(received) - len(received) % fds.itemsize])
+    return data, list(fds)

@@ -86,15 +86,19 @@ class Call(asyncio.Future[WorkerResult]):
 
 
 class WorkerLine:
-    """A loaded worker. With ``multiplex`` calls are told apart by their ids, otherwise there is one at a time."""
+    """A loaded worker. With ``multiplex`` calls are told apart by their ids, otherwise there is one at a time.
+
+    ``retiring`` is the owner's: it gets no further call.
+    """
 
     def __init__(
         self, owner: LineOwner, number: int, descriptors: tuple[int, int, int], *, multiplex: bool, instance_id: str
     ) -> None:
         line, stdout, stderr = descriptors
         self.number = number
+        self.multiplex = multiplex
+        self.retiring = False
         self._owner = owner
-        self._multiplex = multiplex
         self._instance_id = instance_id
         self._loop = asyncio.get_running_loop()
         self._sock = socket.socket(fileno=line)
@@ -118,7 +122,7 @@ class WorkerLine:
     def send(self, call: Call, data: bytes) -> None:
         """Put a call's line on the socket at once; what does not fit follows when the worker reads."""
         call.line = self
-        if self._multiplex:
+        if self.multiplex:
             call.stdout, call.stderr = PrintBuffer(), PrintBuffer()
             self._calls[call.request_id] = call
         else:
@@ -214,6 +218,8 @@ class WorkerLine:
             self._owner.line_ended(self)
             return False
         for event in self._session.feed(data):
+            if self._closed:  # by its owner, on account of an event before
+                return False
             self._take(event)
         return True
 
@@ -223,7 +229,7 @@ class WorkerLine:
     def _take(self, event: Event) -> None:
         match event:
             case Result():
-                call = self._calls.get(event.request_id or "") if self._multiplex else self._current
+                call = self._calls.get(event.request_id or "") if self.multiplex else self._current
                 if call is not None:
                     self._answered(call, event)
                 else:

@@ -22,9 +22,10 @@ from nova.execution.backends.base import Channel
 from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost, LauncherRefused
 from nova.execution.backends.sandbox.network import Network, Slot
 from nova.execution.backends.sandbox.rootfs import host_resolvers, plan_root
-from nova.execution.channel import DeathCause, DirectChannel
+from nova.execution.channel import DirectChannel
 from nova.execution.channel_control import ControlLost
 from nova.execution.channel_deadlines import Deadlines
+from nova.execution.channel_ends import DeathCause
 from nova.execution.inside import launch_inside
 from nova.ids import new_id
 
