@@ -59,6 +59,17 @@ class Platform:
         assert answer.headers["x-nova-function-error"] == error["type"]
         return error
 
+    def build_ended(self, build_id: str) -> dict[str, Any]:
+        """The build when it has ended."""
+        build: dict[str, Any] = {}
+
+        def ended() -> bool:
+            build.update(self.http.get(f"/builds/{build_id}").json())
+            return build["finished_at"] is not None
+
+        until(ended, "the build ends", 60)
+        return build
+
     def log(self, name: str) -> dict[str, Any]:
         """The newest call of a function with its prints."""
         (entry,) = self.http.get(f"/functions/{name}/logs", params={"tail": 1}).json()["items"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.index import PACKAGE, TEXT, USING_IT, Index, package_index
-from tests.e2e.misuse import Neighbour, Platform, platform_at, until
+from tests.e2e.misuse import Neighbour, Platform, platform_at
 from tests.e2e.server import RunningNova
 
 NAME, MISSING = "needy", "nova-test-no-such-package"
@@ -37,18 +37,11 @@ def around(platform: Platform, neighbour: Neighbour) -> Iterator[None]:
     platform.delete(NAME)
 
 
-def ended(platform: Platform, build_id: str) -> dict[str, str]:
-    """The build when it has ended."""
-    until(lambda: platform.http.get(f"/builds/{build_id}").json()["finished_at"], "the build ends", 60)
-    build: dict[str, str] = platform.http.get(f"/builds/{build_id}").json()
-    return build
-
-
 def test_a_dependency_that_does_not_exist_is_named(platform: Platform) -> None:
     """BU4: the deploy is accepted, its build fails with the installer's words, and calls say that it did."""
     deployed = platform.deploy(NAME, USING_IT, dependency_files={"requirements.txt": f"{MISSING}==1.0\n"})
     assert deployed["version"] is None
-    build = ended(platform, deployed["build_id"])
+    build = platform.build_ended(deployed["build_id"])
     assert build["status"] == "failed"
     assert MISSING in build["error"]
     shown = platform.http.get(f"/functions/{NAME}").json()
@@ -83,12 +76,12 @@ def test_requirements_that_cannot_be_met_leave_the_live_version_serving(platform
         assert changed.json()["code"] == "validation_failed"
     else:
         assert changed.status_code == 200, changed.text
-        build = ended(platform, changed.json()["build_id"])
+        build = platform.build_ended(changed.json()["build_id"])
         assert (build["status"], bool(build["error"])) == ("failed", True)
         assert "root:" not in build["error"]
     assert platform.call(NAME) == "old"
     repaired = platform.http.patch(
         f"/functions/{NAME}", json={"code": USING_IT, "dependency_files": {"requirements.txt": f"{PACKAGE}==1.0\n"}}
     )
-    assert ended(platform, repaired.json()["build_id"])["status"] == "succeeded", repaired.text
+    assert platform.build_ended(repaired.json()["build_id"])["status"] == "succeeded", repaired.text
     assert platform.call(NAME) == TEXT
