@@ -19,7 +19,7 @@ from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
 from nova.domain.names import LATEST, LIVE
 from nova.errors import NovaError, draining, not_found
-from nova.execution.snapshots import SnapshotMaker, weight
+from nova.execution.snapshots import SnapshotMaker, record_weight, weight
 from nova.payload import decode
 from nova.service import Background
 from nova.store.functions import FunctionRecord
@@ -65,7 +65,7 @@ class Entry:
         self.snapshots: dict[int, FunctionSnapshot] = {}
         self.live: FunctionSnapshot | None = None
         self.changed = asyncio.Event()
-        self.weight = 0
+        self.weight = record_weight(record)
 
     def routed(self) -> set[int]:
         """The versions that calls without a number may run."""

@@ -1,7 +1,9 @@
 """From rows to a :class:`FunctionSnapshot`, and the key that decides which instances a snapshot may use."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from sys import getsizeof
 from types import MappingProxyType
 from typing import Protocol
 
@@ -89,5 +91,22 @@ def pool_key(snapshot: FunctionSnapshot) -> str:
 
 
 def weight(snapshot: FunctionSnapshot) -> int:
-    """About how many bytes a cached snapshot takes."""
-    return 2048 + sum(len(name) + len(value) + 100 for name, value in snapshot.env.items())
+    """Bytes that a cached snapshot takes, rather too many than too few (``tests/execution/test_catalog_memory.py``)."""
+    texts = _texts(snapshot.env) + sum(map(getsizeof, snapshot.capture.redact))
+    return 1600 + texts + 250 * len(snapshot.network.egress_rules)
+
+
+def record_weight(function: FunctionRecord) -> int:
+    """Bytes that a cached function takes beside its snapshots."""
+    settings = function.settings
+    aliases = sum(
+        350 + getsizeof(alias.name) + getsizeof(alias.description) + 150 * len(alias.split)
+        for alias in function.aliases.values()
+    )
+    texts = _texts(settings.tags) + sum(map(getsizeof, settings.recorded.capture.redact))
+    return 2600 + getsizeof(settings.description) + texts + aliases
+
+
+def _texts(named: Mapping[str, str]) -> int:
+    """With 50 bytes for each place in the dictionary."""
+    return sum(getsizeof(name) + getsizeof(value) + 50 for name, value in named.items())
