@@ -64,13 +64,14 @@ class RealStack:
         *,
         runtime: str = "python",
         entry: str = "main.py",
+        entry_mode: int = 0o644,
         scope: Scope = Scope(),
         recorded: Recorded = Recorded(),
         files: Sequence[SourceFile] = (),
         **config: Any,
     ) -> int:
         """A new live version without dependencies; returns its number once this process knows of it."""
-        tree = Tree([SourceFile(entry, 0o644, code.encode()), *files])
+        tree = Tree([SourceFile(entry, entry_mode, code.encode()), *files])
         values: dict[str, Any] = {"handler": "main.handler", "entry_kind": "handler", **config}
         settings = FunctionSettings(recorded)
         status: CompileStatus = "not_required"
