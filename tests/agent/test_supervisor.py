@@ -16,7 +16,16 @@ import pytest
 
 from nova.agent import frames
 from nova.agent.frames import Frame, FrameDecoder, encode
-from nova.agent.messages import FunctionRef, HelloHead, InitHead, LoadedHead, WelcomeHead, WorkerExitHead
+from nova.agent.messages import (
+    DoneHead,
+    FunctionRef,
+    HelloHead,
+    InitHead,
+    LoadedHead,
+    ReloadHead,
+    WelcomeHead,
+    WorkerExitHead,
+)
 from tests.agent.harness import TOKEN, descendants, kill_session, spawn_agent, write_files
 
 INIT = InitHead(
@@ -262,6 +271,46 @@ def test_a_worker_that_died_before_init_is_replaced(host: Callable[..., Host]) -
     assert one.receive().type == frames.WORKER_EXIT
     loaded = LoadedHead.of(one.ask(frames.INIT, 3, INIT.as_head()).head)
     assert (loaded.ok, loaded.worker, loaded.fds) == (True, 1, 3)
+
+
+def test_a_worker_that_is_killed_on_request_is_gone_when_the_answer_comes(host: Callable[..., Host]) -> None:
+    """AG10: and nobody else is told; a worker that has ended before is gone as well."""
+    one = host()
+    one.hello()
+    worker = descendants(one.process.pid)[1]
+    assert one.ask(frames.KILL_WORKER, 3, {"worker": 0}).head == {"ok": True, "error": None}
+    assert gone([worker], within_s=0)
+    assert one.ask(frames.KILL_WORKER, 5, {"worker": 0}).head["ok"] is True
+    assert one.ask(frames.PING, 7, {}).head == {"ok": True, "workers": 0}
+
+
+def test_stages_of_a_reload_out_of_order_are_refused(host: Callable[..., Host], tmp_path: Path) -> None:
+    """AG12: each with its reason, and a reload that is begun anew afterwards goes on."""
+    one = host(reload_dir=tmp_path / "reloads")
+    one.hello()
+    assert LoadedHead.of(one.ask(frames.INIT, 3, INIT.as_head()).head).ok
+    begin = ReloadHead("begin", "sha256:0", 10, "main.handler", "main.py")
+    numbers = iter(range(5, 1000, 2))
+
+    def stage(head: ReloadHead, payload: bytes = b"") -> str | None:
+        one.sock.sendall(encode(frames.RELOAD, next(numbers), head.as_head(), payload))
+        error = DoneHead.of(one.receive().head).error
+        return None if error is None else error.type
+
+    assert stage(ReloadHead("data"), b'"eHg="') == "Nova.InvalidState"
+    assert stage(ReloadHead("commit")) == "Nova.InvalidState"
+    assert stage(ReloadHead("abort")) is None
+    assert stage(ReloadHead("rename")) == "Nova.ValidationFailed"
+    assert stage(begin) is None
+    assert stage(begin) == "Nova.InvalidState"
+    assert stage(ReloadHead("data"), b'"eHg="') is None
+    for piece in (b'"!"', b"1", b'""', b"{", b'"%b"' % (b"eHh4" * (22 << 10))):
+        assert stage(ReloadHead("data"), piece) == "Nova.ValidationFailed"
+        assert list((tmp_path / "reloads").iterdir()) == []
+        assert stage(ReloadHead("data"), b'"eHg="') == "Nova.InvalidState"
+        assert stage(begin) is None
+    assert stage(ReloadHead("abort")) is None
+    assert list((tmp_path / "reloads").iterdir()) == []
 
 
 def test_orphans_are_reaped(host: Callable[..., Host]) -> None:
