@@ -279,6 +279,8 @@ class DirectChannel:
             line.finish(call, None, FunctionError("Nova.WorkerLost", "the worker was ended because of another call"))
         line.close()
         del self._lines[line.number]
+        if line in self._free:
+            self._free.remove(line)
         self._dying += not line.retiring
         self._spawn(self._end_worker(line))
 
