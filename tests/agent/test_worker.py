@@ -7,6 +7,7 @@ import pytest
 
 from nova.agent.messages import GuestError
 from nova.agent.worker import (
+    Ending,
     Garbage,
     Log,
     Ready,
@@ -62,6 +63,7 @@ def test_errors_are_cut_to_their_limits() -> None:
 def test_other_lines() -> None:
     assert parse(b'{"ready": {"concurrency": 5, "multiplex": true}}') == Ready(5, True)
     assert parse(b'{"log": {"request_id": "r", "stream": "stderr", "text": "x"}}') == Log("r", "stderr", "x")
+    assert parse(b'{"ending": true}') == Ending()
     for line in (b"", b"hello", b"[]", b'{"other": 1}', b'{"ready": {"concurrency": 0}}', b'{"output": 1', b"\xff"):
         assert isinstance(parse(line), Garbage), line
 

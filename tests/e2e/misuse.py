@@ -31,7 +31,7 @@ class Platform:
         self.http.close()
 
     def deploy(self, name: str, code: str, **fields: object) -> dict[str, Any]:
-        answer = self.http.post("/functions", json={"name": name, "runtime": "python", "code": code, **fields})
+        answer = self.http.post("/functions", json={"name": name, "runtime": "python", "code": code} | fields)
         assert answer.status_code == 201, answer.text
         deployed: dict[str, Any] = answer.json()
         return deployed

@@ -74,6 +74,36 @@ def test_a_failure_is_the_functions_own(platform: Platform, code: str, error: st
     assert platform.error(NAME) == answer
 
 
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        pytest.param("throw new TypeError('bad date')", "TypeError", id="throws"),
+        pytest.param("throw null", "", id="throws nothing"),
+        pytest.param("return Promise.reject(new RangeError('late'))", "RangeError", id="rejects"),
+        pytest.param(
+            "setTimeout(() => { throw new Error('later') }); return new Promise(() => {})", "Error", id="throws later"
+        ),
+        pytest.param("process.exit(3)", "Nova.ExitError", id="exits"),
+        pytest.param("process.abort()", "Nova.Signal", id="aborts"),
+        pytest.param("process.kill(process.pid, 'SIGKILL')", "Nova.Signal", id="kills itself"),
+        pytest.param("const x = {}; x.x = x; return x", "Nova.InvalidOutput", id="returns a circle"),
+        pytest.param("return 10n", "Nova.InvalidOutput", id="returns a BigInt"),
+        pytest.param("return 'x'.repeat(7 << 20)", "Nova.OutputTooLarge", id="returns 7 MB"),
+        pytest.param("const f = () => f(); f()", "RangeError", id="recurses"),
+        pytest.param(
+            "const held = []; for (;;) held.push(Buffer.alloc(1 << 20, 1))", "Nova.OutOfMemory", id="grows without end"
+        ),
+    ],
+)
+def test_a_failure_is_the_functions_own_in_node_too(platform: Platform, code: str, error: str) -> None:
+    """AG21: the same for Node.js."""
+    source = f"exports.handler = async (event) => {{ if (event === 'well') return 'fine'; {code} }}\n"
+    platform.deploy(NAME, source, runtime="node", handler=None)
+    answer = platform.error(NAME)
+    assert answer["type"].startswith(error)
+    assert platform.call(NAME, "well") == "fine"
+
+
 def test_prints_are_no_results(platform: Platform) -> None:
     """AG6: whatever a function prints, it returns its own value, and the print is in its log."""
     deploy(

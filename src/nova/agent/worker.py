@@ -2,7 +2,8 @@
 
 A worker gets ``{"init": …}`` once and then ``{"input": <json>, "context": {…}}`` lines; it answers ``{"ready": …}`` and
 then one ``{"output": <json>}`` or ``{"error": …}`` line per call. A multiplexing worker begins its lines with a
-``"request_id"`` member and sends prints as ``{"log": …}``. Outputs are cut out of their line, never decoded.
+``"request_id"`` member and sends prints as ``{"log": …}``. One that cannot go on says ``{"ending": true}``. Outputs are
+cut out of their line, never decoded.
 """
 
 import json
@@ -48,6 +49,11 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """The worker ends after the answer that follows, or now if it has no call: it must get no further one."""
+
+
+@dataclass(frozen=True, slots=True)
 class TooLong:
     """The worker wrote a line above the limit; its bytes are gone."""
 
@@ -59,7 +65,7 @@ class Garbage:
     reason: str
 
 
-Event = Ready | Result | Log | TooLong | Garbage
+Event = Ready | Result | Log | Ending | TooLong | Garbage
 
 
 def init_line(init: Mapping[str, Any]) -> bytes:
@@ -134,6 +140,8 @@ def _parse_rare(line: bytes) -> Event:
             str(log.get("text", "")),
             dropped if isinstance(dropped, int) and dropped > 0 else 0,
         )
+    if message.get("ending") is True:
+        return Ending()
     if isinstance(ready := message.get("ready"), dict):
         concurrency = ready.get("concurrency")
         if not isinstance(concurrency, int) or concurrency < 1:

@@ -370,6 +370,11 @@ class DirectChannel:
         log.warning("worker broke the protocol", instance_id=self.instance_id, reason=reason)
         self._give_up()
 
+    def line_ending(self, line: WorkerLine) -> None:
+        """A worker that will not live: no call may reach it in its last moments."""
+        if not self._lost:
+            self._end_alone(line)
+
     def line_ended(self, line: WorkerLine) -> None:
         """Its worker is dead or dying: wait a moment for the agent to say how."""
         if self._lost:

@@ -15,7 +15,7 @@ import structlog
 
 from nova import payload
 from nova.agent.lines import PrintBuffer
-from nova.agent.worker import Event, Garbage, Log, Result, TooLong, WorkerSession, cancel_line
+from nova.agent.worker import Ending, Event, Garbage, Log, Result, TooLong, WorkerSession, cancel_line
 from nova.errors import FunctionError, NovaError
 from nova.execution.backends.base import WorkerResult
 from nova.execution.channel_deadlines import Deadlines
@@ -43,6 +43,10 @@ class LineOwner(Protocol):
 
     def line_broken(self, line: "WorkerLine", reason: str) -> None:
         """The worker said what it must not."""
+        ...
+
+    def line_ending(self, line: "WorkerLine") -> None:
+        """The worker has said its last answer and is about to end."""
         ...
 
     def call_overdue(self, call: "Call", error: FunctionError | None) -> None:
@@ -112,6 +116,7 @@ class WorkerLine:
         self._calls: dict[str, Call] = {}
         self._outgoing: deque[memoryview] = deque()
         self._closed = False
+        self._ending = False
         self._loop.add_reader(line, self._on_line)
         for fd in self._pipes:
             self._loop.add_reader(fd, self._on_print, fd)
@@ -236,6 +241,10 @@ class WorkerLine:
                     self._owner.line_broken(self, "the worker answered a call that is not in flight")
             case Log():
                 self._logged(event)
+            case Ending():
+                self._ending = True
+                if not self.in_flight():
+                    self._owner.line_ending(self)
             case TooLong() if self._current is not None:
                 self._answered(self._current, Result(None, None, None))
             case TooLong():
@@ -258,7 +267,10 @@ class WorkerLine:
                     return
                 output, error = None, too_large()
         self.finish(call, output, error)
-        self._owner.line_free(self)
+        if self._ending:
+            self._owner.line_ending(self)
+        else:
+            self._owner.line_free(self)
 
     # -- prints --------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ const STACK_LINES = 64;
 const PRINT_LIMIT = 512 * 1024;
 const REGION = "local";
 const HALF_PAIR = /(?:^|[^\\])(?:\\\\)*\\ud[89a-f]/;
+const ENDING = '{"ending": true}\n';
 const ESM_SYNTAX = /^\s*(?:import\s*[\w{*"']|export\s)/m;
 
 const input = new net.Socket({ fd: 3, readable: true, writable: false });
@@ -341,16 +342,22 @@ function serve(id, event, context) {
   }
 }
 
-/** An error that no handler caught leaves the process in an unknown state: answer, then end. */
+/** An error that no handler caught leaves the process in an unknown state: say so, answer, then end. */
 function die(thrown) {
   const own = currentCall.getStore();
   const ids = own !== undefined && inFlight.has(own) ? [own] : [...inFlight.keys()];
+  const last = ids.pop();
   for (const id of ids) {
     inFlight.delete(id);
     sendException(id, thrown);
   }
-  if (!ids.length) {
+  if (last === undefined) {
     process.stderr.write(`${thrown?.stack ?? thrown}\n`);
+    send(ENDING);
+  } else {
+    inFlight.delete(last);
+    send(ENDING);
+    sendException(last, thrown);
   }
   result.end(() => process.exit(1));
 }
