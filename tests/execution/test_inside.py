@@ -13,6 +13,8 @@ def test_a_path_is_seen_where_it_is_unless_the_place_has_its_own_there() -> None
 
 
 def test_a_launch_names_the_paths_inside_and_keeps_placeholders() -> None:
-    launch = launch_inside(WorkerLaunch("exec", argv=("/tmp/n/node", "-x", "{entry}"), script=("/usr/bin/node", "{input}")))
+    launch = launch_inside(
+        WorkerLaunch("exec", argv=("/tmp/n/node", "-x", "{entry}"), script=("/usr/bin/node", "{input}"))
+    )
     assert launch.argv == ("/opt/host/tmp/n/node", "-x", "{entry}")
     assert launch.script == ("/usr/bin/node", "{input}")

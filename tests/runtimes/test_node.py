@@ -39,6 +39,18 @@ exports.handler = () => [process.pid, ++count, fs.readdirSync("/proc/self/fd").l
         assert await instance.value() == [first[0], 1000, first[2]]
 
 
+async def test_process_mode_keeps_an_error_that_nobody_caught(tmp_path: Path) -> None:
+    """AG21: thrown outside the handler's own flow, it is still the answer of its call."""
+    code = """
+exports.handler = (event) => event === null ? "fine" : new Promise(() => setTimeout(() => { throw new TypeError("late"); }));
+"""
+    async with node(code, tmp_path, mode="process") as instance:
+        await instance.init()
+        failed = await instance.failure("x")
+        assert (failed.type, failed.message) == ("TypeError", "late")
+        assert await instance.value() == "fine"
+
+
 async def test_process_mode_starts_every_call_fresh(tmp_path: Path) -> None:
     """AG4, AG21: another process each time; a call that ends its process costs nobody else."""
     code = """

@@ -10,7 +10,7 @@ from nova.agent.lines import LineReader
 from nova.agent.messages import GuestError
 from nova.agent.process import exit_error, kill_children, start_program
 from nova.agent.serving import READ, Lines, Loaded, load
-from nova.agent.worker import Ready, error_line, parse
+from nova.agent.worker import Ending, Ready, error_line, parse
 
 
 def main(launch: WorkerLaunch) -> NoReturn:
@@ -62,7 +62,8 @@ class Child:
                 for answer in reader.feed(data):
                     if answer is None:
                         return error_line(GuestError("Nova.OutputTooLarge", "the worker's line is too long"))
-                    return answer + b"\n"
+                    if not isinstance(parse(answer), Ending):  # every worker here ends after its call
+                        return answer + b"\n"
         except ConnectionError:
             pass  # it ended in the middle; its exit status below says how
         return error_line(exit_error(os.waitpid(self.pid, 0)[1]))
