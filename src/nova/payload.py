@@ -40,7 +40,7 @@ def check(data: bytes, *, limit: int, empty: bytes = b"{}") -> bytes:
             data.decode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise NovaError("bad_payload", f"the payload is not valid JSON: {exc}") from None
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+    if len(data) > MAX_DEPTH and data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
         raise NovaError("bad_payload", f"the payload is nested deeper than {MAX_DEPTH} levels")
     if b"\n" in data or b"\r" in data:
         return data.translate(_LINE)

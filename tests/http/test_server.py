@@ -39,7 +39,7 @@ class Echo:
         if path == "/wait":
             wire = wire_of(scope)
             assert wire is not None
-            wire.cancel_with_client(asyncio.current_task())
+            wire.cancel_with_client(True)
             self.began.set()
             try:
                 await self.gate.wait()

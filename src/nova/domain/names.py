@@ -1,6 +1,7 @@
 """What names may look like, in one place: the API, the store and the gateway all ask here."""
 
 import re
+from functools import lru_cache
 
 NAME = r"^[A-Za-z0-9_-]{1,64}$"
 SCOPE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -17,6 +18,7 @@ LATEST = "$LATEST"
 """The newest built version."""
 
 
+@lru_cache(4096)
 def is_name(text: str) -> bool:
     return _name.match(text) is not None
 

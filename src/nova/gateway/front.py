@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nova.api.calls import InvokeQuery
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import LimitSettings
-from nova.domain.call import CallRequest, CallResult
+from nova.domain.call import SAMPLED, CallRequest, CallResult
 from nova.domain.identity import Scope as Place
 from nova.domain.names import is_name
 from nova.domain.ports import Invoker
@@ -72,6 +72,7 @@ class Front:
         self._clock = clock
         self._now = clock.monotonic
         self._overhead = overhead
+        self._answered = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -133,7 +134,8 @@ class Front:
         tail = headers.get(b"x-nova-log-type") == b"Tail"
         lines = _JSON + self._lines(call, headers, result) + extra
         await _reply(scope, send, 200, lines, calling.invoke_response(result, tail=tail))
-        if self._overhead is not None:
+        self._answered += 1
+        if self._overhead is not None and self._answered % SAMPLED == 1:
             self._overhead("guard", (admitted - received) * 1e6)
             self._overhead("gateway", (handed - admitted + self._now() - back) * 1e6)
 
@@ -207,11 +209,11 @@ class Front:
             return await self._invoker.invoke(call)
         if wire.disconnected:
             raise ClientGone
-        wire.cancel_with_client(asyncio.current_task())
+        wire.cancel_with_client(True)
         try:
             return await self._invoker.invoke(call)
         finally:
-            wire.cancel_with_client(None)
+            wire.cancel_with_client(False)
 
     def _lines(self, call: CallRequest, headers: dict[bytes, bytes], result: CallResult) -> bytes:
         lines = b"x-request-id: %s\r\n" % call.request_id.encode() + calling.answer_headers(result)

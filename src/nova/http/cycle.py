@@ -25,9 +25,16 @@ class Cycle(RequestResponseCycle):
         super().__init__(scope=scope, **rest)
         scope[WIRE] = self
         self._head: list[bytes] | None = None
-        self._task: asyncio.Task[Any] | None = None
+        self._running: tuple[set[asyncio.Task[Any]], asyncio.Task[Any]] | None = None
+        self._leaves_with_client = False
         self.endless = False
         self.lingers = False
+
+    def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[Any]], app: Any) -> None:
+        """Run the application in a task of its own, which is in ``tasks`` until it has answered."""
+        task = loop.create_task(self.run_asgi(app))
+        tasks.add(task)
+        self._running = (tasks, task)
 
     async def run_asgi(self, app: Any) -> None:
         try:
@@ -45,16 +52,20 @@ class Cycle(RequestResponseCycle):
             self.on_response = _nothing  # these two would keep request and connection in a reference cycle
             scope: dict[str, Any] = self.scope  # type: ignore[assignment]
             del scope[WIRE]
+            if self._running is not None:
+                tasks, task = self._running
+                tasks.discard(task)
+                self._running = None
 
-    def cancel_with_client(self, task: asyncio.Task[Any] | None) -> None:
-        """Cancel this task if the client goes away before the answer is complete; None takes it back."""
-        self._task = task
+    def cancel_with_client(self, wanted: bool) -> None:
+        """From now on (or no longer) cancel the application if the client goes away before the answer is complete."""
+        self._leaves_with_client = wanted
 
     def left(self) -> None:
         """The client is gone."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if self._leaves_with_client and self._running is not None:
+            self._leaves_with_client = False
+            self._running[1].cancel()
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """The whole answer at once: ``headers`` are complete lines, each with its CRLF, free of line breaks inside.
@@ -142,7 +153,7 @@ class Cycle(RequestResponseCycle):
 
     def _complete(self) -> None:
         self.response_complete = True
-        self._task = None
+        self._leaves_with_client = False
         self.message_event.set()
         if not self.keep_alive and not self.lingers:
             self.transport.close()

@@ -198,6 +198,9 @@ class Protocol(HttpToolsProtocol):
         else:
             self._start_asgi_task(cycle, self.app)
 
+    def _start_asgi_task(self, cycle: Cycle, app: Any) -> None:  # type: ignore[override]
+        cycle.start(self.loop, self.tasks, app)
+
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle
         if cycle.response_complete:
