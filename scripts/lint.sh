@@ -2,10 +2,11 @@
 # Style, types and the layers of the house.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/ruff format --check --quiet src tests bench
-.venv/bin/ruff check --quiet src tests bench
+.venv/bin/ruff format --check --quiet src tests bench scripts
+.venv/bin/ruff check --quiet src tests bench scripts
 .venv/bin/mypy
-.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
+.venv/bin/mypy --strict --exclude bench/functions bench
+.venv/bin/lint-imports --no-logo
 if git grep -nIE -e '--(extra-)?index-url|"resolved": "https?:|registry = "https?:' -- requirements '*.json' '*.toml'; then
   echo "lock files and settings must not name registry hosts" >&2
   exit 1

@@ -39,6 +39,11 @@ class Identity:
     tier: str | None = None
     default_scope: Scope | None = field(default_factory=Scope)
 
+    @property
+    def visible_tenants(self) -> frozenset[str] | None:
+        """Whose numbers this caller sees; None: everybody's."""
+        return None if self.platform or not self.tenants else self.tenants
+
 
 ANONYMOUS = Identity("anonymous", frozenset(), default_scope=None)
 """Nobody: the caller of a public route who proved nothing. Holds no grant and no scope."""

@@ -1,13 +1,12 @@
 """Figures of the execution plane: one function over a range of time, and the pools as they are now."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
 from nova.api.system import FunctionMetrics, PoolStats, RangeFigures, RangeQuery, Stats, VersionFigures
 from nova.api.table import Empty
 from nova.clock import Clock
-from nova.domain.identity import Identity
 from nova.errors import invalid
 from nova.execution.exposition import Exposition
 from nova.execution.records import known_function
@@ -60,7 +59,7 @@ class FigureHandlers:
 
     @handles("stats.get")
     async def stats(self, req: Req[Empty, Empty]) -> Stats:
-        tenants = visible_tenants(req.identity)
+        tenants = req.identity.visible_tenants
         shown = [
             pool
             for pool in self._fleet()["pools"]
@@ -76,11 +75,6 @@ class FigureHandlers:
             total_pools=len(shown),
             pools=[_pool(pool) for pool in shown],
         )
-
-
-def visible_tenants(identity: Identity) -> Collection[str] | None:
-    """Whose numbers a caller sees; None: everybody's."""
-    return None if identity.platform or not identity.tenants else identity.tenants
 
 
 def parse_range(text: str) -> timedelta:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from nova.api.system import CallTotals, Metrics
 from nova.api.table import Empty
-from nova.domain.identity import Identity, Scope
+from nova.domain.identity import Scope
 from nova.http.handler import Req, handles
 
 _TEXT_TYPES = ("text/plain", "application/openmetrics-text")
@@ -44,7 +44,7 @@ class ReadingHandlers:
     async def metrics(self, req: Req[Empty, Empty]) -> Metrics | Response:
         if _wants_text(req.http.headers.get("accept", "")):
             return await self.prometheus(req)
-        tenants = _tenants(req.identity)
+        tenants = req.identity.visible_tenants
         instances = self._readings.instances(tenants)
         return Metrics(
             **self._readings.totals(tenants).model_dump(),
@@ -58,12 +58,8 @@ class ReadingHandlers:
 
     @handles("metrics.prometheus")
     async def prometheus(self, req: Req[Empty, Empty]) -> Response:
-        text, content_type = self._readings.prometheus(req.http.headers.get("accept", ""), _tenants(req.identity))
+        text, content_type = self._readings.prometheus(req.http.headers.get("accept", ""), req.identity.visible_tenants)
         return Response(text, headers={"content-type": content_type, "cache-control": "no-store"})
-
-
-def _tenants(identity: Identity) -> Collection[str] | None:
-    return None if identity.platform or not identity.tenants else identity.tenants
 
 
 def _wants_text(accept: str) -> bool:
