@@ -30,6 +30,8 @@ if [ "$profile" = dev ]; then
   command -v wrk >/dev/null || missing+=(wrk)
   [ -x /usr/sbin/ip ] || command -v ip >/dev/null || missing+=(iproute2)
   command -v npm >/dev/null || missing+=(npm)
+  command -v curl >/dev/null || missing+=(curl)
+  [ -f /usr/include/linux/unistd.h ] || missing+=(linux-libc-dev)
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
