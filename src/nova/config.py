@@ -100,6 +100,9 @@ class DaemonSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the server's own log")
     data_dir: Path = Field(Path("~/.nova"), description="database, artifacts, caches and spill of this server")
     drain_s: Seconds = Field(10.0, description="how long a shutdown waits for calls in flight")
+    planes: list[Literal["control", "execution", "scheduling", "events", "observability", "gateway"]] = Field(
+        default=[], description="what `nova daemon` serves; empty: every plane"
+    )
 
 
 class LoggingSettings(Section):
@@ -173,6 +176,8 @@ class HttpSettings(Section):
     )
     max_connections: int = Field(10_000, ge=1, description="open at once; one more is answered 503")
     header_timeout: Seconds = Field(10.0, description="for a request's headers, and between two reads of its body")
+    tls_cert: str = Field("", description="PEM file with the certificate chain; with tls_key the server speaks HTTPS")
+    tls_key: str = Field("", description="PEM file with the private key")
 
 
 class LimitSettings(Section):
@@ -234,14 +239,62 @@ class ExecutionSettings(Section):
 class QueueSettings(Section):
     lease: Seconds = Field(30.0, description="work of a process that fell silent is taken over after this")
     batch: int = Field(32, ge=1, le=1000, description="rows claimed together, at most")
+    workers: int = Field(
+        32, ge=1, le=4096, description="async calls that one process runs at once", json_schema_extra=HOT
+    )
 
 
-class TracingOff(Section):
-    enabled: Literal[False] = Field(False, description="not part of this version")
+class TracingSettings(Section):
+    enabled: bool = Field(False, description="export a span for every hop of a sampled call")
+    exporter: Literal["otlp", "otlp-http", "stdout"] = Field("otlp", description="otlp is OTLP over gRPC")
+    endpoint: str = Field("localhost:4317", description="of the collector: host:port, or a URL for otlp-http")
+    service_name: str = Field("nova", description="service.name of the spans")
+    sample_rate: float = Field(
+        1.0, ge=0, le=1, description="share of the calls that are traced unless the caller's traceparent decides"
+    )
 
 
-class GrpcOff(Section):
-    enabled: Literal[False] = Field(False, description="not part of this version")
+class GrpcSettings(Section):
+    enabled: bool = Field(False, description="nova up serves gRPC too; comet always does")
+    addr: str = Field("127.0.0.1:9090", description="where gRPC listens: host:port, :port or unix:/path")
+    service_token: str = Field(
+        "",
+        description="what planes prove themselves with; empty: one is made at first start and kept in the database",
+        json_schema_extra=SECRET,
+    )
+
+
+class ClusterSettings(Section):
+    node_id: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="name of this node; empty: its host name")
+    address: str = Field("", description="host:port under which others reach this node's gRPC; empty: found out")
+    labels: dict[str, str] = Field(default={}, description="for people and placement, such as zone")
+
+
+class SchedulesSettings(Section):
+    lookahead: Seconds = Field(1.0, description="how far ahead due schedules are read")
+
+
+class RetentionSettings(Section):
+    async_days: int = Field(7, ge=1, le=3650, description="finished async calls are kept so long", json_schema_extra=HOT)
+    dlq_days: int = Field(30, ge=1, le=3650, description="dead letters are kept so long", json_schema_extra=HOT)
+    schedule_runs_days: int = Field(
+        30, ge=1, le=3650, description="the history of schedules is kept so long", json_schema_extra=HOT
+    )
+    builds_days: int = Field(30, ge=1, le=3650, description="finished builds are kept so long", json_schema_extra=HOT)
+    audit_days: int = Field(365, ge=1, le=3650, description="audit rows are kept so long", json_schema_extra=HOT)
+    metrics_minute_days: int = Field(
+        7, ge=1, le=400, description="time series by the minute are kept so long", json_schema_extra=HOT
+    )
+    metrics_hour_days: int = Field(
+        400, ge=1, le=3650, description="time series by the hour are kept so long", json_schema_extra=HOT
+    )
+    traces_hours: int = Field(24, ge=1, le=720, description="spans are kept so long", json_schema_extra=HOT)
+
+
+class EgressSettings(Section):
+    allow: list[Annotated[str, AfterValidator(network)]] = Field(
+        default=[], description="private networks that webhooks may reach all the same"
+    )
 
 
 class SecretsOff(Section):
@@ -265,8 +318,12 @@ class Settings(Section):
     build: BuildSettings = BuildSettings()
     execution: ExecutionSettings = ExecutionSettings()
     queue: QueueSettings = QueueSettings()
-    tracing: TracingOff = TracingOff()
-    grpc: GrpcOff = GrpcOff()
+    schedules: SchedulesSettings = SchedulesSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    retention: RetentionSettings = RetentionSettings()
+    egress: EgressSettings = EgressSettings()
+    tracing: TracingSettings = TracingSettings()
+    grpc: GrpcSettings = GrpcSettings()
     secrets: SecretsOff = SecretsOff()
 
     @property

@@ -6,7 +6,7 @@ from typing import Literal
 from nova.domain.identity import Identity, Scope
 from nova.errors import FunctionError
 
-Trigger = Literal["http", "url"]
+Trigger = Literal["http", "url", "grpc", "async", "schedule"]
 StartSource = Literal["warm", "template", "boot"]
 SAMPLED = 16
 """One call in this many has the platform's own stages timed: timing all of them would be a stage of its own."""
@@ -34,6 +34,11 @@ class CallRequest:
     tracestate: str | None = None
     client_request_id: str | None = None
     source_address: str | None = None
+    idempotency_key: str | None = None
+    attempt: int = 1
+    """counts from 1; above it for retries of work that was accepted before"""
+    caller: str | None = None
+    """what called, when it was no request: ``schedule:nightly``, ``async:<id>``"""
 
 
 @dataclass(slots=True)
@@ -65,3 +70,27 @@ class CallResult:
     phases: Phases = field(default_factory=Phases)
     stdout: str = ""
     stderr: str = ""
+    deduplicated: bool = False
+    """the stored answer of an earlier call with the same idempotency key"""
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncOptions:
+    """How a call that nobody waits for is to be run; None means as the function's ``async_policy`` says."""
+
+    max_attempts: int | None = None
+    backoff_base_ms: int | None = None
+    backoff_max_ms: int | None = None
+    max_age_s: int | None = None
+    delay_s: float = 0.0
+    idempotency_key: str | None = None
+    idempotency_ttl_s: int = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A committed call. ``replayed``: an earlier one with the same idempotency key stands for it."""
+
+    invocation_id: str
+    status: str
+    replayed: bool = False

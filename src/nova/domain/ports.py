@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nova.domain.call import CallRequest, CallResult
+from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope
 
 
@@ -31,4 +31,23 @@ class Fleet(Protocol):
 
     def stats(self) -> dict[str, Any]:
         """Pools, instances and queue depths as they are now."""
+        ...
+
+
+class Scaler(Protocol):
+    """The port through which corona sees to it that enough instances stand ready."""
+
+    async def scale(self, scope: Scope, function: str, replicas: int, *, ttl_s: float) -> int:
+        """Keep at least ``replicas`` instances of the live version for ``ttl_s`` seconds; 0 takes an earlier wish back.
+
+        Returns how many there are now, those that are booting included. Raises NovaError (``not_found``).
+        """
+        ...
+
+
+class Acceptor(Protocol):
+    """Takes calls that nobody waits for."""
+
+    async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
+        """Commit the call to the queue, then return. Raises NovaError: ``not_found``, ``validation_failed``, ``quota_exceeded``."""
         ...

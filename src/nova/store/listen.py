@@ -32,6 +32,10 @@ class Channel(StrEnum):
     WORK = "nova_work"
     BUILDS = "nova_builds"
     LOGS = "nova_logs"
+    ASYNC = "nova_async"
+    SCHEDULES = "nova_schedules"
+    NODES = "nova_nodes"
+    LEASES = "nova_leases"
 
 
 class Listener:
