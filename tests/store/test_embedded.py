@@ -20,6 +20,7 @@ def test_committed_data_survives_kill_9_of_the_server(tmp_path: Path) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     _gone(server)
+    _die_with_it(server)
     again = EmbeddedPostgres(tmp_path)
     again.start()
     try:
@@ -32,14 +33,44 @@ def test_committed_data_survives_kill_9_of_the_server(tmp_path: Path) -> None:
 def test_a_server_left_by_a_killed_daemon_is_adopted(tmp_path: Path) -> None:
     first = EmbeddedPostgres(tmp_path)
     first.start()
+    _die_with_it(first)
     second = EmbeddedPostgres(tmp_path)
     second.start()
     try:
         assert second.pid == first.pid
     finally:
         second.stop()
-        first.stop()
+    _gone(first)
     assert second.pid is None
+
+
+def test_the_last_of_several_processes_stops_the_server(tmp_path: Path) -> None:
+    first, second = EmbeddedPostgres(tmp_path), EmbeddedPostgres(tmp_path)
+    first.start()
+    second.start()
+    try:
+        first.stop()
+        with psycopg.connect(second.dsn) as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        second.stop()
+        _gone(first)
+    assert first.pid is None
+
+
+def test_planes_share_a_directory_that_nova_up_then_cannot_have(tmp_path: Path) -> None:
+    one, other = DirectoryLock(tmp_path, shared=True), DirectoryLock(tmp_path, shared=True)
+    one.acquire()
+    other.acquire()
+    with pytest.raises(DataDirectoryBusy):
+        DirectoryLock(tmp_path).acquire()
+    one.release()
+    other.release()
+    alone = DirectoryLock(tmp_path)
+    alone.acquire()
+    with pytest.raises(DataDirectoryBusy):
+        DirectoryLock(tmp_path, shared=True).acquire()
+    alone.release()
 
 
 def test_a_long_data_directory_still_gets_a_socket(tmp_path: Path) -> None:
@@ -61,6 +92,13 @@ def test_a_second_owner_of_the_directory_is_refused_by_name(tmp_path: Path) -> N
     again = DirectoryLock(tmp_path)
     again.acquire()
     again.release()
+
+
+def _die_with_it(server: EmbeddedPostgres) -> None:
+    """What the kernel does for a daemon that was killed: its share in the server is given up."""
+    assert server._users is not None
+    server._users.close()
+    server._users = None
 
 
 def _gone(server: EmbeddedPostgres) -> None:

@@ -66,6 +66,8 @@ async def test_a_killed_server_comes_back_each_time(kept: EmbeddedPostgres) -> N
 async def test_an_adopted_server_is_watched_too(tmp_path: Path) -> None:
     former = EmbeddedPostgres(tmp_path)
     former.start()
+    assert former._users is not None
+    former._users.close()  # as the kernel does for a daemon that was killed
     server = EmbeddedPostgres(tmp_path)
     keeper = Keeper(server)
     await keeper.start()

@@ -49,5 +49,5 @@ class Acceptor(Protocol):
     """Takes calls that nobody waits for."""
 
     async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
-        """Commit the call to the queue, then return. Raises NovaError: ``not_found``, ``validation_failed``, ``quota_exceeded``."""
+        """Commit the call to the queue, then return. Raises NovaError: ``not_found``, ``validation_failed``."""
         ...

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -27,7 +28,7 @@ _STOP_TIMEOUT_S = 10.0
 _MAX_SOCKET_PATH = 100
 _SETTINGS = """
 listen_addresses = ''
-max_connections = 120
+max_connections = 250
 shared_buffers = 64MB
 wal_level = minimal
 max_wal_senders = 0
@@ -43,17 +44,20 @@ class DataDirectoryBusy(RuntimeError):
 
 
 class DirectoryLock:
-    """One daemon per data directory. The lock is the kernel's: it ends with the process, however it dies."""
+    """One ``nova up`` per data directory, or any number of planes that run apart (``shared``). The lock is the kernel's: it
+    ends with the process, however it dies."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, shared: bool = False) -> None:
         self._path = data_dir / "nova.lock"
+        self._shared = shared
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
+        """Raises :class:`DataDirectoryBusy`."""
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = self._path.open("a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"
@@ -75,10 +79,14 @@ class DirectoryLock:
 
 class EmbeddedPostgres:
     """A PostgreSQL server under ``data_dir/postgres`` that listens on a unix socket only. Methods block; run them in a
-    thread."""
+    thread.
+
+    Processes on one directory share it: the first starts it, the last that stops ends it.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self._data = data_dir.resolve() / "postgres"
+        self._users: IO[str] | None = None
         self._sockets = self._socket_dir()
         self._prefix: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,6 +101,13 @@ class EmbeddedPostgres:
         Raises RuntimeError when it does not come up, OSError when the directory cannot be used.
         """
         self._data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._turn():
+            self._start()
+            if self._users is None:
+                self._users = self._data.with_name("postgres.users").open("a")
+                fcntl.flock(self._users, fcntl.LOCK_SH)
+
+    def _start(self) -> None:
         self._sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prefix = self._as_ordinary_user()
         if not (self._data / "PG_VERSION").exists():
@@ -110,7 +125,32 @@ class EmbeddedPostgres:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Fast shutdown: connections end, what was committed is on disk. One that cannot is ended without its checkpoint."""
+        """Leave it; the last one shuts it down, fast: connections end, what was committed is on disk. One that cannot is
+        ended without its checkpoint."""
+        if not self._data.parent.exists():
+            return
+        with self._turn():
+            if self._last():
+                self._stop()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One process at a time starts or stops the server."""
+        with self._data.with_name("postgres.turn").open("a") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            yield
+
+    def _last(self) -> bool:
+        """Give up our share in the server; True when nobody else has one."""
+        users, self._users = self._users or self._data.with_name("postgres.users").open("a"), None
+        with users:
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    def _stop(self) -> None:
         for number in (signal.SIGINT, signal.SIGQUIT):
             if (pid := self._running_pid()) is None:
                 break
