@@ -22,7 +22,7 @@ from nova.store.embedded import DirectoryLock, EmbeddedPostgres
 from nova.telemetry import configure_logging
 
 if TYPE_CHECKING:
-    from nova.app import Nova
+    from nova.app.nova import Nova
 
 log = structlog.get_logger(__name__)
 _DEMO_STOP_S = 3.0
@@ -128,7 +128,7 @@ async def _migrate(dsn: str, check: bool) -> int:
 
 def _run(loaded: Loaded, address: Address, work: Callable[["Nova", Talk], Awaitable[int]], *, quiet: bool) -> int:
     """Start, work, close. ``quiet``: the log is for warnings only, because something else is being shown."""
-    from nova.app import Nova  # the whole platform: seconds of importing that no other command needs
+    from nova.app.nova import Nova  # the whole platform: seconds of importing that no other command needs
 
     settings = loaded.settings
     shown_by_default = loaded.source("daemon.log_level") == loaded.source("logging.level") == "default"

@@ -1,0 +1,62 @@
+"""The control plane: the handlers of everything that is configured, and the platform's own pages."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from nova.api.system import Standing
+from nova.api.table import routes
+from nova.app.core import Security, Stores
+from nova.clock import SYSTEM_CLOCK
+from nova.config import Settings
+from nova.control.aliases import AliasHandlers
+from nova.control.apikeys import KeyHandlers
+from nova.control.builds import BuildHandlers
+from nova.control.code import CodeHandlers
+from nova.control.deploy import Deployer, Enforcer
+from nova.control.describe import DescriptionHandlers
+from nova.control.functions import FunctionHandlers
+from nova.control.runtimes import RuntimeHandlers
+from nova.control.settings import LiveSettings, SettingsHandlers
+from nova.control.tenants import TenantHandlers
+from nova.control.uploads import Uploads
+from nova.control.versions import VersionHandlers
+from nova.observability.health import HealthHandlers
+from nova.runtimes.registry import Runtimes
+from nova.store.migrate import pending
+
+
+def control_handlers(
+    settings: Settings, stores: Stores, security: Security, live: LiveSettings, runtimes: Runtimes, enforcer: Enforcer
+) -> list[object]:
+    functions, versions, blobs = stores.functions, stores.versions, stores.blobs
+    uploads = Uploads(settings.limits)
+    deployer = Deployer(stores.db, functions, versions, blobs, runtimes, enforcer)
+    rates = settings.rate_limit
+    return [
+        FunctionHandlers(deployer, functions, versions, uploads, settings.limits, settings.functions),
+        CodeHandlers(deployer, functions, versions, blobs, uploads, settings.limits, settings.functions),
+        VersionHandlers(deployer, functions, versions),
+        AliasHandlers(deployer, functions, versions, stores.aliases),
+        BuildHandlers(stores.builds, functions, stores.listener),
+        RuntimeHandlers(runtimes),
+        DescriptionHandlers(routes()),
+        SettingsHandlers(stores.db, stores.settings, live),
+        KeyHandlers(stores.db, stores.keys, security.keys, security.directory, rates, SYSTEM_CLOCK),
+        TenantHandlers(stores.db, stores.tenants, security.directory, rates),
+    ]
+
+
+def health_handlers(
+    stores: Stores,
+    *,
+    draining: Callable[[], bool],
+    planes: Callable[[], Mapping[str, Standing]],
+    fleet: Callable[[], Mapping[str, Any]],
+) -> HealthHandlers:
+    async def migrated() -> bool:
+        return not await pending(stores.dsn)
+
+    ping: Callable[[], Awaitable[bool]] = stores.db.ping
+    return HealthHandlers(
+        ping=ping, migrated=migrated, draining=draining, planes=planes, fleet=fleet, clock=SYSTEM_CLOCK
+    )

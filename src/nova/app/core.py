@@ -1,0 +1,100 @@
+"""What every plane stands on: the data directory, the database with the current schema, notifications, the nouns' stores."""
+
+from dataclasses import dataclass
+
+from nova.app.process import Process
+from nova.clock import SYSTEM_CLOCK
+from nova.control.settings import LiveSettings
+from nova.errors import NovaError
+from nova.security.guards import Door, DoorEvents
+from nova.security.identity import KeyRing
+from nova.security.limits import RateLimiter
+from nova.security.scope import Directory
+from nova.store.aliases import AliasStore
+from nova.store.apikeys import KeyStore
+from nova.store.audit import AuditStore
+from nova.store.blobs import BlobStore
+from nova.store.builds import BuildStore
+from nova.store.db import Database
+from nova.store.embedded import DirectoryLock, EmbeddedPostgres
+from nova.store.functions import FunctionStore
+from nova.store.invocations import InvocationStore
+from nova.store.keeper import Keeper
+from nova.store.listen import Listener
+from nova.store.migrate import migrate
+from nova.store.settings import SettingsStore
+from nova.store.tenants import TenantStore
+from nova.store.versions import VersionStore
+
+
+class Stores:
+    """Every noun's way to PostgreSQL."""
+
+    def __init__(self, dsn: str, db: Database, listener: Listener) -> None:
+        self.dsn = dsn
+        self.db = db
+        self.listener = listener
+        self.blobs = BlobStore(db)
+        self.functions = FunctionStore(db)
+        self.versions = VersionStore(db, self.blobs)
+        self.aliases = AliasStore(db)
+        self.keys = KeyStore(db)
+        self.tenants = TenantStore(db)
+        self.audit = AuditStore(db)
+        self.settings = SettingsStore(db)
+        self.invocations = InvocationStore(db)
+        self.builds = BuildStore(db)
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    door: Door
+    keys: KeyRing
+    directory: Directory
+
+
+async def open_stores(process: Process, *, alone: bool) -> Stores:
+    """The database, reached and current. ``alone``: no other process may use the data directory (``nova up``)."""
+    settings, services = process.settings, process.services
+    lock = DirectoryLock(settings.data_dir, shared=not alone)
+    lock.acquire()
+    services.callback(lock.release)
+    dsn = settings.postgres.dsn
+    if not dsn:
+        process.say("starting the database")
+        server = EmbeddedPostgres(settings.data_dir)
+        await services.start(Keeper(server))
+        dsn = server.dsn
+    try:
+        await migrate(dsn)
+    except OSError as exc:
+        raise NovaError("dependency_unavailable", f"the database does not answer: {exc}") from exc
+    db = await services.start(
+        Database(
+            dsn,
+            min_conns=settings.postgres.min_conns,
+            max_conns=settings.postgres.max_conns,
+            statement_timeout_s=settings.postgres.statement_timeout,
+        )
+    )
+    listener = await services.start(Listener(dsn))
+    db.on_commit = listener.deliver
+    listener.on_reconnect(db.refresh)
+    return Stores(dsn, db, listener)
+
+
+async def open_settings(process: Process, stores: Stores) -> LiveSettings:
+    """The settings that were changed on a running server, and those that will be."""
+    return await process.services.start(
+        LiveSettings(process.loaded, stores.settings, stores.listener, process.settings_changed)
+    )
+
+
+async def open_security(process: Process, stores: Stores, events: DoorEvents) -> Security:
+    """The door with everything it knows in memory."""
+    settings, services = process.settings, process.services
+    keys = await services.start(KeyRing(stores.keys, stores.listener, settings.auth.api_keys, SYSTEM_CLOCK))
+    directory = await services.start(Directory(stores.tenants, stores.listener))
+    limiter = RateLimiter(settings.rate_limit, SYSTEM_CLOCK)
+    door = Door(settings.auth, settings.http, keys, directory, limiter, SYSTEM_CLOCK, events=events)
+    return Security(door, keys, directory)

@@ -1,0 +1,160 @@
+"""The execution plane: backends, pools, builds, call records."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nova.agent.config import WorkerLaunch
+from nova.app.core import Stores
+from nova.clock import SYSTEM_CLOCK
+from nova.config import Settings
+from nova.execution.artifacts import Artifacts
+from nova.execution.backends.router import BackendRouter
+from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptions
+from nova.execution.boots import Booter
+from nova.execution.builds import Builder
+from nova.execution.builds_service import BuildService
+from nova.execution.catalog import Catalog
+from nova.execution.executor import Executor
+from nova.execution.exposition import Exposition
+from nova.execution.figures import FigureHandlers
+from nova.execution.fleet import InstanceFleet
+from nova.execution.launch import launch_for
+from nova.execution.logs import LogBatcher
+from nova.execution.metrics import Metrics
+from nova.execution.recorder import CallRecorder
+from nova.execution.records import RecordHandlers
+from nova.execution.retention import LogRetention
+from nova.execution.rollover import Rollover
+from nova.execution.snapshots import SnapshotMaker
+from nova.execution.tail import LogFeed
+from nova.runtimes.registry import Runtimes
+from nova.service import ServiceGroup
+
+_BUILD_GRACE_S = 0.5
+"""A build that does not end within this at shutdown is handed back: nobody waits on a connection for it."""
+_UIDS_EACH = 20_000
+"""Host users of one process on a node; the next process's begin after them."""
+
+
+class ExecutionPlane:
+    """``home`` is a directory that belongs to this process alone; ``place`` its number among those of its data directory."""
+
+    def __init__(self, settings: Settings, stores: Stores, metrics: Metrics, home: Path, place: int = 0) -> None:
+        self._settings = settings
+        self._stores = stores
+        self._home = home
+        self.runtimes = Runtimes()
+        self.sandbox = SandboxBackend(sandbox_options(settings, self.runtimes, home, place), _Toolchains(self.runtimes))
+        self.router = BackendRouter(
+            [self.sandbox],
+            default=settings.execution.backend,
+            default_isolation=settings.network_policy.default_isolation,
+            strict_limits=settings.execution.strict_limits,
+        )
+        self.metrics = metrics
+        self.logs = LogBatcher(stores.invocations, settings.executor, home / "spill")
+        self.artifacts = Artifacts(
+            stores.blobs,
+            home / "artifacts",
+            max_bytes=settings.build.cache_mb << 20,
+            in_use=lambda: self.fleet.artifacts(),
+        )
+        self.catalog = Catalog(
+            stores.functions,
+            stores.versions,
+            SnapshotMaker(self.runtimes, self.router),
+            stores.listener,
+            build_wait=lambda: settings.functions.build_wait,
+        )
+        self.fleet = InstanceFleet(
+            Booter(self.artifacts, self.router, SYSTEM_CLOCK), settings.pool, events=self.metrics
+        )
+        recorder = CallRecorder(self.metrics, self.logs)
+        self.executor = Executor(
+            self.catalog,
+            self.fleet,
+            recorder.record,
+            refused=self.metrics.refused,
+            drain_s=settings.daemon.drain_s,
+        )
+        self.exposition = Exposition(
+            self.metrics, self.logs.counts, self.executor.stats, namespace=settings.metrics.namespace
+        )
+        self.feed = LogFeed(stores.invocations, stores.listener)
+
+    async def start(self, services: ServiceGroup) -> None:
+        settings, stores = self._settings, self._stores
+        await services.start(self.logs)
+        await services.start(
+            LogRetention(stores.invocations, settings.executor, SYSTEM_CLOCK, self.metrics.rows_deleted)
+        )
+        await services.start(self.router)
+        await services.start(self.artifacts)
+        await services.start(self.executor)
+        await services.start(Rollover(self.catalog, self.fleet))
+        builder = Builder(
+            stores.db,
+            stores.blobs,
+            self.runtimes,
+            self.sandbox,
+            settings.build,
+            self._home,
+            prepare=self.artifacts.materialise,
+            finished=self.metrics.build_finished,
+        )
+        await services.start(
+            BuildService(
+                stores.db,
+                stores.listener,
+                stores.blobs,
+                builder,
+                build=settings.build,
+                queue=settings.queue,
+                grace_s=_BUILD_GRACE_S,
+            )
+        )
+
+    @property
+    def able(self) -> bool:
+        """Can functions run here at all?"""
+        return any(backend.available for backend in self.router.capabilities.values())
+
+    def handlers(self) -> list[object]:
+        stores = self._stores
+        return [
+            RecordHandlers(stores.invocations, self.feed, self.logs.settle),
+            FigureHandlers(stores.invocations, self.exposition, self.executor.stats, self.logs.settle, SYSTEM_CLOCK),
+        ]
+
+
+class _Toolchains:
+    """What the sandbox asks about runtimes."""
+
+    def __init__(self, runtimes: Runtimes) -> None:
+        self._runtimes = runtimes
+
+    def launch(self, runtime: str, version: str) -> tuple[WorkerLaunch, Sequence[Path]]:
+        resolved = self._runtimes.resolve(runtime)
+        return launch_for(resolved), resolved.host_paths
+
+
+def sandbox_options(settings: Settings, runtimes: Runtimes, home: Path, place: int) -> SandboxOptions:
+    available: dict[str, Any] = {r.id: runtimes.resolve(r.id) for r in runtimes.list() if r.toolchain is not None}
+    run_dir = home / "sandbox"
+    run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+    return SandboxOptions(
+        run_dir=run_dir,
+        node=hashlib.sha256(str(home).encode()).hexdigest()[:8],
+        templates={
+            (name, available[name].version): count
+            for name, count in settings.pool.runtime_pool.runtimes.items()
+            if name in available
+        },
+        modules=tuple(sorted({launch_for(r).module for r in available.values()} - {""})),
+        first_uid=settings.sandbox.uid_base + place * _UIDS_EACH,
+        subnet=settings.sandbox.subnet,
+        cgroup_root=settings.sandbox.cgroup_root,
+        strict_limits=settings.execution.strict_limits,
+    )

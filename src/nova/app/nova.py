@@ -1,0 +1,108 @@
+"""``nova up``: every plane in one process. Calls, and everything else between planes, stay in it."""
+
+import structlog
+
+from nova.api.system import Standing
+from nova.api.table import routes
+from nova.app.control import control_handlers, health_handlers
+from nova.app.core import Security, Stores, open_security, open_settings, open_stores
+from nova.app.execution import ExecutionPlane
+from nova.app.process import Process, Progress
+from nova.config_sources import Loaded
+from nova.control.settings import LiveSettings
+from nova.execution.executor import Executor
+from nova.execution.metrics import Metrics
+from nova.gateway.front import Front
+from nova.http.bind import bind
+from nova.http.protocol import ConnectionLimits
+from nova.http.server import HttpServer
+from nova.listen import Address, listening_socket
+from nova.observability.readings import ReadingHandlers
+from nova.security.guards import Door
+
+log = structlog.get_logger(__name__)
+
+
+class Nova(Process):
+    """Every plane in this process."""
+
+    def __init__(self, loaded: Loaded, *, address: Address, on_progress: Progress = lambda _step: None) -> None:
+        super().__init__(loaded, on_progress=on_progress)
+        self._address = address
+        self._url = f"http://{address.shown}"
+        self.default_network: str = ""
+        """The isolation that functions without a network policy get on this host."""
+
+    @property
+    def url(self) -> str:
+        """Where the platform answers; the real port, also when 0 was asked for."""
+        return self._url
+
+    async def compose(self) -> None:
+        settings, services = self.settings, self.services
+        socket = listening_socket(self._address)
+        services.callback(socket.close)
+        host, port = socket.getsockname()[:2]
+        self._url = f"http://{Address(host, port).shown}"
+        stores = await open_stores(self, alone=True)
+        live = await open_settings(self, stores)
+        self.say("preparing the sandbox")
+        metrics = Metrics(settings.metrics)
+        security = await open_security(self, stores, metrics)
+        execution = ExecutionPlane(settings, stores, metrics, settings.data_dir)
+        await execution.start(services)
+        self.default_network = execution.router.default_network("auto").isolation_mode
+        application = bind(
+            routes(),
+            self._handlers(stores, security, live, execution),
+            door=security.door,
+            audit=stores.audit,
+            limits=settings.limits,
+            elsewhere=Front.OPS,
+        )
+        front = Front(
+            execution.executor,
+            security.door,
+            stores.audit,
+            application,
+            limits=settings.limits,
+            overhead=metrics.overhead,
+        )
+        limits = ConnectionLimits(
+            max_connections=settings.http.max_connections, header_timeout_s=settings.http.header_timeout
+        )
+        await services.start(HttpServer(front, [socket], limits=limits, drain_s=settings.daemon.drain_s))
+        services.callback(lambda: _drain(security.door, execution.executor))
+        log.info("ready", url=self.url)
+
+    def _handlers(
+        self, stores: Stores, security: Security, live: LiveSettings, execution: ExecutionPlane
+    ) -> list[object]:
+        executor = execution.executor
+        return [
+            *control_handlers(self.settings, stores, security, live, execution.runtimes, execution.router),
+            *execution.handlers(),
+            health_handlers(
+                stores,
+                draining=lambda: executor.draining,
+                planes=lambda: _standing(stores, execution),
+                fleet=executor.stats,
+            ),
+            ReadingHandlers(execution.exposition),
+        ]
+
+
+def _drain(door: Door, executor: Executor) -> None:
+    """The first step of a shutdown: say so to probes and to whoever knocks, while calls in flight go on."""
+    door.draining = True
+    executor.drain()
+
+
+def _standing(stores: Stores, execution: ExecutionPlane) -> dict[str, Standing]:
+    """How each plane of this process stands. Zenith is the one that answers."""
+    return {
+        "zenith": "ok",
+        "nova": "ok" if stores.listener.connected else "degraded",
+        "comet": "ok" if execution.able else "down",
+        "aurora": "degraded" if execution.logs.in_outage else "ok",
+    }
