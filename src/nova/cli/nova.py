@@ -5,12 +5,10 @@ Exit codes: 0 done, 1 failure, 2 wrong usage or a setting that is not acceptable
 
 import json
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
-import psycopg
 import typer
 import yaml
 from rich.console import Console
@@ -19,11 +17,10 @@ from rich.text import Text
 
 from nova import __version__
 from nova.cli import doctor as findings
-from nova.cli import serving
+from nova.cli import planes, serving
+from nova.cli.running import Config, DataDir, Dsn, Insecure, Logs, end, load_settings
 from nova.config import KEYS
-from nova.config_sources import ConfigError, Loaded, load, plain
-from nova.errors import NovaError, as_refusal
-from nova.telemetry import LogFormat
+from nova.config_sources import plain
 
 app = typer.Typer(
     name="nova",
@@ -43,18 +40,7 @@ class Shape(StrEnum):
 
 
 Http = Annotated[str | None, typer.Option("--http", metavar="ADDR", help="Listen here: 127.0.0.1:9000, :9000.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", metavar="DIR", help="What is kept; default ~/.nova.")]
-Dsn = Annotated[
-    str | None, typer.Option("--pg-dsn", metavar="DSN", help="Your PostgreSQL; default: one of Nova's own.")
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", envvar="NOVA_CONFIG", help="Settings in YAML or JSON.")
-]
 Backend = Annotated[str | None, typer.Option("--backend", metavar="NAME", help="Isolation: auto or sandbox.")]
-Logs = Annotated[LogFormat | None, typer.Option("--log-format", help="How the server's own log looks.")]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Allow an address that others reach although authentication is off.")
-]
 Input = Annotated[Path | None, typer.Option(metavar="FILE", help="Your own image, CSV or text for the demo.")]
 
 
@@ -71,7 +57,7 @@ def up(
     demo_input: Input = None,
 ) -> None:
     """Start the whole platform in this process, and serve until Ctrl-C."""
-    loaded = _load(
+    loaded = load_settings(
         config,
         {
             "daemon.http_addr": http,
@@ -81,7 +67,7 @@ def up(
             "logging.format": log_format,
         },
     )
-    _end(lambda: serving.up(loaded, insecure=insecure, demo=demo or demo_input is not None, demo_input=demo_input))
+    end(lambda: serving.up(loaded, insecure=insecure, demo=demo or demo_input is not None, demo_input=demo_input))
 
 
 @app.command()
@@ -90,8 +76,11 @@ def demo(input: Input = None, backend: Backend = None, log_format: Logs = None) 
 
     Exit code 1 when a call failed.
     """
-    loaded = _load(None, {"execution.backend": backend, "logging.format": log_format})
-    _end(lambda: serving.demo(loaded, input))
+    loaded = load_settings(None, {"execution.backend": backend, "logging.format": log_format})
+    end(lambda: serving.demo(loaded, input))
+
+
+app.command("daemon")(planes.daemon)
 
 
 @app.command()
@@ -103,7 +92,7 @@ def doctor(
     output: Annotated[Shape, typer.Option("--output", "-o")] = Shape.TABLE,
 ) -> None:
     """Look at what Nova needs of this host; exit code 1 when something essential is missing."""
-    loaded = _load(config, {"daemon.http_addr": http, "daemon.data_dir": data_dir, "postgres.dsn": pg_dsn})
+    loaded = load_settings(config, {"daemon.http_addr": http, "daemon.data_dir": data_dir, "postgres.dsn": pg_dsn})
     found = findings.examine(loaded.settings)
     if output is Shape.TABLE:
         Console(highlight=False).print(findings.table(found))
@@ -120,8 +109,8 @@ def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit code 1 when something is due.")] = False,
 ) -> None:
     """Bring the database's schema up to date. `nova up` does it too."""
-    loaded = _load(config, {"postgres.dsn": pg_dsn, "daemon.data_dir": data_dir})
-    _end(lambda: serving.migrate(loaded.settings, check=check))
+    loaded = load_settings(config, {"postgres.dsn": pg_dsn, "daemon.data_dir": data_dir})
+    end(lambda: serving.migrate(loaded.settings, check=check))
 
 
 @config.command("show")
@@ -134,7 +123,7 @@ def show(
 
     What was changed on a running server (orbit config set) is kept in its database and shown by: orbit config list.
     """
-    loaded = _load(file, {})
+    loaded = load_settings(file, {})
     rows = [
         {"key": name, "value": loaded.shown(name), "source": loaded.source(name), "default": plain(key.default)}
         for name, key in KEYS.items()
@@ -167,34 +156,6 @@ def _print(rows: list[dict[str, Any]], shape: Shape) -> None:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         typer.echo(yaml.safe_dump(rows, sort_keys=False, allow_unicode=True), nl=False)
-
-
-def _load(file: Path | None, flags: dict[str, Any]) -> Loaded:
-    try:
-        return load(flags=flags, file=file)
-    except ConfigError as exc:
-        _fail(str(exc), 2)
-
-
-def _end(work: Callable[[], int]) -> NoReturn:
-    """Do the work and leave with its exit code; what can go wrong in an ordinary way is one line, not a traceback."""
-    try:
-        code = work()
-    except ConfigError as exc:
-        _fail(str(exc), 2)
-    except NovaError as exc:
-        _fail(exc.detail, 2 if exc.status == 400 else 1)
-    except (RuntimeError, OSError, psycopg.OperationalError) as exc:
-        refusal = as_refusal(exc)
-        _fail(refusal.detail if refusal else str(exc).strip(), 1)
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-    sys.exit(code)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 import uvloop
@@ -23,6 +23,7 @@ from nova.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from nova.app.nova import Nova
+    from nova.app.process import Process
 
 log = structlog.get_logger(__name__)
 _DEMO_STOP_S = 3.0
@@ -69,7 +70,7 @@ def up(loaded: Loaded, *, insecure: bool, demo: bool, demo_input: Path | None) -
     if loaded.source("functions.code_path_roots") == "default" and start != Path(start.root):
         assign(settings, "functions.code_path_roots", [start])
 
-    async def serve(nova: "Nova", talk: Talk) -> int:
+    async def attend(nova: "Nova", talk: Talk) -> int:
         talk.ready(nova.url)
         if not demo:
             await nova.wait()
@@ -82,7 +83,7 @@ def up(loaded: Loaded, *, insecure: bool, demo: bool, demo_input: Path | None) -
             await nova.wait()
         return 0
 
-    return _run(loaded, address, serve, quiet=demo)
+    return _run(loaded, _nova(loaded, address), attend, warning=address.warning, quiet=demo)
 
 
 def demo(loaded: Loaded, demo_input: Path | None) -> int:
@@ -97,7 +98,7 @@ def demo(loaded: Loaded, demo_input: Path | None) -> int:
         for key, value in (("daemon.data_dir", Path(folder)), ("postgres.dsn", ""), ("auth.enabled", "auto")):
             assign(loaded.settings, key, value)
             loaded.sources[key] = "flag"
-        return _run(loaded, Address("127.0.0.1", 0), show, quiet=True)
+        return _run(loaded, _nova(loaded, Address("127.0.0.1", 0)), show, warning=None, quiet=True)
 
 
 def migrate(settings: Settings, *, check: bool) -> int:
@@ -126,28 +127,55 @@ async def _migrate(dsn: str, check: bool) -> int:
     return 1 if check and due else 0
 
 
-def _run(loaded: Loaded, address: Address, work: Callable[["Nova", Talk], Awaitable[int]], *, quiet: bool) -> int:
-    """Start, work, close. ``quiet``: the log is for warnings only, because something else is being shown."""
-    from nova.app.nova import Nova  # the whole platform: seconds of importing that no other command needs
+def serve(loaded: Loaded, make: Callable[[Talk], "Process"], *, warning: str | None = None) -> int:
+    """One plane, until SIGINT or SIGTERM; returns the exit code. ``make`` imports and builds it."""
 
+    async def until_signal(process: "Process", _talk: Talk) -> int:
+        await process.wait()
+        return 0
+
+    return _run(loaded, make, until_signal, warning=warning, quiet=False)
+
+
+P = TypeVar("P", bound="Process")
+
+
+def _run(
+    loaded: Loaded,
+    make: Callable[[Talk], P],
+    work: Callable[[P, Talk], Awaitable[int]],
+    *,
+    warning: str | None,
+    quiet: bool,
+) -> int:
+    """Start, work, close. ``quiet``: the log is for warnings only, because something else is being shown."""
     settings = loaded.settings
     shown_by_default = loaded.source("daemon.log_level") == loaded.source("logging.level") == "default"
     level = "warning" if quiet and shown_by_default and settings.logging.format == "text" else settings.log_level
     configure_logging(level, settings.logging.format)
     talk = Talk(loaded)
-    if address.warning:
-        talk.warn(address.warning)
+    if warning:
+        talk.warn(warning)
 
     async def life() -> int:
-        nova = Nova(loaded, address=address, on_progress=talk.step)
+        process = make(talk)
         try:
-            await nova.start()
-            return await work(nova, talk)
+            await process.start()
+            return await work(process, talk)
         finally:
-            await nova.close()
+            await process.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(life())
+
+
+def _nova(loaded: Loaded, address: Address) -> Callable[[Talk], "Nova"]:
+    def make(talk: Talk) -> "Nova":
+        from nova.app.nova import Nova  # the whole platform: seconds of importing that no other command needs
+
+        return Nova(loaded, address=address, on_progress=talk.step)
+
+    return make
 
 
 async def _demo_or_signal(nova: "Nova", demo_input: Path | None, *, ends: bool = False) -> int | None:

@@ -13,11 +13,28 @@ from nova.errors import NovaError
 ALL = "*"
 PLATFORM_ADMIN = "platform-admin"
 
-_READ = {"function:read", "code:read", "build:read", "log:read", "metrics:read", "runtime:read", "docs:read"}
-_RUN = _READ | {"function:invoke", "function:update", "build:manage", "payload:read", "tenant:read"}
+_READ = {
+    "function:read",
+    "code:read",
+    "build:read",
+    "log:read",
+    "metrics:read",
+    "runtime:read",
+    "docs:read",
+    "async:read",
+}
+_RUN = _READ | {
+    "function:invoke",
+    "function:update",
+    "build:manage",
+    "payload:read",
+    "tenant:read",
+    "async:manage",
+    "schedule:manage",
+}
 _DEVELOP = _RUN | {"function:create", "function:delete"}
 _ADMIN = _DEVELOP | {"apikey:manage", "tenant:manage"}
-_PLATFORM = {"config:read", "config:write"}
+_PLATFORM = {"config:read", "config:write", "cluster:read", "cluster:manage"}
 
 ROLES: Mapping[str, frozenset[str]] = {
     "viewer": frozenset(_READ),
