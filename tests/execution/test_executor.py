@@ -214,6 +214,49 @@ async def test_cancelling_a_call_frees_its_slot_and_is_recorded(rig: Rig) -> Non
     assert [record[2].error.type for record in rig.records if record[2].error] == ["Nova.Cancelled"]
 
 
+async def test_a_call_can_begin_without_a_task_once_an_instance_is_free(rig: Rig) -> None:
+    """Its end comes once, as a result or a refusal; what would have to wait, or be refused, does not begin."""
+    ends: list[CallResult | NovaError] = []
+    assert rig.executor.begin(make_call(), ends.append) is None
+    await rig.executor.invoke(make_call())
+    rig.backend.hold = True
+    flight = rig.executor.begin(make_call(payload=b"[1]"), ends.append)
+    assert flight is not None
+    assert rig.executor.begin(make_call(), ends.append) is None, "the only instance is busy"
+    channel = rig.backend.channels[0]
+    channel.answer(channel.calls[-1].request_id)
+    await settle()
+    (result,) = ends
+    assert isinstance(result, CallResult)
+    assert rig.records[-1][2] is result
+    flight.cancel()  # too late
+    assert len(rig.records) == 2
+
+    lost = rig.executor.begin(make_call(), ends.append)
+    assert lost is not None
+    channel.lose()
+    await settle()
+    assert isinstance(ends[-1], NovaError)
+    assert ends[-1].code == "instance_lost"
+    assert (len(ends), rig.executor.active) == (2, 0)
+
+
+async def test_a_call_without_a_task_can_be_cancelled(rig: Rig) -> None:
+    ends: list[CallResult | NovaError] = []
+    await rig.executor.invoke(make_call())
+    rig.backend.hold = True
+    flight = rig.executor.begin(make_call(), ends.append)
+    assert flight is not None
+    flight.cancel()
+    await settle()
+    assert (ends, rig.executor.active, rig.fleet.size) == ([], 0, 0)
+    error = rig.records[-1][2].error
+    assert error is not None
+    assert error.type == "Nova.Cancelled"
+    rig.executor.drain()
+    assert rig.executor.begin(make_call(), ends.append) is None
+
+
 async def test_code_that_does_not_load_is_the_functions_error(rig: Rig) -> None:
     rig.backend.init_error = FunctionError("ModuleNotFoundError", "No module named 'nowhere'")
     result = await rig.invoke()

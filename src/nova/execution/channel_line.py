@@ -9,6 +9,7 @@ import os
 import select
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import structlog
@@ -57,7 +58,7 @@ class LineOwner(Protocol):
 class Call(asyncio.Future[WorkerResult]):
     """A call in flight and the future of its result in one object. ``line`` is None while it waits for a worker."""
 
-    __slots__ = ("deadline", "deadlines", "line", "owner", "request_id", "stderr", "stdout")
+    __slots__ = ("deadline", "deadlines", "heard", "line", "owner", "request_id", "stderr", "stdout")
 
     def __init__(self, owner: LineOwner, deadlines: Deadlines, request_id: str, deadline: float) -> None:
         super().__init__()
@@ -68,13 +69,24 @@ class Call(asyncio.Future[WorkerResult]):
         self.line: WorkerLine | None = None
         self.stdout: PrintBuffer | None = None
         self.stderr: PrintBuffer | None = None
+        self.heard: Callable[[WorkerResult], None] | None = None
         deadlines.add(self)
+
+    def listen(self, heard: Callable[[WorkerResult], None]) -> None:
+        """Have the result told the moment it is there, before any awaiting task runs. A cancelled call tells nothing."""
+        if self.done():
+            self.get_loop().call_soon(heard, self.result())
+        else:
+            self.heard = heard
 
     def settle(self, output: bytes | None, error: FunctionError | None, stdout: str = "", stderr: str = "") -> None:
         """End it, unless its caller has gone meanwhile."""
         self.deadlines.discard(self)
         if not self.done():
-            self.set_result(WorkerResult(output, error, stdout, stderr))
+            result = WorkerResult(output, error, stdout, stderr)
+            self.set_result(result)
+            if self.heard is not None:
+                self.heard(result)
 
     def cancel(self, msg: Any = None) -> bool:
         """The caller has gone: the future is cancelled now, the worker is told or ended."""

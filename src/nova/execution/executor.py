@@ -4,8 +4,10 @@ A call that was sent is never sent again. One whose instance died before anythin
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+
+import structlog
 
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import CallRequest, CallResult, Phases
@@ -15,9 +17,14 @@ from nova.domain.ports import InstanceInfo
 from nova.errors import FunctionError, NovaError, draining, not_found
 from nova.execution.backends.base import WorkerCall, WorkerResult
 from nova.execution.catalog import Catalog
+from nova.execution.channel_line import Call
 from nova.execution.fleet import InstanceFleet
 from nova.execution.slots import BootTimes, Lease, LoadFailed, PoolMoved
 
+log = structlog.get_logger(__name__)
+
+Done = Callable[[CallResult | NovaError], None]
+"""Takes the end of a call that :meth:`Executor.begin` started; runs inside the worker's callback and must not raise."""
 Recorder = Callable[[CallRequest, FunctionSnapshot, CallResult], None]
 """Takes every finished call that reached an instance or failed to load; must not block or raise."""
 Refused = Callable[[Scope, str, str], None]
@@ -30,6 +37,56 @@ _REFUSALS = {"Nova.Timeout": "timeout", "Nova.Cancelled": "cancelled", "Nova.Ins
 """Errors of a worker that are not the function's own: the caller gets them as refusals."""
 _INTENDED = {"Nova.Timeout": "timeout", "Nova.Cancelled": "cancelled"}
 """Why an instance is destroyed after these errors; after any other it crashed."""
+
+
+class Flight:
+    """A call that an instance has and that ends in a callback."""
+
+    __slots__ = ("_answer", "_began", "_call", "_done", "_executor", "_lease", "_sent", "_snapshot")
+
+    def __init__(
+        self,
+        executor: "Executor",
+        call: CallRequest,
+        snapshot: FunctionSnapshot,
+        lease: Lease,
+        began: float,
+        sent: float,
+        done: Done,
+    ) -> None:
+        self._executor = executor
+        self._call = call
+        self._snapshot = snapshot
+        self._lease = lease
+        self._began = began
+        self._sent = sent
+        self._done: Done | None = done
+        self._answer: asyncio.Future[WorkerResult] | None = None
+
+    def watch(self, answer: Awaitable[WorkerResult]) -> None:
+        """Hear of the end: from the worker's own callback where the channel offers it."""
+        if isinstance(answer, Call):
+            self._answer = answer
+            answer.listen(self._ended)
+        else:
+            self._answer = asyncio.ensure_future(answer)
+            self._answer.add_done_callback(self._resolved)
+
+    def cancel(self) -> None:
+        """The caller went away: nothing is told to ``done``. Too late after the end."""
+        if self._done is not None and self._answer is not None:
+            self._done = None
+            self._answer.cancel()
+            self._executor.landed(self._call, self._snapshot, self._lease, _gone(), self._began, self._sent, None)
+
+    def _resolved(self, answer: "asyncio.Future[WorkerResult]") -> None:
+        if not answer.cancelled():
+            self._ended(answer.result())
+
+    def _ended(self, answer: WorkerResult) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            self._executor.landed(self._call, self._snapshot, self._lease, answer, self._began, self._sent, done)
 
 
 class Executor:
@@ -96,7 +153,7 @@ class Executor:
         self.active += 1
         try:
             began = self._now()
-            deadline = None if call.timeout_ms is None else call.received + call.timeout_ms / 1000
+            deadline = _deadline(call)
             try:
                 snapshot = self._catalog.peek(call)
                 if snapshot is None:
@@ -117,9 +174,55 @@ class Executor:
                 return self._not_loaded(call, failure, began)
             return await self._run(call, snapshot, lease, deadline, began, sent)
         finally:
-            self.active -= 1
-            if not self.active:
-                self._ended.set()
+            self._leave()
+
+    def begin(self, call: CallRequest, done: Done) -> Flight | None:
+        """Start a call that has to wait for nothing: its end comes to ``done``, without a task.
+
+        None, and nothing has happened, when it would have to wait or to be refused: :meth:`invoke` does that.
+        """
+        began = self._now()
+        snapshot = self._catalog.peek(call)
+        if self.draining or snapshot is None or call.trigger == "url":
+            return None
+        lease = self._fleet.pool(snapshot).take()
+        if lease is None:
+            return None
+        sent = self._now()
+        deadline = _deadline(call)
+        if not lease.member.instance.channel.usable or (deadline is not None and deadline <= sent):
+            lease.abandon(sent)
+            return None
+        self.active += 1
+        flight = Flight(self, call, snapshot, lease, began, sent, done)
+        flight.watch(self._send(call, snapshot, lease, deadline, sent))
+        return flight
+
+    def landed(
+        self,
+        call: CallRequest,
+        snapshot: FunctionSnapshot,
+        lease: Lease,
+        answer: WorkerResult,
+        began: float,
+        sent: float,
+        done: Done | None,
+    ) -> None:
+        """A call of :meth:`begin` ended: answer first, then keep the record. Never raises: the worker's line goes on."""
+        try:
+            result = self._result(call, snapshot, lease, answer, began, sent)
+            if done is not None:
+                done(_refusal(answer, snapshot) or result)
+            self._record(call, snapshot, result)
+        except Exception:
+            log.exception("a call's end was lost", request_id=call.request_id)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.active -= 1
+        if not self.active:
+            self._ended.set()
 
     async def _acquire(
         self, call: CallRequest, snapshot: FunctionSnapshot, broken: Lease | None, deadline: float | None
@@ -147,22 +250,27 @@ class Executor:
         began: float,
         sent: float,
     ) -> CallResult:
+        try:
+            answer = await self._send(call, snapshot, lease, deadline, sent)
+        except BaseException:
+            self._finish(call, snapshot, lease, _gone(), began, sent)
+            raise
+        result = self._finish(call, snapshot, lease, answer, began, sent)
+        if (refusal := _refusal(answer, snapshot)) is not None:
+            raise refusal
+        return result
+
+    def _send(
+        self, call: CallRequest, snapshot: FunctionSnapshot, lease: Lease, deadline: float | None, sent: float
+    ) -> Awaitable[WorkerResult]:
+        """The call goes to its instance, once."""
         limit = sent + snapshot.timeout_s
         if deadline is not None and deadline < limit:
             limit = deadline
         member = lease.member
         deadline_ms = int((self._clock.now().timestamp() + limit - sent) * 1000)
         context = member.pool.context.encode(call.request_id, deadline_ms, call.traceparent, call.tracestate)
-        try:
-            answer = await member.instance.channel.call(WorkerCall(call.request_id, call.payload, context, limit))
-        except BaseException:
-            answer = WorkerResult(None, FunctionError("Nova.Cancelled", "the caller went away"))
-            self._finish(call, snapshot, lease, answer, began, sent)
-            raise
-        result = self._finish(call, snapshot, lease, answer, began, sent)
-        if answer.error is not None and (code := _REFUSALS.get(answer.error.type)) is not None:
-            raise NovaError(code, answer.error.message, extra={"version": snapshot.version})
-        return result
+        return member.instance.channel.call(WorkerCall(call.request_id, call.payload, context, limit))
 
     def _finish(
         self,
@@ -174,6 +282,20 @@ class Executor:
         sent: float,
     ) -> CallResult:
         """Give the slot back and record the call."""
+        result = self._result(call, snapshot, lease, answer, began, sent)
+        self._record(call, snapshot, result)
+        return result
+
+    def _result(
+        self,
+        call: CallRequest,
+        snapshot: FunctionSnapshot,
+        lease: Lease,
+        answer: WorkerResult,
+        began: float,
+        sent: float,
+    ) -> CallResult:
+        """Give the slot back."""
         ended = self._now()
         member = lease.member
         if member.instance.channel.usable:
@@ -183,7 +305,7 @@ class Executor:
             lease.retire(ended, _INTENDED.get(error.type, "crashed") if error is not None else "crashed")
         boot = lease.boot
         phases = _phases(boot, began, sent, ended)
-        result = CallResult(
+        return CallResult(
             request_id=call.request_id,
             version=snapshot.version,
             output=answer.output,
@@ -196,8 +318,6 @@ class Executor:
             stdout=answer.stdout if boot is None else boot.stdout + answer.stdout,
             stderr=answer.stderr if boot is None else boot.stderr + answer.stderr,
         )
-        self._record(call, snapshot, result)
-        return result
 
     def _not_loaded(self, call: CallRequest, failure: LoadFailed, began: float) -> CallResult:
         """The user's code does not load: an error of the function, with what it printed."""
@@ -228,6 +348,22 @@ class Executor:
     def stats(self) -> dict[str, Any]:
         """The fleet's numbers and ``active``, the calls in this process."""
         return {"active": self.active, **self._fleet.stats()}
+
+
+def _deadline(call: CallRequest) -> float | None:
+    """Monotonic; the caller's own."""
+    return None if call.timeout_ms is None else call.received + call.timeout_ms / 1000
+
+
+def _gone() -> WorkerResult:
+    return WorkerResult(None, FunctionError("Nova.Cancelled", "the caller went away"))
+
+
+def _refusal(answer: WorkerResult, snapshot: FunctionSnapshot) -> NovaError | None:
+    """What the caller gets instead of a result when the function is not to blame."""
+    if answer.error is None or (code := _REFUSALS.get(answer.error.type)) is None:
+        return None
+    return NovaError(code, answer.error.message, extra={"version": snapshot.version})
 
 
 def _phases(boot: BootTimes | None, began: float, sent: float, ended: float) -> Phases:

@@ -7,6 +7,9 @@ guards are the same as everywhere (:class:`~nova.security.guards.Door`).
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,8 +26,8 @@ from nova.gateway import calling, urls
 from nova.http import cors
 from nova.http.body import ClientGone
 from nova.http.body import read as read_body
-from nova.http.cycle import wire_of
-from nova.http.exchange import REQUEST_ID, Exchange, HeaderList
+from nova.http.cycle import Cycle, wire_of
+from nova.http.exchange import REQUEST_ID, Exchange, HeaderList, request_id_of
 from nova.http.operation import parse_query
 from nova.http.routing import decode_segment, without_prefix
 from nova.http.trail import Trail
@@ -42,6 +45,56 @@ _FUNCTIONS = b"/functions/"
 _INVOKE = b"/invoke"
 _URL_PATH = re.compile(rb"(?:/t/([^/]+)/([^/]+))?/fn/([^/]+)(/.*)?", re.DOTALL)
 _JSON = b"content-type: application/json\r\n"
+
+
+class Flight(Protocol):
+    """A call under way."""
+
+    def cancel(self) -> None: ...
+
+
+@runtime_checkable
+class Starter(Protocol):
+    """An invoker that starts a call without a task when there is nothing to wait for, and None when there is."""
+
+    def begin(self, call: CallRequest, done: Callable[[CallResult | NovaError], None]) -> Flight | None: ...
+
+
+@dataclass(slots=True)
+class Target:
+    """What the head of an invoke says. ``plain``: nothing in it needs more than the door, a body and the function."""
+
+    name: str
+    headers: dict[bytes, bytes]
+    tenant: str | None
+    namespace: str | None
+    plain: bool
+
+
+@dataclass(slots=True)
+class Knock:
+    """How far a caller came at the door."""
+
+    caller: Caller | None = None
+    place: Place | None = None
+    allowed: bool = False
+
+    def inside(self) -> tuple[Caller, Place]:
+        """Who and where, behind the door."""
+        assert self.caller is not None
+        assert self.place is not None
+        return self.caller, self.place
+
+
+@dataclass(slots=True)
+class Accepted:
+    """A call that may run: ``extra`` are header lines of its answer, the times are monotonic."""
+
+    call: CallRequest
+    headers: dict[bytes, bytes]
+    extra: bytes
+    admitted: float
+    handed: float
 
 
 class Front:
@@ -65,6 +118,7 @@ class Front:
         overhead: Callable[[str, float], None] | None = None,
     ) -> None:
         self._invoker = invoker
+        self._begin = invoker.begin if isinstance(invoker, Starter) else None
         self._door = door
         self._trail = Trail(audit, door)
         self._management = management
@@ -89,7 +143,7 @@ class Front:
 
     async def _serve(self, work: Coroutine[None, None, None], scope: Scope, receive: Receive, send: Send) -> None:
         """Run the answer of a call; refusals and our own faults become problem documents."""
-        scope[REQUEST_ID] = new_id()
+        request_id = request_id_of(scope)
         try:
             await work
         except ClientGone:
@@ -103,7 +157,7 @@ class Front:
         except NovaError as exc:
             await self._exchange(scope, receive, send).refuse(exc)
         except Exception as exc:
-            log.exception("call failed", request_id=scope[REQUEST_ID])
+            log.exception("call failed", request_id=request_id)
             await self._exchange(scope, receive, send).refuse(as_refusal(exc) or internal())
 
     async def _invoke(self, scope: Scope, receive: Receive, send: Send, raw_name: bytes) -> None:
@@ -116,28 +170,137 @@ class Front:
                 await cors.preflight(exchange, ("POST",))
                 return
             raise NovaError("method_not_allowed", "allowed here: POST", extra={"allow": ["POST"]})
-        name = decode_segment(raw_name)
-        tenant, namespace = headers.get(b"x-nova-tenant"), headers.get(b"x-nova-namespace")
-        caller, place, extra = await self._enter(scope, headers, INVOKE, name, _text(tenant), _text(namespace))
+        target = _target(raw_name, headers)
+        peer = scope["client"][0] if scope["client"] else None
+        caller, place, extra = await self._enter(
+            headers, peer, INVOKE, target.name, target.tenant, target.namespace, scope[REQUEST_ID]
+        )
         admitted = self._now()
         calling.refuse_unavailable(headers)
         query = scope["query_string"]
         qualifier = parse_query(InvokeQuery, query).qualifier if query else None
-        limit = self._limits.sync_payload_mb << 20
-        payload = check(await read_body(receive, headers.get(b"content-length"), limit), limit=limit)
-        call = CallRequest(scope[REQUEST_ID], place, name, payload, caller.identity, received, qualifier)
-        call.source_address = caller.address
-        calling.apply_headers(call, headers)
-        handed = self._now()
-        result = await self._run(scope, call)
+        body = await read_body(receive, headers.get(b"content-length"), self._limits.sync_payload_mb << 20)
+        call = self._accept(scope[REQUEST_ID], target, caller, place, body, received, qualifier)
+        accepted = Accepted(call, headers, extra, admitted, self._now())
+        await self._finish(accepted, scope, receive, send)
+
+    def direct(self, cycle: Cycle) -> bool:
+        """An invoke that has to wait for nothing, without a task; see :class:`~nova.http.cycle.Direct`."""
+        target = cycle.head.note
+        if target is None:
+            target = cycle.head.note = self._plain_target(cycle)
+        if not target or self._begin is None:
+            return False
+        request_id, knock, client = new_id(), Knock(), cycle.client
+        peer = client[0] if client else None
+        received = self._now()
+        try:
+            extra = self._pass(knock, target.headers, peer, target.name, target.tenant, target.namespace)
+            caller, place = knock.inside()
+            admitted = self._now()
+            call = self._accept(request_id, target, caller, place, bytes(cycle.body), received, None)
+            accepted = Accepted(call, target.headers, extra, admitted, self._now())
+            flight = self._begin(call, partial(self._landed, cycle, accepted))
+        except Exception as exc:
+            if not isinstance(exc, NovaError):
+                log.exception("call failed", request_id=request_id)
+            refusal = exc if isinstance(exc, NovaError) else as_refusal(exc) or internal()
+            noted = self._denied(knock, target.headers, peer, INVOKE, target.name, request_id, refusal)
+            cycle.start(partial(self._refuse, request_id, noted, refusal))
+            return True
+        if flight is None:
+            cycle.start(partial(self._go_on, accepted))
+        else:
+            cycle.hold(partial(self._called_off, cycle, request_id, flight))
+        return True
+
+    def _plain_target(self, cycle: Cycle) -> Target | bool:
+        """The target of a request that :meth:`direct` can serve, or False."""
+        head = cycle.head
+        path = without_prefix(head.path)
+        if head.method != b"POST" or head.query or not (path.startswith(_FUNCTIONS) and path.endswith(_INVOKE)):
+            return False
+        name = path[len(_FUNCTIONS) : -len(_INVOKE)]
+        if not name or b"/" in name or b"%" in name:
+            return False
+        target = _target(name, dict(head.headers))
+        return target if target.plain else False
+
+    def _landed(self, cycle: Cycle, accepted: Accepted, outcome: CallResult | NovaError) -> None:
+        """A call that :meth:`direct` began has ended."""
+        request_id = accepted.call.request_id
+        if isinstance(outcome, NovaError):
+            cycle.start(partial(self._refuse, request_id, None, outcome))
+            return
         back = self._now()
-        tail = headers.get(b"x-nova-log-type") == b"Tail"
-        lines = _JSON + self._lines(call, headers, result) + extra
-        await _reply(scope, send, 200, lines, calling.invoke_response(result, tail=tail))
+        try:
+            lines, body = self._answer(accepted, outcome)
+        except Exception as exc:
+            log.exception("call failed", request_id=request_id)
+            cycle.start(partial(self._refuse, request_id, None, as_refusal(exc) or internal()))
+            return
+        cycle.respond(200, lines, body)
+        self._time(accepted, back)
+
+    def _called_off(self, cycle: Cycle, request_id: str, flight: Flight) -> None:
+        """The client left, or the server ends before the call does."""
+        flight.cancel()
+        if not cycle.disconnected:
+            cycle.start(partial(self._refuse, request_id, None, draining()))
+
+    async def _refuse(
+        self,
+        request_id: str,
+        noted: Coroutine[None, None, None] | None,
+        refusal: NovaError,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        scope[REQUEST_ID] = request_id
+        if noted is not None:
+            await noted
+        await self._exchange(scope, receive, send).refuse(refusal)
+
+    async def _go_on(self, accepted: Accepted, scope: Scope, receive: Receive, send: Send) -> None:
+        """In a task, from behind the door."""
+        scope[REQUEST_ID] = accepted.call.request_id
+        await self._serve(self._finish(accepted, scope, receive, send), scope, receive, send)
+
+    async def _finish(self, accepted: Accepted, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call and answer."""
+        result = await self._run(scope, accepted.call)
+        back = self._now()
+        lines, body = self._answer(accepted, result)
+        await _reply(scope, send, 200, lines, body)
+        self._time(accepted, back)
+
+    def _accept(
+        self,
+        request_id: str,
+        target: Target,
+        caller: Caller,
+        place: Place,
+        body: bytes,
+        received: float,
+        qualifier: str | None,
+    ) -> CallRequest:
+        payload = check(body, limit=self._limits.sync_payload_mb << 20)
+        call = CallRequest(request_id, place, target.name, payload, caller.identity, received, qualifier)
+        call.source_address = caller.address
+        calling.apply_headers(call, target.headers)
+        return call
+
+    def _answer(self, accepted: Accepted, result: CallResult) -> tuple[bytes, bytes]:
+        headers = accepted.headers
+        lines = _JSON + self._lines(accepted.call, headers, result) + accepted.extra
+        return lines, calling.invoke_response(result, tail=headers.get(b"x-nova-log-type") == b"Tail")
+
+    def _time(self, accepted: Accepted, back: float) -> None:
         self._answered += 1
         if self._overhead is not None and self._answered % SAMPLED == 1:
-            self._overhead("guard", (admitted - received) * 1e6)
-            self._overhead("gateway", (handed - admitted + self._now() - back) * 1e6)
+            self._overhead("guard", (accepted.admitted - accepted.call.received) * 1e6)
+            self._overhead("gateway", (accepted.handed - accepted.admitted + self._now() - back) * 1e6)
 
     async def _url(self, scope: Scope, receive: Receive, send: Send, match: re.Match[bytes]) -> None:
         """``ANY [/t/{tenant}/{namespace}]/fn/{name}[@{qualifier}][/path]``."""
@@ -147,7 +310,10 @@ class Front:
         tenant, namespace = _text(headers.get(b"x-nova-tenant")), _text(headers.get(b"x-nova-namespace"))
         if match[1] is not None:
             tenant, namespace = decode_segment(match[1]), decode_segment(match[2])
-        caller, place, extra = await self._enter(scope, headers, URL, name, tenant, namespace, lenient=True)
+        peer = scope["client"][0] if scope["client"] else None
+        caller, place, extra = await self._enter(
+            headers, peer, URL, name, tenant, namespace, scope[REQUEST_ID], lenient=True
+        )
         limit = self._limits.sync_payload_mb << 20
         body = await read_body(receive, headers.get(b"content-length"), limit)
         request = self._url_request(scope, match, place, name, caller, body, headers)
@@ -170,37 +336,64 @@ class Front:
 
     async def _enter(
         self,
-        scope: Scope,
         headers: dict[bytes, bytes],
+        peer: str | None,
         op: str,
+        name: str,
+        tenant: str | None,
+        namespace: str | None,
+        request_id: str,
+        *,
+        lenient: bool = False,
+    ) -> tuple[Caller, Place, bytes]:
+        """Pass the door; see :meth:`_pass` and :meth:`_denied`."""
+        knock = Knock()
+        try:
+            extra = self._pass(knock, headers, peer, name, tenant, namespace, lenient=lenient)
+        except NovaError as exc:
+            await self._denied(knock, headers, peer, op, name, request_id, exc)
+            raise
+        return *knock.inside(), extra
+
+    def _pass(
+        self,
+        knock: Knock,
+        headers: dict[bytes, bytes],
+        peer: str | None,
         name: str,
         tenant: str | None,
         namespace: str | None,
         *,
         lenient: bool = False,
-    ) -> tuple[Caller, Place, bytes]:
-        """Pass the door; refusals of a proven caller, and of a credential, leave their audit row first.
-
-        The bytes are header lines for the answer.
-        """
-        door, client = self._door, scope["client"]
-        peer = client[0] if client else None
-        try:
-            caller = door.identify(headers, peer, lenient=lenient)
-        except NovaError as exc:
-            await self._trail.refused_login(headers, peer, op, scope[REQUEST_ID], exc)
-            raise
-        place = caller.identity.default_scope or Place()
-        try:
-            place = door.scope(caller, tenant, namespace)
-            door.authorize(caller, _PERMISSION, name)
-        except NovaError as exc:
-            await self._trail.denied(caller, place, op, f"/functions/{name}", scope[REQUEST_ID], exc)
-            raise
+    ) -> bytes:
+        """Who, where, may they, how fast. The bytes are header lines for the answer; ``knock`` says how far it came."""
+        door = self._door
+        caller = knock.caller = door.identify(headers, peer, lenient=lenient)
+        knock.place = caller.identity.default_scope or Place()
+        place = knock.place = door.scope(caller, tenant, namespace)
+        door.authorize(caller, _PERMISSION, name)
+        knock.allowed = True
         bucket = door.charge(caller, place)
         if not is_name(name):
             raise not_found("function", name)
-        return caller, place, b"" if bucket is None else _lines_of(bucket.headers())
+        return b"" if bucket is None else _lines_of(bucket.headers())
+
+    async def _denied(
+        self,
+        knock: Knock,
+        headers: dict[bytes, bytes],
+        peer: str | None,
+        op: str,
+        name: str,
+        request_id: str,
+        exc: NovaError,
+    ) -> None:
+        """Refusals of a proven caller, and of a credential, leave their audit row before they are answered."""
+        if knock.caller is None:
+            await self._trail.refused_login(headers, peer, op, request_id, exc)
+        elif not knock.allowed:
+            place = knock.place or Place()
+            await self._trail.denied(knock.caller, place, op, f"/functions/{name}", request_id, exc)
 
     async def _run(self, scope: Scope, call: CallRequest) -> CallResult:
         """Call the function; a client that leaves takes its call with it."""
@@ -291,6 +484,12 @@ def _pairs(lines: bytes) -> HeaderList:
 
 def _lines_of(pairs: HeaderList) -> bytes:
     return b"".join(b"%s: %s\r\n" % pair for pair in pairs)
+
+
+def _target(raw_name: bytes, headers: dict[bytes, bytes]) -> Target:
+    tenant, namespace = _text(headers.get(b"x-nova-tenant")), _text(headers.get(b"x-nova-namespace"))
+    plain = b"idempotency-key" not in headers and b"x-nova-invocation-type" not in headers
+    return Target(decode_segment(raw_name), headers, tenant, namespace, plain)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -1,42 +1,137 @@
 """One request and its answer on the wire. The head waits for the first piece of the body, so that an answer is one write."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
 
 import structlog
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import (
-    HEADER_RE,
-    HEADER_VALUE_RE,
-    STATUS_LINE,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
+from uvicorn.server import ServerState
 
 log = structlog.get_logger(__name__)
 WIRE = "nova.wire"
 """Key of the ASGI scope under which an application finds the :class:`Cycle` that serves it (absent in other servers)."""
 
 
-class Cycle(RequestResponseCycle):
-    """uvicorn's, with :meth:`respond` as a short cut and a way to be cancelled with the client."""
+class Head:
+    """A request's head, parsed. All requests of a connection that repeat it byte for byte share it: nobody changes it.
 
-    def __init__(self, *, scope: Any, **rest: Any) -> None:
-        super().__init__(scope=scope, **rest)
-        scope[WIRE] = self
-        self._head: list[bytes] | None = None
-        self._running: tuple[set[asyncio.Task[Any]], asyncio.Task[Any]] | None = None
-        self._leaves_with_client = False
-        self.endless = False
-        self.lingers = False
+    ``note`` is the application's own: what it worked out from the head alone.
+    """
 
-    def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[Any]], app: Any) -> None:
-        """Run the application in a task of its own, which is in ``tasks`` until it has answered."""
-        task = loop.create_task(self.run_asgi(app))
-        tasks.add(task)
-        self._running = (tasks, task)
+    __slots__ = ("headers", "keep_alive", "method", "note", "path", "query", "version")
 
-    async def run_asgi(self, app: Any) -> None:
+    def __init__(
+        self,
+        method: bytes,
+        path: bytes,
+        query: bytes,
+        version: str,
+        headers: list[tuple[bytes, bytes]],
+        *,
+        keep_alive: bool,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.version = version
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.note: Any = None
+
+
+class Connection(Protocol):
+    """What a request needs of the connection it came on."""
+
+    transport: asyncio.Transport
+    flow: FlowControl
+    loop: asyncio.AbstractEventLoop
+    tasks: set[asyncio.Task[Any]]
+    server_state: ServerState
+    server: tuple[str, int | None] | None
+    client: tuple[str, int] | None
+    scheme: Any
+
+    def on_response_complete(self) -> None: ...
+
+
+@runtime_checkable
+class Direct(Protocol):
+    """An application that can answer some requests from callbacks, without a task."""
+
+    def direct(self, cycle: "Cycle") -> bool:
+        """Take a request whose body is complete, or return False having done nothing: then it is served as usual.
+
+        Called while the connection's bytes are read, so it must not raise and not answer before it returns. Whoever takes
+        it calls :meth:`Cycle.hold` and later :meth:`Cycle.respond`, or :meth:`Cycle.start` with what goes on in a task.
+        """
+        ...
+
+
+class Cycle:
+    """A request, its answer, and a way to be cancelled with the client."""
+
+    response_started = False
+    response_complete = False
+    disconnected = False
+    more_body = True
+    waiting_for_100_continue = False
+    endless = False
+    """the answer is a stream without an end"""
+    lingers = False
+    """the connection is closed late, because the client still sends"""
+    held = False
+    """the answer comes from a callback"""
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
+    body: bytearray | bytes = b""
+    scope: dict[str, Any]
+    _first: list[bytes] | None = None
+    _task: "asyncio.Task[None] | None" = None
+    _cancel: Callable[[], object] | None = None
+    _event: asyncio.Event | None = None
+    _news = False
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self.head = head
+        self.keep_alive = head.keep_alive
+        self.transport = connection.transport
+        self._connection: Connection | None = connection
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """The socket's other end."""
+        return None if self._connection is None else self._connection.client
+
+    def start(self, app: Any) -> None:
+        """Run the application in a task of its own, which is known to the server until it has answered."""
+        if (connection := self._connection) is None:
+            return
+        self.held = False
+        self._cancel = None
+        head = self.head
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "server": connection.server,
+            "client": connection.client,
+            "scheme": connection.scheme,
+            "method": head.method.decode("ascii"),
+            "root_path": "",
+            "path": head.path.decode("ascii"),
+            "raw_path": head.path,
+            "query_string": head.query,
+            "headers": list(head.headers),
+            "state": {},
+            WIRE: self,
+        }
+        self._task = connection.loop.create_task(self._run(app, connection.tasks))
+        connection.tasks.add(self._task)
+
+    async def _run(self, app: Any, tasks: "set[asyncio.Task[Any]]") -> None:
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
@@ -49,62 +144,127 @@ class Cycle(RequestResponseCycle):
                 log.error("answer never completed", status_sent=self.response_started)
                 self.transport.close()
         finally:
-            self.on_response = _nothing  # these two would keep request and connection in a reference cycle
-            scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-            del scope[WIRE]
-            if self._running is not None:
-                tasks, task = self._running
-                tasks.discard(task)
-                self._running = None
+            self._connection = None  # these two would keep request and connection in a reference cycle
+            del self.scope[WIRE]
+            if self._task is not None:
+                tasks.discard(self._task)
+                self._task = None
+
+    def hold(self, cancel: Callable[[], None]) -> None:
+        """The answer will come from a callback. ``cancel`` is called once if it is no longer wanted: the client has left
+        (:attr:`disconnected`), or the server ends and somebody has to tell the client."""
+        self.held = True
+        self._cancel = cancel
+
+    async def ended(self) -> None:
+        """Return when a held answer is complete; cancelled, it is called off."""
+        self._event = self._event or asyncio.Event()
+        try:
+            while not self.response_complete and not self.disconnected:
+                await self._event.wait()
+                self._event.clear()
+        except asyncio.CancelledError:
+            self.left()
+            if self._task is not None:
+                await self._task
+            raise
 
     def cancel_with_client(self, wanted: bool) -> None:
         """From now on (or no longer) cancel the application if the client goes away before the answer is complete."""
-        self._leaves_with_client = wanted
+        self._cancel = self._task.cancel if wanted and self._task is not None else None
 
     def left(self) -> None:
-        """The client is gone."""
-        if self._leaves_with_client and self._running is not None:
-            self._leaves_with_client = False
-            self._running[1].cancel()
+        """The client is gone, or the server will not wait any longer."""
+        cancel, self._cancel = self._cancel, None
+        if cancel is not None:
+            cancel()
+
+    def disconnect(self) -> None:
+        """Nothing more can be sent: whoever reads or works for the client is told."""
+        self.disconnected = True
+        self.wake()
+        self.left()
+
+    def wake(self) -> None:
+        """Something came, or the end: :meth:`receive` has an answer."""
+        self._news = True
+        if self._event is not None:
+            self._event.set()
+
+    async def receive(self) -> dict[str, Any]:
+        """ASGI's receive."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not self.disconnected and not self.response_complete:
+            if self._connection is not None:
+                self._connection.flow.resume_reading()
+            if not self._news:
+                self._event = self._event or asyncio.Event()
+                await self._event.wait()
+            self._news = False
+            if self._event is not None:
+                self._event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        body, self.body = self.body, b""
+        return {"type": "http.request", "body": bytes(body), "more_body": self.more_body}
+
+    def add_body(self, piece: bytes) -> int:
+        """A piece of the body came; the bytes that nobody has read yet."""
+        if not self.body:
+            self.body = piece
+        elif isinstance(self.body, bytearray):
+            self.body += piece
+        else:
+            self.body = bytearray(self.body) + piece
+        self.wake()
+        return len(self.body)
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """The whole answer at once: ``headers`` are complete lines, each with its CRLF, free of line breaks inside.
 
         Adds Content-Length, Date and, where it applies, Connection.
         """
-        if self.disconnected:
+        if self.disconnected or (connection := self._connection) is None:
             return
         self.response_started = True
-        parts = [STATUS_LINE[status]]
-        for name, value in self.default_headers:
-            parts += (name, b": ", value, b"\r\n")
-        parts += (headers, b"content-length: %d\r\n" % len(body), *self._connection_line(), b"\r\n")
-        if self.scope["method"] != "HEAD":
-            parts.append(body)
-        self.transport.write(b"".join(parts))
+        line = b"" if self.keep_alive and not self.more_body else self._connection_line()
+        self.transport.write(
+            b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
+            % (
+                STATUS_LINE[status],
+                b"".join(b"%b: %b\r\n" % pair for pair in connection.server_state.default_headers),
+                headers,
+                len(body),
+                line,
+                body if self.head.method != b"HEAD" else b"",
+            )
+        )
         self._complete()
 
     async def send(self, message: Any) -> None:
         """ASGI's send."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
+        connection = self._connection
+        if connection is None and not self.disconnected:
+            raise RuntimeError(f"{message['type']} after the answer was complete")
+        if connection is not None and connection.flow.write_paused and not self.disconnected:
+            await connection.flow.drain()
+        if self.disconnected or connection is None:
             return
         if not self.response_started:
             if message["type"] != "http.response.start":
                 raise RuntimeError(f"http.response.start was expected, not {message['type']}")
             self.response_started = True
-            self._head = self._begin(message["status"], message.get("headers", []))
-        elif not self.response_complete:
+            self._first = self._begin(connection, message["status"], message.get("headers", []))
+        else:
             if message["type"] != "http.response.body":
                 raise RuntimeError(f"http.response.body was expected, not {message['type']}")
             self._body(message.get("body", b""), message.get("more_body", False))
-        else:
-            raise RuntimeError(f"{message['type']} after the answer was complete")
 
-    def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    def _begin(self, connection: Connection, status: int, headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
         parts = [STATUS_LINE[status]]
-        for name, value in (*self.default_headers, *headers):
+        for name, value in (*connection.server_state.default_headers, *headers):
             if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
                 raise RuntimeError(f"not a valid header: {name!r}")
             name = name.lower()
@@ -118,22 +278,22 @@ class Cycle(RequestResponseCycle):
             elif name == b"content-type":
                 self.endless = value.startswith(b"text/event-stream")
             parts += (name, b": ", value, b"\r\n")
-        parts += self._connection_line()
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
+        parts.append(self._connection_line())
+        if self.chunked_encoding is None and self.head.method != b"HEAD" and status not in (204, 304):
             self.chunked_encoding = True
             parts.append(b"transfer-encoding: chunked\r\n")
         parts.append(b"\r\n")
         return parts
 
-    def _connection_line(self) -> list[bytes]:
+    def _connection_line(self) -> bytes:
         if self.more_body:  # what is still to come of the request must not be taken for the next one
             self.keep_alive = False
             self.lingers = True
-        return [] if self.keep_alive else [b"connection: close\r\n"]
+        return b"" if self.keep_alive else b"connection: close\r\n"
 
     def _body(self, body: bytes, more: bool) -> None:
-        parts, self._head = self._head or [], None
-        if self.scope["method"] == "HEAD":
+        parts, self._first = self._first or [], None
+        if self.head.method == b"HEAD":
             self.expected_content_length = 0
         elif self.chunked_encoding:
             if body:
@@ -153,15 +313,13 @@ class Cycle(RequestResponseCycle):
 
     def _complete(self) -> None:
         self.response_complete = True
-        self._leaves_with_client = False
-        self.message_event.set()
+        self._cancel = None
+        self.wake()
         if not self.keep_alive and not self.lingers:
             self.transport.close()
-        self.on_response()
-
-
-def _nothing() -> None:
-    """The answer is complete; nobody needs to be told."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.on_response_complete()
 
 
 def wire_of(scope: Scope) -> Cycle | None:

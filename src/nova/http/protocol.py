@@ -2,8 +2,8 @@
 
 Beyond what uvicorn does: a head or URL that is too long, a client that sends too slowly and a connection too many are refused
 with a problem document; an answer given before the whole body came closes the connection without losing the answer; requests
-that offer an upgrade (as Java's and curl's HTTP/2 clients do) are served as what they are; and a task can ask to be cancelled
-when its client leaves.
+that offer an upgrade (as Java's and curl's HTTP/2 clients do) are served as what they are; a task can ask to be cancelled
+when its client leaves; and a request whose head is byte for byte the one before it on its connection is not parsed again.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from nova.api import problem
 from nova.errors import CODES, NovaError
-from nova.http.cycle import Cycle
+from nova.http.cycle import Cycle, Direct, Head
 from nova.ids import new_id
 
 log = structlog.get_logger(__name__)
@@ -58,9 +58,16 @@ class Protocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: ConnectionLimits,
+        direct: Callable[[Cycle], bool] | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
+        self._direct = direct
+        self._unstarted: Cycle | None = None
+        self._running: Cycle | None = None
+        self._known_bytes = b""
+        self._known_size = 0
+        self._known_head: Head | None = None
         self._in_head = True
         self._in_body = False
         self._head_bytes = 0
@@ -83,11 +90,17 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._end_stall()
-        cycle: Cycle | None = self.cycle
-        super().connection_lost(exc)
-        if cycle is not None and not cycle.response_complete:
-            cycle.left()
+        self.connections.discard(self)
+        for cycle in {self.cycle, self._running} - {None}:
+            if not cycle.response_complete:
+                cycle.disconnect()
+        self._running = None
+        self._known_head = None
+        self.flow.resume_writing()
+        if exc is None:
+            self.transport.close()
         self._unset_keepalive_if_required()
+        self.parser = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         self._idle_since = None
@@ -98,6 +111,9 @@ class Protocol(HttpToolsProtocol):
             return
         if self.transport.is_closing():
             return
+        if len(data) == self._known_size and self._repeats(data):
+            return
+        whole = self._in_head and not self._head_bytes
         self._progress += len(data)
         if self._in_head:
             self._head_bytes += len(data)
@@ -109,6 +125,11 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(self._refusal or NovaError("validation_failed", "this is not an HTTP/1.1 request"))
             return
+        if (cycle := self._unstarted) is not None:
+            self._unstarted = None
+            if whole and self.cycle is cycle:
+                self._note(data, cycle)
+            self._start(cycle)
         if self._in_head and self._head_bytes > self._limits.head_bytes + self._limits.url_bytes:
             long_url = len(self.url) > self._limits.url_bytes if getattr(self, "url", None) else False
             self._refuse(_url_too_long(self._limits) if long_url else _head_too_long(self._limits))
@@ -117,6 +138,34 @@ class Protocol(HttpToolsProtocol):
                 self._arm()
         elif not self._in_body and not (self._in_head and self._head_bytes):
             self._disarm()
+
+    def _note(self, data: bytes, cycle: Cycle) -> None:
+        """Remember the head of a request that came alone and whole, with a plain body of a length that the head says."""
+        size = data.find(b"\r\n\r\n") + 4
+        if cycle.more_body or len(data) != size + len(cycle.body) or not cycle.keep_alive:
+            return
+        if self.expect_100_continue or any(name == b"transfer-encoding" for name, _ in cycle.head.headers):
+            return
+        self._known_bytes, self._known_size, self._known_head = data[:size], len(data), cycle.head
+
+    def _repeats(self, data: bytes) -> bool:
+        """Serve a request whose head is the one that was parsed last: parsing it again would say the same."""
+        head = self._known_head
+        if (
+            head is None
+            or self._head_bytes
+            or not self._in_head
+            or self._timer is not None
+            or not self.cycle.response_complete
+            or not data.startswith(self._known_bytes)
+        ):
+            return False
+        cycle = self.cycle = Cycle(self, head)
+        cycle.body = data[len(self._known_bytes) :]
+        cycle.more_body = False
+        cycle._news = True
+        self._start(cycle)
+        return True
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -131,8 +180,13 @@ class Protocol(HttpToolsProtocol):
         """Finish what was begun and take nothing new; endless streams are cut."""
         if self.cycle is not None and not self.cycle.response_complete and self.cycle.endless:
             self.transport.close()
-        else:
-            super().shutdown()
+            return
+        running = self._running
+        if running is not None and running.held and not running.response_complete:
+            task = self.loop.create_task(running.ended())  # the server waits for tasks
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        super().shutdown()
 
     # --- parser callbacks
 
@@ -162,60 +216,37 @@ class Protocol(HttpToolsProtocol):
             return  # served after the offer is taken out, see _without_upgrade
         version = parser.get_http_version()
         parsed = httptools.parse_url(self.url)
-        raw_path = parsed.path
-        cycle = Cycle(
-            scope={
-                "type": "http",
-                "asgi": {"version": "3.0", "spec_version": "2.3"},
-                "http_version": version,
-                "server": self.server,
-                "client": self.client,
-                "scheme": self.scheme,
-                "method": parser.get_method().decode("ascii"),
-                "root_path": "",
-                "path": raw_path.decode("ascii"),
-                "raw_path": raw_path,
-                "query_string": parsed.query or b"",
-                "headers": self.headers,
-                "state": {},
-            },
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
+        keep_alive = version != "1.0" and parser.should_keep_alive()
+        head = Head(parser.get_method(), parsed.path, parsed.query or b"", version, self.headers, keep_alive=keep_alive)
+        cycle = Cycle(self, head)
+        cycle.waiting_for_100_continue = self.expect_100_continue
         busy = self.cycle is not None and not self.cycle.response_complete
         self.cycle = cycle
         if busy:
             self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))
+            self.pipeline.appendleft(cycle)
         else:
-            self._start_asgi_task(cycle, self.app)
+            self._unstarted = cycle
 
-    def _start_asgi_task(self, cycle: Cycle, app: Any) -> None:  # type: ignore[override]
-        cycle.start(self.loop, self.tasks, app)
+    def _start(self, cycle: Cycle) -> None:
+        """Begin to answer: at once if the application can, else in a task."""
+        self._running = cycle
+        if self._direct is None or cycle.more_body or not self._direct(cycle):
+            cycle.start(self.app)
 
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle
-        if cycle.response_complete:
-            return
-        cycle.body += body
-        if len(cycle.body) > _HIGH_WATER:
+        if not cycle.response_complete and cycle.add_body(body) > _HIGH_WATER:
             self.flow.pause_reading()
-        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._in_body = False
         self._in_head = True
         if self.parser.should_upgrade():
             return
-        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.wake()
 
     def on_response_complete(self) -> None:
         if self.cycle.lingers:
@@ -225,11 +256,16 @@ class Protocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self.loop.call_soon(self._next)  # not at once: a call that ends here has not left its worker yet
             return
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:  # one timer per connection, not one per request
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
+    def _next(self) -> None:
+        """The request that waited longest, if its client still does."""
+        if self.pipeline and not self.transport.is_closing():
+            self._start(self.pipeline.pop())
 
     # --- refusals, time-outs, closing
 
@@ -301,10 +337,9 @@ class Protocol(HttpToolsProtocol):
         running = cycle is not None and not cycle.response_complete
         if cycle is None or not running or not cycle.response_started:
             self.transport.write(_raw_refusal(error))
+        self._unstarted = None
         if cycle is not None and running:
-            cycle.disconnected = True
-            cycle.message_event.set()
-            cycle.left()
+            cycle.disconnect()
         self._linger()
 
     def _linger(self) -> None:
@@ -323,9 +358,11 @@ def factory(
     config: Config, state: ServerState, loop: asyncio.AbstractEventLoop, limits: ConnectionLimits
 ) -> Callable[[], asyncio.Protocol]:
     """What a listening socket makes for each connection."""
+    app = config.loaded_app
+    direct = app.direct if isinstance(app, Direct) else None
 
     def make() -> asyncio.Protocol:
-        return cast(asyncio.Protocol, Protocol(config, state, {}, loop, limits=limits))
+        return cast(asyncio.Protocol, Protocol(config, state, {}, loop, limits=limits, direct=direct))
 
     return make
 
