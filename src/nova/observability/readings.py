@@ -42,7 +42,7 @@ class ReadingHandlers:
 
     @handles("metrics.get")
     async def metrics(self, req: Req[Empty, Empty]) -> Metrics | Response:
-        if _wants_text(req.http.headers.get("accept", "")):
+        if wants_text(req.http.headers.get("accept", "")):
             return await self.prometheus(req)
         tenants = req.identity.visible_tenants
         instances = self._readings.instances(tenants)
@@ -62,7 +62,7 @@ class ReadingHandlers:
         return Response(text, headers={"content-type": content_type, "cache-control": "no-store"})
 
 
-def _wants_text(accept: str) -> bool:
+def wants_text(accept: str) -> bool:
     """Does the caller name a text format, and not JSON before it?"""
     for part in accept.lower().split(","):
         media_type = part.partition(";")[0].strip()

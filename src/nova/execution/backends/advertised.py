@@ -1,0 +1,25 @@
+"""What the comets of the cluster can enforce, for planes that run no instances themselves."""
+
+from collections.abc import Mapping
+
+from nova.domain.function import IsolationMode, Limits, NetworkPolicy
+from nova.execution.backends.base import Capabilities
+from nova.execution.backends.router import BackendRouter
+
+
+class AdvertisedBackends(BackendRouter):
+    """:meth:`check` as on a comet, by what comets last said of themselves; without any word from one, everything passes:
+    the control plane takes functions while no comet is up, and the comet that runs them refuses what it cannot enforce."""
+
+    def __init__(self, *, default: str, default_isolation: IsolationMode, strict_limits: bool) -> None:
+        super().__init__([], default=default, default_isolation=default_isolation, strict_limits=strict_limits)
+
+    def learn(self, capabilities: Mapping[str, Capabilities]) -> None:
+        """Take what a comet says, in place of what was known."""
+        if capabilities:
+            self._capabilities = dict(capabilities)
+
+    def check(self, backend: str, runtime: str, limits: Limits, network: NetworkPolicy | None) -> str:
+        if not self._capabilities:
+            return backend
+        return super().check(backend, runtime, limits, network)
