@@ -27,10 +27,20 @@ async def test_pending_names_what_is_missing(empty_dsn: str) -> None:
     assert [m.version for m in await migrate.pending(empty_dsn)] == [m.version for m in migrate.available()]
 
 
-async def test_newer_schema_is_refused(pg_dsn: str) -> None:
-    with psycopg.connect(pg_dsn, autocommit=True) as conn:
-        conn.execute("INSERT INTO schema_migrations (version, name) VALUES (9999, 'future')")
-    with pytest.raises(RuntimeError, match="schema version 9999"):
+async def test_code_works_on_the_next_schema_and_refuses_the_one_after(pg_dsn: str) -> None:
+    newest = migrate.available()[-1].version
+
+    async def ahead(version: int) -> None:
+        async with await psycopg.AsyncConnection.connect(pg_dsn, autocommit=True) as conn:
+            await conn.execute(
+                "INSERT INTO schema_migrations (version, name, min_code) VALUES (%s, 'later', %s)",
+                (version, version - 1),
+            )
+
+    await ahead(newest + 1)
+    assert await migrate.migrate(pg_dsn) == []
+    await ahead(newest + 2)
+    with pytest.raises(RuntimeError, match=f"schema version {newest + 2}.*use newer code"):
         await migrate.migrate(pg_dsn)
 
 
