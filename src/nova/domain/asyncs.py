@@ -1,0 +1,63 @@
+"""Calls that nobody waits for: how they are retried, where their outcome goes, what states they have."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Literal
+
+JobStatus = Literal["queued", "running", "succeeded", "dlq", "cancelled"]
+DestinationType = Literal["function", "webhook"]
+Outcome = Literal["succeeded", "dlq", "cancelled"]
+
+MAX_PAYLOAD = 1 << 20
+"""Bytes of an asynchronous payload."""
+MAX_DEPTH = 32
+"""Jobs that may cause one another in a row, by destinations."""
+MAX_ATTEMPTS = 100
+MAX_BACKOFF_MS = 86_400_000
+MAX_AGE_S = 30 * 86_400
+MAX_DELAY_S = 30 * 86_400
+MAX_KEY = 256
+"""Characters of an idempotency key."""
+MAX_KEY_TTL_S = 7 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncPolicy:
+    """How a function's jobs are tried. ``max_attempts`` counts executions, the first included."""
+
+    max_attempts: int = 3
+    backoff_base_ms: int = 1_000
+    backoff_max_ms: int = 60_000
+    max_age_s: int = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """``target`` is the name of a function of the same scope, or the http(s) URL of a webhook."""
+
+    type: DestinationType
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncDestinations:
+    """Where the outcome of a function's jobs is sent; None: nowhere."""
+
+    on_success: Destination | None = None
+    on_failure: Destination | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why an attempt, or a whole job, failed. ``type`` is the function's class or a ``Nova.*`` type."""
+
+    type: str
+    message: str
+    stack: tuple[str, ...] = field(default=())
+
+
+def backoff_s(base_ms: int, max_ms: int, failed: int, *, jitter: float | None = None) -> float:
+    """Seconds before the next attempt after ``failed`` of them: doubling up to ``max_ms``, ± 25 %."""
+    # beyond 2^40 every base has reached its maximum
+    delay_ms = min(float(max_ms), base_ms * 2.0 ** min(failed - 1, 40))
+    return delay_ms / 1000 * (random.uniform(0.75, 1.25) if jitter is None else jitter)

@@ -1,0 +1,222 @@
+"""Asynchronous invocations, the producer's side: a call is accepted when the transaction that adds it has committed.
+
+A job is a row of ``async_invocations`` and, until it has ended, a row of ``work`` with the same id.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nova.domain.asyncs import AsyncPolicy
+from nova.domain.call import Accepted, AsyncOptions
+from nova.domain.identity import Scope
+from nova.errors import NovaError, not_found
+from nova.ids import new_id
+from nova.store.db import Connection, Queries
+from nova.store.listen import Channel
+
+KIND = "async"
+"""Of work."""
+DUE = json.dumps({"kind": KIND})
+"""What is notified on ``Channel.WORK`` for new jobs."""
+
+sql = Queries("asyncs")
+_DEFAULTS = AsyncPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """One call to be accepted. ``payload`` is checked JSON; ``function_id`` None: whatever has the name now.
+
+    ``source`` is what called: ``api``, ``schedule:<name>``, ``async:<id>``; ``caller`` the identity's subject. ``depth``
+    counts the jobs that caused one another before this one.
+    """
+
+    id: str
+    scope: Scope
+    function: str
+    payload: bytes
+    options: AsyncOptions
+    caller: str
+    source: str
+    function_id: str | None = None
+    qualifier: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    depth: int = 0
+
+    @property
+    def realm(self) -> str:
+        return f"async/{self.function}"
+
+    @property
+    def request_hash(self) -> bytes:
+        """Of everything that makes it this request and not another with the same idempotency key."""
+        return hashlib.sha256(b"\0".join((self.payload, (self.qualifier or "").encode()))).digest()
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return (self.scope.tenant, self.scope.namespace, self.realm, self.options.idempotency_key or "")
+
+
+async def enqueue(
+    conn: Connection,
+    *,
+    scope: Scope,
+    function_id: str,
+    function_name: str,
+    qualifier: str | None,
+    payload: bytes,
+    options: AsyncOptions,
+    caller: str,
+    traceparent: str | None,
+    delay_s: float = 0,
+    source: str,
+    depth: int = 0,
+) -> str:
+    """Accept one call in the caller's transaction; the job's id, or that of the job that holds the idempotency key.
+
+    ``delay_s`` comes on top of the options' own. Raises ``not_found`` when the function is gone, ``idempotency_conflict``.
+    """
+    job = NewJob(
+        id=new_id(),
+        scope=scope,
+        function=function_name,
+        function_id=function_id,
+        qualifier=qualifier,
+        payload=payload,
+        options=_delayed(options, delay_s),
+        caller=caller,
+        source=source,
+        traceparent=traceparent,
+        depth=depth,
+    )
+    (outcome,) = await add(conn, [job])
+    if isinstance(outcome, NovaError):
+        raise outcome
+    if not outcome.replayed:
+        await conn.notify(Channel.WORK, DUE)
+    return outcome.invocation_id
+
+
+async def add(conn: Connection, jobs: Sequence[NewJob]) -> list[Accepted | NovaError]:
+    """Write jobs in few statements; for each, in order, how it was accepted or why not.
+
+    Whoever calls this inside a transaction notifies ``Channel.WORK`` with :data:`DUE`. A job without an idempotency key
+    alone needs no transaction: it is one statement.
+    """
+    keyed = [job for job in jobs if job.options.idempotency_key is not None]
+    won = await _take_keys(conn, keyed) if keyed else frozenset[str]()
+    fresh = [job for job in jobs if job.options.idempotency_key is None or job.id in won]
+    added = await _insert(conn, fresh) if fresh else frozenset[str]()
+    if lost := [job for job in fresh if job.id in won and job.id not in added]:
+        await _drop_keys(conn, lost)
+    outcomes: dict[str, Accepted | NovaError] = {
+        job.id: Accepted(job.id, "queued") if job.id in added else not_found("function", job.function) for job in fresh
+    }
+    if repeated := [job for job in keyed if job.id not in won]:
+        outcomes |= await _replays(conn, repeated)
+    return [outcomes[job.id] for job in jobs]
+
+
+async def delete(conn: Connection, scope: Scope, ids: Sequence[str]) -> int:
+    """Delete finished jobs and free their idempotency keys; how many there were."""
+    row = await conn.one(sql.delete, ids=list(ids), tenant=scope.tenant, namespace=scope.namespace)
+    return int(row["deleted"]) if row else 0
+
+
+def _delayed(options: AsyncOptions, delay_s: float) -> AsyncOptions:
+    if not delay_s:
+        return options
+    return AsyncOptions(
+        max_attempts=options.max_attempts,
+        backoff_base_ms=options.backoff_base_ms,
+        backoff_max_ms=options.backoff_max_ms,
+        max_age_s=options.max_age_s,
+        delay_s=options.delay_s + delay_s,
+        idempotency_key=options.idempotency_key,
+        idempotency_ttl_s=options.idempotency_ttl_s,
+    )
+
+
+async def _insert(conn: Connection, jobs: Sequence[NewJob]) -> frozenset[str]:
+    """The ids of those whose function is there."""
+    rows = await conn.fetch(
+        sql.add,
+        ids=[job.id for job in jobs],
+        tenants=[job.scope.tenant for job in jobs],
+        namespaces=[job.scope.namespace for job in jobs],
+        functions=[job.function for job in jobs],
+        function_ids=[job.function_id for job in jobs],
+        qualifiers=[job.qualifier for job in jobs],
+        payloads=[job.payload.decode() for job in jobs],
+        max_attempts=[job.options.max_attempts for job in jobs],
+        backoff_bases=[job.options.backoff_base_ms for job in jobs],
+        backoff_maxes=[job.options.backoff_max_ms for job in jobs],
+        max_ages=[job.options.max_age_s for job in jobs],
+        delays=[float(job.options.delay_s) for job in jobs],
+        depths=[job.depth for job in jobs],
+        sources=[job.source for job in jobs],
+        callers=[job.caller for job in jobs],
+        traceparents=[job.traceparent for job in jobs],
+        tracestates=[job.tracestate for job in jobs],
+        keys=[job.options.idempotency_key for job in jobs],
+        default_attempts=_DEFAULTS.max_attempts,
+        default_base=_DEFAULTS.backoff_base_ms,
+        default_max=_DEFAULTS.backoff_max_ms,
+        default_age=_DEFAULTS.max_age_s,
+    )
+    return frozenset(row["id"] for row in rows)
+
+
+async def _take_keys(conn: Connection, jobs: Sequence[NewJob]) -> frozenset[str]:
+    """The ids of the jobs that hold their idempotency keys from now on; of several with one key, the first."""
+    first: dict[tuple[str, str, str, str], NewJob] = {}
+    for job in jobs:
+        first.setdefault(job.key, job)
+    wanted = list(first.values())
+    rows = await conn.fetch(
+        sql.take_keys,
+        **_key_columns(wanted),
+        hashes=[job.request_hash for job in wanted],
+        subjects=[job.id for job in wanted],
+        ttls=[job.options.idempotency_ttl_s for job in wanted],
+    )
+    return frozenset(row["subject"] for row in rows)
+
+
+async def _drop_keys(conn: Connection, jobs: Sequence[NewJob]) -> None:
+    await conn.run(sql.drop_keys, **_key_columns(jobs), subjects=[job.id for job in jobs])
+
+
+async def _replays(conn: Connection, jobs: Sequence[NewJob]) -> dict[str, Accepted | NovaError]:
+    """What those are told whose key another job holds."""
+    rows = await conn.fetch(
+        sql.held_keys,
+        nos=list(range(len(jobs))),
+        **_key_columns(jobs),
+        hashes=[job.request_hash for job in jobs],
+    )
+    found: dict[str, Accepted | NovaError] = {}
+    for row in rows:
+        job = jobs[row["no"]]
+        if row["same"]:
+            found[job.id] = Accepted(row["id"], row["status"], replayed=True)
+        else:
+            found[job.id] = NovaError(
+                "idempotency_conflict", "this idempotency key was used with another payload or qualifier"
+            )
+    for job in jobs:  # whoever held the key in this very batch had no function to call, or was deleted in this moment
+        found.setdefault(job.id, not_found("function", job.function))
+    return found
+
+
+def _key_columns(jobs: Sequence[NewJob]) -> dict[str, list[str]]:
+    keys = [job.key for job in jobs]
+    return {
+        "tenants": [key[0] for key in keys],
+        "namespaces": [key[1] for key in keys],
+        "realms": [key[2] for key in keys],
+        "keys": [key[3] for key in keys],
+    }
