@@ -214,31 +214,67 @@ async def test_cancelling_a_call_frees_its_slot_and_is_recorded(rig: Rig) -> Non
     assert [record[2].error.type for record in rig.records if record[2].error] == ["Nova.Cancelled"]
 
 
-async def test_a_call_can_begin_without_a_task_once_an_instance_is_free(rig: Rig) -> None:
-    """Its end comes once, as a result or a refusal; what would have to wait, or be refused, does not begin."""
+async def test_a_call_can_begin_without_a_task(rig: Rig) -> None:
+    """Its end comes once, as a result or a refusal, after a cold start, a wait for a slot, or at once."""
     ends: list[CallResult | NovaError] = []
-    assert rig.executor.begin(make_call(), ends.append) is None
-    await rig.executor.invoke(make_call())
     rig.backend.hold = True
-    flight = rig.executor.begin(make_call(payload=b"[1]"), ends.append)
-    assert flight is not None
-    assert rig.executor.begin(make_call(), ends.append) is None, "the only instance is busy"
-    channel = rig.backend.channels[0]
-    channel.answer(channel.calls[-1].request_id)
-    await settle()
-    (result,) = ends
-    assert isinstance(result, CallResult)
-    assert rig.records[-1][2] is result
-    flight.cancel()  # too late
-    assert len(rig.records) == 2
+    flights = [rig.executor.begin(make_call(payload=b"[%d]" % n), ends.append) for n in range(3)]
+    assert rig.executor.active == 3
+    for number in range(3):
+        await rig.until(lambda: rig.backend.channels and any(channel.pending for channel in rig.backend.channels))
+        channel = next(channel for channel in rig.backend.channels if channel.pending)
+        channel.answer(next(iter(channel.pending)), WorkerResult(b"%d" % number, None))
+        await settle()
+    results = [end for end in ends if isinstance(end, CallResult)]
+    assert sorted(result.output or b"" for result in results) == [b"0", b"1", b"2"]
+    assert [record[2] for record in rig.records] == results
+    assert any(result.cold_start for result in results)
+    for flight in flights:
+        assert flight is not None
+        flight.cancel()  # too late
+    assert (len(rig.records), rig.executor.active) == (3, 0)
 
-    lost = rig.executor.begin(make_call(), ends.append)
-    assert lost is not None
-    channel.lose()
+    assert rig.executor.begin(make_call(), ends.append) is not None
+    next(channel for channel in rig.backend.channels if channel.pending).lose()
     await settle()
     assert isinstance(ends[-1], NovaError)
     assert ends[-1].code == "instance_lost"
-    assert (len(ends), rig.executor.active) == (2, 0)
+    assert (len(ends), rig.executor.active) == (4, 0)
+
+
+async def test_a_queued_call_without_a_task_is_told_what_becomes_of_it(rig: Rig) -> None:
+    """Its time is up, its caller leaves, the code does not load, the function changes, nobody knows the function."""
+    ends: list[CallResult | NovaError] = []
+    boot = rig.backend.gate = asyncio.Event()
+    assert rig.executor.begin(make_call(timeout_ms=30, received=SYSTEM_CLOCK.monotonic()), ends.append) is not None
+    leaving = rig.executor.begin(make_call(), ends.append)
+    assert leaving is not None
+    leaving.cancel()
+    async with asyncio.timeout(5):
+        await rig.until(lambda: ends)
+    assert isinstance(ends[0], NovaError)
+    assert ends[0].code == "timeout"
+    assert rig.refusals == [("hello", "timeout")]
+    assert rig.executor.active == 0
+
+    assert rig.executor.begin(make_call(), ends.append) is not None
+    rig.shelf.put(make_snapshot(version=2))
+    rig.fleet.evict(Scope(), "hello", ())
+    boot.set()
+    async with asyncio.timeout(5):
+        await rig.until(lambda: len(ends) == 2)
+    assert isinstance(ends[1], CallResult)
+    assert ends[1].version == 2
+
+    rig.fleet.evict(Scope(), "hello", ())
+    rig.backend.init_error = FunctionError("SyntaxError", "line 1")
+    assert rig.executor.begin(make_call(), ends.append) is not None
+    async with asyncio.timeout(5):
+        await rig.until(lambda: len(ends) == 3)
+    assert isinstance(ends[2], CallResult)
+    assert ends[2].error is not None
+    assert ends[2].error.type == "SyntaxError"
+    assert rig.executor.begin(make_call("unknown"), ends.append) is None
 
 
 async def test_a_call_without_a_task_can_be_cancelled(rig: Rig) -> None:

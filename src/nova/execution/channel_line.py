@@ -73,7 +73,8 @@ class Call(asyncio.Future[WorkerResult]):
         deadlines.add(self)
 
     def listen(self, heard: Callable[[WorkerResult], None]) -> None:
-        """Have the result told the moment it is there, before any awaiting task runs. A cancelled call tells nothing."""
+        """Have the result told in the callback that reads it. Other ends are told soon after, when the line and its
+        instance have drawn their consequences. A cancelled call tells nothing."""
         if self.done():
             self.get_loop().call_soon(heard, self.result())
         else:
@@ -84,6 +85,14 @@ class Call(asyncio.Future[WorkerResult]):
         self.deadlines.discard(self)
         if not self.done():
             result = WorkerResult(output, error, stdout, stderr)
+            self.set_result(result)
+            if self.heard is not None:
+                self.get_loop().call_soon(self.heard, result)
+
+    def answered(self, result: WorkerResult) -> None:
+        """End it with what its worker said; whoever listens hears it now."""
+        self.deadlines.discard(self)
+        if not self.done():
             self.set_result(result)
             if self.heard is not None:
                 self.heard(result)
@@ -159,14 +168,17 @@ class WorkerLine:
 
     def finish(self, call: Call, output: bytes | None, error: FunctionError | None) -> None:
         """End a call with what was printed until now."""
+        stdout, stderr = self._release(call)
+        call.settle(output, error, stdout, stderr)
+
+    def _release(self, call: Call) -> tuple[str, str]:
+        """The line does not have the call any more; what it printed."""
         if call.stdout is not None and call.stderr is not None:
             self._calls.pop(call.request_id, None)
-            stdout, stderr = call.stdout.take(), call.stderr.take()
-        else:
-            self._drain()
-            self._current = None
-            stdout, stderr = self._stdout.take(), self._stderr.take()
-        call.settle(output, error, stdout, stderr)
+            return call.stdout.take(), call.stderr.take()
+        self._drain()
+        self._current = None
+        return self._stdout.take(), self._stderr.take()
 
     def expire(self, call: Call, error: FunctionError) -> None:
         """Answer a multiplexed call now; its worker still has to confirm that it gave it up."""
@@ -278,11 +290,12 @@ class WorkerLine:
                     self._owner.line_broken(self, refused.detail)
                     return
                 output, error = None, too_large()
-        self.finish(call, output, error)
+        stdout, stderr = self._release(call)
         if self._ending:
             self._owner.line_ending(self)
         else:
             self._owner.line_free(self)
+        call.answered(WorkerResult(output, error, stdout, stderr))  # last: it may bring the line its next call
 
     # -- prints --------------------------------------------------------------------------------------------------
 

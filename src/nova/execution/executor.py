@@ -7,24 +7,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import structlog
-
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import CallRequest, CallResult, Phases
 from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
 from nova.domain.ports import InstanceInfo
-from nova.errors import FunctionError, NovaError, draining, not_found
+from nova.errors import NovaError, draining, not_found
 from nova.execution.backends.base import WorkerCall, WorkerResult
 from nova.execution.catalog import Catalog
-from nova.execution.channel_line import Call
 from nova.execution.fleet import InstanceFleet
+from nova.execution.flight import Done, Flight, gone, refusal_of
 from nova.execution.slots import BootTimes, Lease, LoadFailed, PoolMoved
 
-log = structlog.get_logger(__name__)
-
-Done = Callable[[CallResult | NovaError], None]
-"""Takes the end of a call that :meth:`Executor.begin` started; runs inside the worker's callback and must not raise."""
 Recorder = Callable[[CallRequest, FunctionSnapshot, CallResult], None]
 """Takes every finished call that reached an instance or failed to load; must not block or raise."""
 Refused = Callable[[Scope, str, str], None]
@@ -33,60 +27,8 @@ Refused = Callable[[Scope, str, str], None]
 ENDED_S = 2.0
 """How long a closing executor waits for the calls whose instances it has just destroyed."""
 
-_REFUSALS = {"Nova.Timeout": "timeout", "Nova.Cancelled": "cancelled", "Nova.InstanceLost": "instance_lost"}
-"""Errors of a worker that are not the function's own: the caller gets them as refusals."""
 _INTENDED = {"Nova.Timeout": "timeout", "Nova.Cancelled": "cancelled"}
 """Why an instance is destroyed after these errors; after any other it crashed."""
-
-
-class Flight:
-    """A call that an instance has and that ends in a callback."""
-
-    __slots__ = ("_answer", "_began", "_call", "_done", "_executor", "_lease", "_sent", "_snapshot")
-
-    def __init__(
-        self,
-        executor: "Executor",
-        call: CallRequest,
-        snapshot: FunctionSnapshot,
-        lease: Lease,
-        began: float,
-        sent: float,
-        done: Done,
-    ) -> None:
-        self._executor = executor
-        self._call = call
-        self._snapshot = snapshot
-        self._lease = lease
-        self._began = began
-        self._sent = sent
-        self._done: Done | None = done
-        self._answer: asyncio.Future[WorkerResult] | None = None
-
-    def watch(self, answer: Awaitable[WorkerResult]) -> None:
-        """Hear of the end: from the worker's own callback where the channel offers it."""
-        if isinstance(answer, Call):
-            self._answer = answer
-            answer.listen(self._ended)
-        else:
-            self._answer = asyncio.ensure_future(answer)
-            self._answer.add_done_callback(self._resolved)
-
-    def cancel(self) -> None:
-        """The caller went away: nothing is told to ``done``. Too late after the end."""
-        if self._done is not None and self._answer is not None:
-            self._done = None
-            self._answer.cancel()
-            self._executor.landed(self._call, self._snapshot, self._lease, _gone(), self._began, self._sent, None)
-
-    def _resolved(self, answer: "asyncio.Future[WorkerResult]") -> None:
-        if not answer.cancelled():
-            self._ended(answer.result())
-
-    def _ended(self, answer: WorkerResult) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            self._executor.landed(self._call, self._snapshot, self._lease, answer, self._began, self._sent, done)
 
 
 class Executor:
@@ -104,11 +46,11 @@ class Executor:
     ) -> None:
         self._catalog = catalog
         self._fleet = fleet
-        self._record = recorder
-        self._refused = refused
+        self.record = recorder
+        self.refused = refused
         self._drain_s = drain_s
         self._clock = clock
-        self._now = clock.monotonic
+        self.now = clock.monotonic
         self._ended = asyncio.Event()
         self.active = 0
         """calls that were accepted and have not been answered"""
@@ -152,7 +94,7 @@ class Executor:
             raise draining()
         self.active += 1
         try:
-            began = self._now()
+            began = self.now()
             deadline = _deadline(call)
             try:
                 snapshot = self._catalog.peek(call)
@@ -163,63 +105,44 @@ class Executor:
                 lease = self._fleet.pool(snapshot).take()
                 if lease is None or not lease.member.instance.channel.usable:
                     snapshot, lease = await self._acquire(call, snapshot, lease, deadline)
-                sent = self._now()
+                sent = self.now()
                 if deadline is not None and deadline <= sent:
                     lease.abandon(sent)
                     raise NovaError("timeout", "the caller's time was up before the call began")
             except NovaError as refusal:
-                self._refused(call.scope, call.function, refusal.code)
+                self.refused(call.scope, call.function, refusal.code)
                 raise
             except LoadFailed as failure:
-                return self._not_loaded(call, failure, began)
+                return self.not_loaded(call, failure, began)
             return await self._run(call, snapshot, lease, deadline, began, sent)
         finally:
-            self._leave()
+            self.leave()
 
     def begin(self, call: CallRequest, done: Done) -> Flight | None:
-        """Start a call that has to wait for nothing: its end comes to ``done``, without a task.
+        """Start a call of a known function without a task: its end comes to ``done``.
 
-        None, and nothing has happened, when it would have to wait or to be refused: :meth:`invoke` does that.
+        None, and nothing has happened, when the function has to be looked up or the call to be refused:
+        :meth:`invoke` does that.
         """
-        began = self._now()
+        began = self.now()
         snapshot = self._catalog.peek(call)
         if self.draining or snapshot is None or call.trigger == "url":
             return None
-        lease = self._fleet.pool(snapshot).take()
-        if lease is None:
-            return None
-        sent = self._now()
-        deadline = _deadline(call)
-        if not lease.member.instance.channel.usable or (deadline is not None and deadline <= sent):
-            lease.abandon(sent)
-            return None
-        self.active += 1
-        flight = Flight(self, call, snapshot, lease, began, sent, done)
-        flight.watch(self._send(call, snapshot, lease, deadline, sent))
+        pool = self._fleet.pool(snapshot)
+        flight = Flight(self, call, snapshot, began, _deadline(call), done)
+        lease = pool.take()
+        if lease is not None:
+            flight.board(lease)
+        else:
+            try:
+                flight.queue(pool, self._fleet.queue(pool, flight.deadline))
+            except (NovaError, LoadFailed, PoolMoved):
+                return None
+        self.active += 1  # what the steps above find wrong, they tell later
         return flight
 
-    def landed(
-        self,
-        call: CallRequest,
-        snapshot: FunctionSnapshot,
-        lease: Lease,
-        answer: WorkerResult,
-        began: float,
-        sent: float,
-        done: Done | None,
-    ) -> None:
-        """A call of :meth:`begin` ended: answer first, then keep the record. Never raises: the worker's line goes on."""
-        try:
-            result = self._result(call, snapshot, lease, answer, began, sent)
-            if done is not None:
-                done(_refusal(answer, snapshot) or result)
-            self._record(call, snapshot, result)
-        except Exception:
-            log.exception("a call's end was lost", request_id=call.request_id)
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """One call less."""
         self.active -= 1
         if not self.active:
             self._ended.set()
@@ -233,7 +156,7 @@ class Executor:
             if lease is not None:
                 if lease.member.instance.channel.usable:
                     return snapshot, lease
-                lease.retire(self._now(), "lost")
+                lease.retire(self.now(), "lost")
             pool = self._fleet.pool(snapshot)
             try:
                 lease = pool.take() or await self._fleet.wait(pool, deadline)
@@ -251,16 +174,16 @@ class Executor:
         sent: float,
     ) -> CallResult:
         try:
-            answer = await self._send(call, snapshot, lease, deadline, sent)
+            answer = await self.send(call, snapshot, lease, deadline, sent)
         except BaseException:
-            self._finish(call, snapshot, lease, _gone(), began, sent)
+            self.finish(call, snapshot, lease, gone(), began, sent)
             raise
-        result = self._finish(call, snapshot, lease, answer, began, sent)
-        if (refusal := _refusal(answer, snapshot)) is not None:
+        result = self.finish(call, snapshot, lease, answer, began, sent)
+        if (refusal := refusal_of(answer, snapshot)) is not None:
             raise refusal
         return result
 
-    def _send(
+    def send(
         self, call: CallRequest, snapshot: FunctionSnapshot, lease: Lease, deadline: float | None, sent: float
     ) -> Awaitable[WorkerResult]:
         """The call goes to its instance, once."""
@@ -272,7 +195,7 @@ class Executor:
         context = member.pool.context.encode(call.request_id, deadline_ms, call.traceparent, call.tracestate)
         return member.instance.channel.call(WorkerCall(call.request_id, call.payload, context, limit))
 
-    def _finish(
+    def finish(
         self,
         call: CallRequest,
         snapshot: FunctionSnapshot,
@@ -282,11 +205,11 @@ class Executor:
         sent: float,
     ) -> CallResult:
         """Give the slot back and record the call."""
-        result = self._result(call, snapshot, lease, answer, began, sent)
-        self._record(call, snapshot, result)
+        result = self.result(call, snapshot, lease, answer, began, sent)
+        self.record(call, snapshot, result)
         return result
 
-    def _result(
+    def result(
         self,
         call: CallRequest,
         snapshot: FunctionSnapshot,
@@ -296,7 +219,7 @@ class Executor:
         sent: float,
     ) -> CallResult:
         """Give the slot back."""
-        ended = self._now()
+        ended = self.now()
         member = lease.member
         if member.instance.channel.usable:
             lease.release(ended, ended - sent)
@@ -319,9 +242,9 @@ class Executor:
             stderr=answer.stderr if boot is None else boot.stderr + answer.stderr,
         )
 
-    def _not_loaded(self, call: CallRequest, failure: LoadFailed, began: float) -> CallResult:
+    def not_loaded(self, call: CallRequest, failure: LoadFailed, began: float) -> CallResult:
         """The user's code does not load: an error of the function, with what it printed."""
-        ended = self._now()
+        ended = self.now()
         snapshot = failure.snapshot
         times = failure.times
         result = CallResult(
@@ -337,7 +260,7 @@ class Executor:
             stdout=times.stdout,
             stderr=times.stderr,
         )
-        self._record(call, snapshot, result)
+        self.record(call, snapshot, result)
         return result
 
     # Fleet
@@ -353,17 +276,6 @@ class Executor:
 def _deadline(call: CallRequest) -> float | None:
     """Monotonic; the caller's own."""
     return None if call.timeout_ms is None else call.received + call.timeout_ms / 1000
-
-
-def _gone() -> WorkerResult:
-    return WorkerResult(None, FunctionError("Nova.Cancelled", "the caller went away"))
-
-
-def _refusal(answer: WorkerResult, snapshot: FunctionSnapshot) -> NovaError | None:
-    """What the caller gets instead of a result when the function is not to blame."""
-    if answer.error is None or (code := _REFUSALS.get(answer.error.type)) is None:
-        return None
-    return NovaError(code, answer.error.message, extra={"version": snapshot.version})
 
 
 def _phases(boot: BootTimes | None, began: float, sent: float, ended: float) -> Phases:

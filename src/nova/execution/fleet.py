@@ -20,7 +20,7 @@ from nova.execution.admission import NodeMemory
 from nova.execution.backends.base import Backend
 from nova.execution.boots import Booted, Booter, as_failure
 from nova.execution.pool import Pool
-from nova.execution.slots import BootFailure, Lease, LoadFailed, Member
+from nova.execution.slots import BootFailure, Lease, LoadFailed, Member, Waiter
 from nova.execution.turns import Turns
 from nova.service import Background
 
@@ -113,10 +113,20 @@ class InstanceFleet:
         return pool
 
     async def wait(self, pool: Pool, deadline: float | None) -> Lease:
+        """Wait in the pool's queue; see :meth:`queue`."""
+        waiter = self.queue(pool, deadline)
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            pool.leave(waiter, self._clock.monotonic())
+            raise
+
+    def queue(self, pool: Pool, deadline: float | None) -> Waiter:
         """Queue for a slot until ``deadline`` (monotonic; the caller's) or ``pool.max_queue_wait``.
 
-        Raises NovaError (``queue_full``, ``queue_timeout``, ``capacity``, ``timeout``, ``draining``, or what a boot
-        failed with), LoadFailed, or PoolMoved when the function changed meanwhile.
+        Raises, here or through the waiter's future, NovaError (``queue_full``, ``queue_timeout``, ``capacity``,
+        ``timeout``, ``draining``, or what a boot failed with), LoadFailed, or PoolMoved when the function changed
+        meanwhile.
         """
         if self._closing:
             raise draining()
@@ -124,12 +134,7 @@ class InstanceFleet:
         limit, refusal = now + self._settings.max_queue_wait, "queue_timeout"
         if deadline is not None and deadline < limit:
             limit, refusal = deadline, "timeout"
-        waiter = pool.join(now, limit, refusal, self._settings.max_queue_depth)
-        try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            pool.leave(waiter, self._clock.monotonic())
-            raise
+        return pool.join(now, limit, refusal, self._settings.max_queue_depth)
 
     # What pools ask for (pool.Owner)
 

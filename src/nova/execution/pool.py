@@ -132,7 +132,7 @@ class Pool:
         while self.waiters:
             waiter, _ = self.waiters.popitem(last=False)
             if not waiter.future.done():
-                waiter.future.set_result(Lease(member, boot))
+                waiter.give(Lease(member, boot))
                 return True
         return False
 
@@ -209,7 +209,7 @@ class Pool:
                 continue
             del self.waiters[waiter]
             if not waiter.future.done():
-                waiter.future.set_exception(self._refusal(waiter.refusal))
+                waiter.turn_away(self._refusal(waiter.refusal))
 
     def _refusal(self, code: str) -> NovaError:
         if code == "timeout":
@@ -223,7 +223,7 @@ class Pool:
         waiters, self.waiters = self.waiters, OrderedDict()
         for waiter in waiters:
             if not waiter.future.done():
-                waiter.future.set_exception(make())
+                waiter.turn_away(make())
 
     # Boots
 

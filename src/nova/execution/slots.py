@@ -1,6 +1,7 @@
 """The small records of a pool: an instance as the pool knows it, the lease on one of its slots, a call that waits."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -92,14 +93,36 @@ class Lease:
 
 
 class Waiter:
-    """A call in a pool's queue. ``refusal`` is the error it meets when ``deadline`` (monotonic) passes."""
+    """A call in a pool's queue. ``refusal`` is the error it meets when ``deadline`` (monotonic) passes.
 
-    __slots__ = ("deadline", "future", "refusal")
+    Who cannot await :attr:`future` sets :attr:`taken`, which is told the lease at once, inside the pool, and
+    :attr:`refused`, which is told soon after.
+    """
+
+    __slots__ = ("deadline", "future", "refusal", "refused", "taken")
 
     def __init__(self, future: "asyncio.Future[Lease]", deadline: float, refusal: str) -> None:
         self.future = future
         self.deadline = deadline
         self.refusal = refusal
+        self.taken: Callable[[Lease], None] | None = None
+        self.refused: Callable[[Exception], None] | None = None
+
+    def give(self, lease: Lease) -> None:
+        """The slot is its own. Only for one that still waits."""
+        if self.taken is None:
+            self.future.set_result(lease)
+        else:
+            self.future.cancel()
+            self.taken(lease)
+
+    def turn_away(self, exc: Exception) -> None:
+        """There will be no slot. Only for one that still waits."""
+        if self.refused is None:
+            self.future.set_exception(exc)
+        else:
+            self.future.cancel()
+            self.future.get_loop().call_soon(self.refused, exc)
 
 
 class PoolMoved(Exception):
