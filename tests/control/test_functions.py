@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from nova.domain.asyncs import AsyncDestinations, AsyncPolicy, Destination
 from nova.domain.function import NetworkPolicy
 from nova.domain.identity import Scope
 from nova.domain.version import VersionConfig
@@ -21,6 +22,7 @@ EVERYTHING: dict[str, Any] = {
     "memory_mb": 256,
     "timeout_s": 7,
     "instance_concurrency": 3,
+    "min_replicas": 2,
     "max_replicas": 5,
     "idle_ttl_s": 12.5,
     "backend": "sandbox",
@@ -35,6 +37,11 @@ EVERYTHING: dict[str, Any] = {
     "tags": {"team": "a"},
     "function_url": {"enabled": False},
     "capture": {"payloads": "errors", "max_kb": 8, "redact": ["/password"]},
+    "async_policy": {"max_attempts": 5, "backoff_base_ms": 10, "backoff_max_ms": 100, "max_age_s": 600},
+    "async_destinations": {
+        "on_success": {"type": "function", "target": "hello"},
+        "on_failure": {"type": "webhook", "target": "https://hooks.example/x"},
+    },
 }
 
 
@@ -94,7 +101,12 @@ async def test_every_field_is_kept_and_shown(plane: Control) -> None:
     assert (snapshot.mode, snapshot.timeout_s, snapshot.concurrency, snapshot.max_replicas) == ("process", 7, 3, 5)
     assert (snapshot.runtime, snapshot.handler, snapshot.function_url) == ("python", "app.api.handle", False)
     recorded = function.settings.recorded
-    assert (recorded.max_replicas, recorded.idle_ttl_s, recorded.function_url) == (5, 12.5, False)
+    assert (recorded.min_replicas, recorded.max_replicas) == (2, 5)
+    assert (recorded.idle_ttl_s, recorded.function_url) == (12.5, False)
+    assert recorded.async_policy == AsyncPolicy(5, 10, 100, 600)
+    assert recorded.async_destinations == AsyncDestinations(
+        Destination("function", "hello"), Destination("webhook", "https://hooks.example/x")
+    )
     assert (recorded.capture.payloads, recorded.capture.max_kb, recorded.capture.redact) == (
         "errors",
         8,
@@ -121,6 +133,12 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("instance_concurrency", 1001, "instance_concurrency"),
     ("max_replicas", -1, "max_replicas"),
     ("max_replicas", 1001, "max_replicas"),
+    ("min_replicas", 101, "min_replicas"),
+    ("min_replicas", -1, "min_replicas"),
+    ("async_policy", {"max_attempts": 0}, "async_policy.max_attempts"),
+    ("async_destinations", {"on_success": {"type": "topic", "target": "t"}}, "async_destinations.on_success.type"),
+    ("async_destinations", {"on_success": {"type": "function", "target": "a b"}}, "async_destinations.on_success"),
+    ("async_destinations", {"on_failure": {"type": "webhook", "target": "ftp://x/"}}, "async_destinations.on_failure"),
     ("idle_ttl_s", 0, "idle_ttl_s"),
     ("mode", "durable", "mode"),
     ("backend", "docker", "backend"),

@@ -2,14 +2,16 @@
 
 import ipaddress
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
+from nova.domain import asyncs
 from nova.domain.environment import check_environment
 from nova.domain.function import CapturePolicy, CompileStatus, EntryKind, IsolationMode, Mode
-from nova.domain.names import NAME
+from nova.domain.names import NAME, is_name
 
 Backend = Literal["auto", "sandbox"]
 Deploy = Literal["activate", "publish"]
@@ -78,6 +80,41 @@ class Capture(Model):
     redact: list[Annotated[str, Field(max_length=256, pattern=POINTER)]] | None = Field(None, max_length=100)
 
 
+class AsyncPolicy(Model):
+    """How asynchronous calls of the function are tried, unless the call says otherwise."""
+
+    max_attempts: int | None = Field(None, ge=1, le=asyncs.MAX_ATTEMPTS, description="executions, default 3")
+    backoff_base_ms: int | None = Field(None, ge=0, le=asyncs.MAX_BACKOFF_MS, description="default 1000; doubles")
+    backoff_max_ms: int | None = Field(None, ge=0, le=asyncs.MAX_BACKOFF_MS, description="default 60000")
+    max_age_s: int | None = Field(
+        None, ge=1, le=asyncs.MAX_AGE_S, description="older calls are given up; default 86400"
+    )
+
+
+class Destination(Model):
+    """``target``: the name of a function of the same scope, or the http or https URL of a webhook."""
+
+    type: asyncs.DestinationType
+    target: str = Field(min_length=1, max_length=2048)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.type == "function" and not is_name(self.target):
+            raise ValueError("target: the name of a function")
+        if self.type == "webhook":
+            url = urlsplit(self.target)
+            if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password:
+                raise ValueError("target: an http or https URL without credentials")
+        return self
+
+
+class AsyncDestinations(Model):
+    """Where the outcome of asynchronous calls is sent, as a CloudEvents object."""
+
+    on_success: Destination | None = None
+    on_failure: Destination | None = None
+
+
 class FunctionFields(Model):
     """Everything that can be set and has a default. An absent member and null both mean the default."""
 
@@ -88,6 +125,7 @@ class FunctionFields(Model):
     instance_concurrency: int | None = Field(
         None, ge=1, le=1000, description="calls at once in one instance; default 1"
     )
+    min_replicas: int | None = Field(None, ge=0, le=1000, description="instances kept ready; default 0")
     max_replicas: int | None = Field(
         None, ge=0, le=1000, description="instances at once; 0: what the node can hold; default 100"
     )
@@ -102,6 +140,8 @@ class FunctionFields(Model):
     ) = Field(None, max_length=50)
     function_url: FunctionUrl | None = None
     capture: Capture | None = None
+    async_policy: AsyncPolicy | None = None
+    async_destinations: AsyncDestinations | None = None
 
 
 class Source(Model):
@@ -157,6 +197,13 @@ class CaptureView(Model):
     redact: list[str]
 
 
+class AsyncPolicyView(Model):
+    max_attempts: int
+    backoff_base_ms: int
+    backoff_max_ms: int
+    max_age_s: int
+
+
 class ConfigView(Model):
     """The frozen configuration of one version. ``network_policy`` null: the default of this server."""
 
@@ -168,6 +215,7 @@ class ConfigView(Model):
     memory_mb: int
     timeout_s: int
     instance_concurrency: int
+    min_replicas: int
     max_replicas: int
     idle_ttl_s: float | None
     backend: str
@@ -177,6 +225,8 @@ class ConfigView(Model):
     dependency_files: list[str]
     function_url: FunctionUrlView
     capture: CaptureView
+    async_policy: AsyncPolicyView
+    async_destinations: AsyncDestinations
 
 
 class Urls(Model):

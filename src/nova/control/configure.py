@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nova.api.functions import Destination as DestinationFields
 from nova.api.functions import FunctionFields, NetworkPolicy
+from nova.domain.asyncs import AsyncDestinations, AsyncPolicy, Destination
 from nova.domain.function import Capture, EgressRule, EntryKind, Limits, Mode
 from nova.domain.function import NetworkPolicy as Policy
 from nova.domain.tree import EXECUTABLE, SourceFile, Tree
@@ -104,9 +106,10 @@ def with_executable_entry(tree: Tree, entry: str, language: Language) -> Tree:
 
 def settings_of(fields: FunctionFields) -> FunctionSettings:
     """What acts at once, with defaults filled in."""
-    url, capture = fields.function_url, fields.capture
+    url, capture, policy, targets = fields.function_url, fields.capture, fields.async_policy, fields.async_destinations
     recorded = Recorded(
         **_given(
+            min_replicas=fields.min_replicas,
             max_replicas=fields.max_replicas,
             idle_ttl_s=fields.idle_ttl_s,
             function_url=url.enabled if url else None,
@@ -119,9 +122,20 @@ def settings_of(fields: FunctionFields) -> FunctionSettings:
             )
             if capture
             else None,
+            async_policy=AsyncPolicy(**_given(**policy.model_dump())) if policy else None,
+            async_destinations=AsyncDestinations(_destination(targets.on_success), _destination(targets.on_failure))
+            if targets
+            else None,
         )
     )
+    most = recorded.max_replicas
+    if most and recorded.min_replicas > most:
+        raise invalid("min_replicas", f"at most max_replicas, which is {most}")
     return FunctionSettings(recorded, fields.description or "", _present(fields.tags))
+
+
+def _destination(given: DestinationFields | None) -> Destination | None:
+    return None if given is None else Destination(given.type, given.target)
 
 
 def config_of(

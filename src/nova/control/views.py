@@ -1,13 +1,17 @@
 """Records as the API shows them."""
 
 import hashlib
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel
 
 from nova.api.functions import (
+    AsyncDestinations,
+    AsyncPolicyView,
     CaptureView,
     ConfigView,
+    Destination,
     EgressRule,
     Function,
     FunctionUrlView,
@@ -16,6 +20,7 @@ from nova.api.functions import (
     Urls,
 )
 from nova.api.versions import VersionSummary
+from nova.domain import asyncs
 from nova.domain.function import NetworkPolicy
 from nova.domain.identity import Scope
 from nova.domain.version import FunctionSettings, Recorded, VersionConfig
@@ -36,6 +41,7 @@ def config_members(config: VersionConfig, recorded: Recorded) -> dict[str, Any]:
         "memory_mb": limits.memory_mb,
         "timeout_s": config.timeout_s,
         "instance_concurrency": config.concurrency,
+        "min_replicas": recorded.min_replicas,
         "max_replicas": recorded.max_replicas,
         "idle_ttl_s": recorded.idle_ttl_s,
         "backend": config.backend,
@@ -51,7 +57,16 @@ def config_members(config: VersionConfig, recorded: Recorded) -> dict[str, Any]:
             max_kb=recorded.capture.max_kb,
             redact=list(recorded.capture.redact),
         ),
+        "async_policy": AsyncPolicyView.model_validate(asdict(recorded.async_policy)),
+        "async_destinations": AsyncDestinations(
+            on_success=_destination(recorded.async_destinations.on_success),
+            on_failure=_destination(recorded.async_destinations.on_failure),
+        ),
     }
+
+
+def _destination(target: asyncs.Destination | None) -> Destination | None:
+    return None if target is None else Destination(type=target.type, target=target.target)
 
 
 def config_view(config: VersionConfig) -> ConfigView:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nova.domain.asyncs import AsyncDestinations, AsyncPolicy
 from nova.domain.function import Capture, EntryKind, Limits, Mode, NetworkPolicy
 
 
@@ -10,13 +11,17 @@ from nova.domain.function import Capture, EntryKind, Limits, Mode, NetworkPolicy
 class Recorded:
     """Settings that act at once on every version. Each version keeps a copy, which activating it puts back.
 
-    ``max_replicas`` 0 means the node's capacity. ``idle_ttl_s`` None means the pool's own.
+    ``min_replicas`` of the live version stand ready. ``max_replicas`` 0 means the node's capacity. ``idle_ttl_s`` None means
+    the pool's own.
     """
 
+    min_replicas: int = 0
     max_replicas: int = 100
     idle_ttl_s: float | None = None
     function_url: bool = True
     capture: Capture = field(default_factory=Capture)
+    async_policy: AsyncPolicy = field(default_factory=AsyncPolicy)
+    async_destinations: AsyncDestinations = field(default_factory=AsyncDestinations)
 
 
 @dataclass(frozen=True, slots=True)
