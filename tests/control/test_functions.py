@@ -192,7 +192,7 @@ async def test_bad_values_are_refused_by_name(plane: Control) -> None:
 
 
 UNKNOWN: list[dict[str, Any]] = [
-    {"min_replicas": 1},
+    {"async_policy": {"priority": 1}},
     {"limits": {"disk_iops": 1}},
     {"function_url": {"auth": "none"}},
     {"layers": []},
