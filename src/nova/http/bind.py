@@ -4,7 +4,8 @@ Start-up fails on an operation without a handler, with two, or on a handler with
 works, and whatever works is in the table.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import structlog
 from starlette.types import Receive, Scope, Send
@@ -13,37 +14,46 @@ from nova.api.table import Route
 from nova.config import LimitSettings
 from nova.errors import NovaError, as_refusal, internal
 from nova.http import cors
+from nova.http.admit import Admission
 from nova.http.body import ClientGone
 from nova.http.exchange import Exchange
+from nova.http.guard import Guard
 from nova.http.handler import Handler, handlers_of
 from nova.http.operation import Operation, Shared
 from nova.http.routing import Router, without_prefix
 from nova.http.trail import Trail
 from nova.security.access import PERMISSIONS
-from nova.security.guards import Door
 from nova.store.audit import AuditStore
 
 log = structlog.get_logger(__name__)
+
+
+class Endpoint(Protocol):
+    """What answers a request that a route matched. Refusals are raised."""
+
+    async def __call__(self, exchange: Exchange, params: Mapping[str, str]) -> None: ...
 
 
 def bind(
     table: Iterable[Route],
     owners: Iterable[object],
     *,
-    door: Door,
+    door: Guard,
     audit: AuditStore,
     limits: LimitSettings,
     elsewhere: Iterable[str] = (),
+    endpoints: Mapping[str, Endpoint] | None = None,
 ) -> "Application":
     """The application that answers every operation of ``table`` with the handlers that ``owners`` have.
 
-    ``elsewhere`` are operations that an outer layer answers. Raises RuntimeError when table and handlers do not fit.
+    ``elsewhere`` are operations that an outer layer answers, ``endpoints`` those that have no handler here because another
+    process answers them. Raises RuntimeError when table and handlers do not fit.
     """
     rows = list(table)
     handlers = _collect(owners)
-    shared = Shared(door, Trail(audit, door), limits)
-    outer = frozenset(elsewhere)
-    operations = [row for row in rows if row.op not in outer]
+    shared = Shared(Admission(door, Trail(audit, door)), limits)
+    outer, remote = frozenset(elsewhere), dict(endpoints or {})
+    operations = [row for row in rows if row.op not in outer and row.op not in remote]
     if missing := sorted({row.op for row in operations} - handlers.keys()):
         raise RuntimeError(f"operations without a handler: {', '.join(missing)}")
     if surplus := sorted(handlers.keys() - {row.op for row in operations}):
@@ -52,9 +62,12 @@ def bind(
         raise RuntimeError("an operation is in the table twice")
     if unknown := sorted({row.permission for row in rows if row.permission} - PERMISSIONS):
         raise RuntimeError(f"permissions that no role can hold: {', '.join(unknown)}")
-    router: Router[Operation] = Router()
-    for row in operations:
-        router.add(row.method, row.path, Operation(row, handlers[row.op], shared, _item_path(row, rows)))
+    router: Router[Endpoint] = Router()
+    for row in rows:
+        if row.op in remote:
+            router.add(row.method, row.path, remote[row.op])
+        elif row.op not in outer:
+            router.add(row.method, row.path, Operation(row, handlers[row.op], shared, _item_path(row, rows)))
     return Application(router, door)
 
 
@@ -84,7 +97,7 @@ def _item_path(row: Route, rows: list[Route]) -> str | None:
 class Application:
     """ASGI: the management API."""
 
-    def __init__(self, router: Router[Operation], door: Door) -> None:
+    def __init__(self, router: Router[Endpoint], door: Guard) -> None:
         self._router = router
         self._door = door
 
@@ -121,5 +134,5 @@ class Application:
         if found is None:
             allow = match.allow
             raise NovaError("method_not_allowed", f"allowed here: {', '.join(allow)}", extra={"allow": allow})
-        operation, params = found
-        await operation(exchange, params)
+        endpoint, params = found
+        await endpoint(exchange, params)

@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 
 from nova.http.exchange import Exchange, HeaderList
-from nova.security.guards import Door, Headers
+from nova.http.guard import Guard
+from nova.security.guards import Headers
 
 _PREFLIGHT_AGE_S = 600
 
 
-def answer_headers(door: Door, headers: Headers) -> HeaderList:
+def answer_headers(door: Guard, headers: Headers) -> HeaderList:
     """What an answer says to the page that asked; nothing when its origin is not allowed."""
     origin = headers.get(b"origin")
     if origin is None or not door.allows_origin(origin):

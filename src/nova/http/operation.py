@@ -4,23 +4,24 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.requests import Request
 
 from nova.api.problem import from_validation
-from nova.api.table import BY_HANDLER, Kind, Route
+from nova.api.table import Kind, Route
 from nova.config import LimitSettings
 from nova.domain.identity import Scope
 from nova.errors import FieldError, NovaError
 from nova.http import body as bodies
 from nova.http import sse
+from nova.http.admit import Admission
 from nova.http.exchange import Exchange, HeaderList
 from nova.http.handler import Answer, Handler, Req
-from nova.http.trail import Trail
-from nova.security.guards import Caller, Door
+from nova.http.routing import fill
+from nova.security.guards import Caller
 
 M = TypeVar("M", bound=BaseModel)
 _MB = 1 << 20
@@ -33,8 +34,7 @@ _UPLOAD_ENVELOPE = _MB
 class Shared:
     """What every operation needs."""
 
-    door: Door
-    trail: Trail
+    admission: Admission
     limits: LimitSettings
 
 
@@ -46,12 +46,10 @@ class Operation:
         self._handler = handler
         self._shared = shared
         self._item_path = item_path
-        self._takes_code = route.body is not None and bool({"code", "files"} & route.body.model_fields.keys())
-        self._function_param = route.resource if route.path.startswith("/functions/{") else None
 
     async def __call__(self, exchange: Exchange, params: Mapping[str, str]) -> None:
         """Answer one request. Refusals are raised; the answer of a success has been sent when this returns."""
-        caller, scope = await self._admit(exchange, params)
+        caller, scope = await self._shared.admission.admit(self.route, exchange, params)
         request = await self._request(exchange, params, caller, scope)
         if self.route.kind is Kind.SSE:
             await self._stream(request, exchange)
@@ -64,43 +62,14 @@ class Operation:
         if status == 201 and "Location" not in answer.headers and (location := self._location(params, answer.body)):
             answer.headers["Location"] = location
         if self.route.audit is not None and not request.dry_run:
-            resource = answer.headers.get("Location") or _fill(self.route.path, params)
+            resource = answer.headers.get("Location") or fill(self.route.path, params)
             details = {"fields": sorted(request.raw_body)} if isinstance(request.raw_body, dict) else {}
-            await self._shared.trail.changed(caller, scope, self.route.audit, resource, exchange.request_id, details)
+            trail = self._shared.admission.trail
+            await trail.changed(caller, scope, self.route.audit, resource, exchange.request_id, details)
         if not isinstance(result, Answer) and answer.body is None and callable(result):
             await result(exchange.scope, exchange.receive, exchange.send)
         else:
             await _send(exchange, answer, status)
-
-    async def _admit(self, exchange: Exchange, params: Mapping[str, str]) -> tuple[Caller, Scope]:
-        route, door = self.route, self._shared.door
-        if route.permission is None:
-            caller = door.identify_if_possible(exchange.headers, exchange.peer)
-            return caller, caller.identity.default_scope or Scope()
-        try:
-            caller = door.identify(exchange.headers, exchange.peer)
-        except NovaError as exc:
-            await self._shared.trail.refused_login(exchange.headers, exchange.peer, route.op, exchange.request_id, exc)
-            raise
-        scope = caller.identity.default_scope or Scope()
-        try:
-            if route.scoped:
-                scope = door.scope(caller, exchange.header(b"x-nova-tenant"), exchange.header(b"x-nova-namespace"))
-            else:
-                door.check_tenant(caller)
-            if route.resource == BY_HANDLER:
-                door.authorize_somewhere(caller, route.permission)
-            else:
-                function = params.get(self._function_param) if self._function_param else None
-                door.authorize(caller, route.permission, function, platform=route.platform)
-        except NovaError as exc:
-            resource = _fill(route.path, params)
-            await self._shared.trail.denied(caller, scope, route.op, resource, exchange.request_id, exc)
-            raise
-        bucket = door.charge(caller, scope)
-        if bucket is not None:
-            exchange.extra += bucket.headers()
-        return caller, scope
 
     async def _request(
         self, exchange: Exchange, params: Mapping[str, str], caller: Caller, scope: Scope
@@ -121,22 +90,20 @@ class Operation:
             dry_run=bool(getattr(query, "dry_run", False)),
         )
         if route.kind is Kind.UPLOAD:
-            limit = self._shared.limits.archive_mb * _MB + _UPLOAD_ENVELOPE
+            limit = body_limit(route, self._shared.limits)
             request.http = Request(exchange.scope, bodies.limited(exchange.receive, limit))
         elif exchange.method not in ("GET", "HEAD"):
             await self._read_body(exchange, request)
         return request
 
     async def _read_body(self, exchange: Exchange, request: Req[Any, Any]) -> None:
-        model, limits = self.route.body, self._shared.limits
-        declared = exchange.headers.get(b"content-length")
+        model, limit = self.route.body, body_limit(self.route, self._shared.limits)
+        raw = await bodies.read(exchange.receive, exchange.headers.get(b"content-length"), limit)
         if model is None:
-            raw = await bodies.read(exchange.receive, declared, _UNWANTED_BODY)
             if raw.strip() not in (b"", b"{}"):
                 raise NovaError("validation_failed", "this operation takes no body")
             return
-        limit_mb = max(limits.body_mb, limits.code_mb) if self._takes_code else limits.body_mb
-        raw = await bodies.read(exchange.receive, declared, limit_mb * _MB) or b"{}"
+        raw = raw or b"{}"
         bodies.require_json(exchange.header(b"content-type"))
         request.raw_body = bodies.decode(raw)
         request.body = bodies.parse(model, raw)
@@ -156,8 +123,18 @@ class Operation:
         last = self._item_path.rpartition("{")[2].rstrip("}")
         for name in (last, "name", "version", "id"):
             if (value := read(name)) is not None:
-                return _fill(self._item_path, {**params, last: str(value)})
+                return fill(self._item_path, {**params, last: str(value)})
         return None
+
+
+def body_limit(route: Route, limits: LimitSettings) -> int:
+    """How many bytes the body of a request to this route may have."""
+    if route.kind is Kind.UPLOAD:
+        return limits.archive_mb * _MB + _UPLOAD_ENVELOPE
+    if route.body is None:
+        return _UNWANTED_BODY
+    takes_code = bool({"code", "files"} & route.body.model_fields.keys())
+    return (max(limits.body_mb, limits.code_mb) if takes_code else limits.body_mb) * _MB
 
 
 def parse_query(model: type[M], raw: bytes) -> M:
@@ -210,10 +187,3 @@ def _matches(wanted: str | None, tag: str) -> bool:
     return wanted.strip() == "*" or tag.strip('"') in [
         one.strip().removeprefix("W/").strip('"') for one in wanted.split(",")
     ]
-
-
-def _fill(path: str, params: Mapping[str, str]) -> str:
-    """A route's path with its parameters, percent-encoded."""
-    for name, value in params.items():
-        path = path.replace(f"{{{name}}}", quote(value, safe="$"))
-    return path

@@ -4,7 +4,7 @@ encoded slash stays inside its name and no spelling of a path reaches another op
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from nova.errors import NovaError
 
@@ -34,6 +34,13 @@ def decode_segment(raw: bytes) -> str:
     if not text.isprintable():
         raise NovaError("validation_failed", "the path has a control character")
     return text
+
+
+def fill(path: str, params: Mapping[str, str]) -> str:
+    """A route's path with its parameters, percent-encoded."""
+    for name, value in params.items():
+        path = path.replace(f"{{{name}}}", quote(value, safe="$"))
+    return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from nova.domain.identity import ANONYMOUS, Scope
 from nova.errors import NovaError
-from nova.security.guards import Caller, Door, Headers
+from nova.http.guard import Guard
+from nova.security.guards import Caller, Headers
 from nova.store.audit import AuditRecord, AuditStore
 
 log = structlog.get_logger(__name__)
@@ -18,7 +19,7 @@ _MAX_RESOURCE = 512
 class Trail:
     """Writes audit rows for one door."""
 
-    def __init__(self, store: AuditStore, door: Door) -> None:
+    def __init__(self, store: AuditStore, door: Guard) -> None:
         self._store = store
         self._door = door
 
