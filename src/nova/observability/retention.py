@@ -1,0 +1,133 @@
+"""The duty that removes what is past its time, in whichever process is in charge of it.
+
+Every table that grows has a :class:`Rule`. Deleting what is old is the same whoever does it, so a former leader that still
+deletes does no harm; being led once only spares the database.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from nova.clock import SYSTEM_CLOCK, Clock
+from nova.config import Settings
+from nova.errors import NovaError
+from nova.observability.rollup import Fence
+from nova.store.builds import BuildStore
+from nova.store.invocations import InvocationStore
+from nova.store.retention import AgedTable, RetentionStore
+
+log = structlog.get_logger(__name__)
+DUTY = "retention"
+INTERVAL_S = 60.0
+BATCH = 1000
+MAX_BATCHES = 200
+"""Of one table in one round, so that one table does not keep the others waiting."""
+DAYS_AHEAD = 2
+"""Day partitions of the call records that are there before their day."""
+NODE_KEPT_S = 3600.0
+"""A process that fell silent is shown for this long after its lease."""
+
+Sweep = Callable[[datetime, int], Awaitable[int]]
+"""Takes the present and a limit; removes at most so many rows that are past their time and returns how many."""
+Deleted = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``sweep`` keeps one ``table`` in bounds."""
+
+    table: str
+    sweep: Sweep
+
+
+def rules(settings: Settings, store: RetentionStore, builds: BuildStore) -> list[Rule]:
+    """The tables whose rows only have to be of an age. Settings are read in each round: they are hot."""
+    kept = settings.retention
+
+    def aged(table: AgedTable, age: Callable[[], timedelta]) -> Rule:
+        async def sweep(now: datetime, limit: int) -> int:
+            return await store.delete(table, now - age(), limit=limit)
+
+        return Rule(table, sweep)
+
+    async def old_builds(_now: datetime, limit: int) -> int:
+        return await builds.retire(older_than_s=kept.builds_days * 86_400, limit=limit)
+
+    return [
+        aged("metrics_minute", lambda: timedelta(days=kept.metrics_minute_days)),
+        aged("metrics_hour", lambda: timedelta(days=kept.metrics_hour_days)),
+        aged("trace_spans", lambda: timedelta(hours=kept.traces_hours)),
+        aged("audit_logs", lambda: timedelta(days=kept.audit_days)),
+        aged("cluster_nodes", lambda: timedelta(seconds=NODE_KEPT_S)),
+        Rule("builds", old_builds),
+    ]
+
+
+class Retention:
+    """``lead`` is the work of a :class:`nova.work.leader.Duty`; ``deleted(table, rows)`` hears what went.
+
+    The call records are kept in one partition per day: those of the next days are made here, and whole days dropped.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        invocations: InvocationStore,
+        settings: Settings,
+        deleted: Deleted,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._rules = rules
+        self._invocations = invocations
+        self._settings = settings
+        self._deleted = deleted
+        self._clock = clock
+        self._tended: tuple[datetime, int] | None = None
+
+    async def lead(self, fence: Fence) -> None:
+        """Until cancelled; waits while the database does not answer."""
+        while True:
+            await self.round()
+            await self._clock.sleep(INTERVAL_S)
+
+    async def round(self) -> None:
+        """Everything once. A table that cannot be cleared does not keep the others from it."""
+        await self._guarded("invocation_logs", self._call_records)
+        for rule in self._rules:
+            await self._guarded(rule.table, lambda rule=rule: self._swept(rule))  # type: ignore[misc]
+
+    async def _guarded(self, table: str, clear: Callable[[], Awaitable[int]]) -> None:
+        try:
+            rows = await clear()
+        except NovaError as error:
+            log.warning("retention waits for the database", table=table, error=error.detail)
+            return
+        if rows:
+            log.info("old rows removed", table=table, rows=rows)
+
+    async def _swept(self, rule: Rule) -> int:
+        total = 0
+        for _ in range(MAX_BATCHES):
+            gone = await rule.sweep(self._clock.now(), BATCH)
+            if gone:
+                self._deleted(rule.table, gone)
+            total += gone
+            if gone < BATCH:
+                break
+        return total
+
+    async def _call_records(self) -> int:
+        """Once for each day and setting: nothing changes in between."""
+        now = self._clock.now()
+        days = self._settings.executor.log_retention_days
+        today = (now.replace(hour=0, minute=0, second=0, microsecond=0), days)
+        if self._tended == today:
+            return 0
+        await self._invocations.prepare_days(now.date(), DAYS_AHEAD)
+        _, rows = await self._invocations.purge(now.date() - timedelta(days=days))
+        self._tended = today
+        if rows:
+            self._deleted("invocation_logs", rows)
+        return rows

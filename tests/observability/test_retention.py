@@ -1,0 +1,194 @@
+"""What is past its time goes, from every table that grows; what is not stays."""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from psycopg.types.json import Jsonb
+
+from nova.config import Settings
+from nova.errors import NovaError
+from nova.ids import new_id
+from nova.observability import retention
+from nova.observability.retention import BATCH, DAYS_AHEAD, INTERVAL_S, Retention, Rule, rules
+from nova.store.builds import BuildStore
+from nova.store.db import Database
+from nova.store.invocations import InvocationStore
+from nova.store.retention import RetentionStore
+from tests.execution.fakes import make_snapshot
+from tests.mock_clock import MockClock, settle
+from tests.observability.records import Free, row, write
+
+pytestmark = pytest.mark.anyio
+HELLO = make_snapshot("hello", function_id=new_id())
+
+
+class Watched:
+    """The duty on a clock of its own, and what it says that went."""
+
+    def __init__(self, database: Database, more: list[Rule] | None = None) -> None:
+        self.clock = MockClock()
+        self.settings = Settings()
+        self.told: dict[str, int] = {}
+        self.store = InvocationStore(database)
+        own = rules(self.settings, RetentionStore(database), BuildStore(database))
+        self.duty = Retention([*own, *(more or [])], self.store, self.settings, self._deleted, self.clock)
+
+    def _deleted(self, table: str, rows: int) -> None:
+        self.told[table] = self.told.get(table, 0) + rows
+
+    def ago(self, **span: float) -> datetime:
+        return self.clock.now() - timedelta(**span)
+
+
+async def _series(database: Database, table: str, *buckets: datetime) -> None:
+    for bucket in buckets:
+        await database.run(
+            f"INSERT INTO {table} VALUES ('default', 'default', %(id)s, %(bucket)s, 1, 'f', 1, 0, 0, 1, 1, 1, '{{1}}', 0)",
+            id=HELLO.function_id,
+            bucket=bucket,
+        )
+
+
+async def _ages(database: Database, table: str, column: str) -> list[datetime]:
+    return [found["at"] for found in await database.fetch(f"SELECT {column} AS at FROM {table} ORDER BY 1")]
+
+
+async def test_each_table_keeps_what_its_setting_says(database: Database) -> None:
+    watched = Watched(database)
+    ago = watched.ago
+    await _series(database, "metrics_minute", ago(days=8), ago(days=7, minutes=1), ago(days=6))
+    await _series(database, "metrics_hour", ago(days=401), ago(days=399))
+    for age in (ago(hours=25), ago(hours=23)):
+        await database.run(
+            "INSERT INTO trace_spans (tenant_id, namespace, trace_id, span_id, name, plane, node, started_at, duration_us)"
+            " VALUES ('default', 'default', 't', %(id)s, 'n', 'comet', 'a', %(at)s, 1)",
+            id=new_id(),
+            at=age,
+        )
+    for age in (ago(days=366), ago(days=364)):
+        await database.run(
+            "INSERT INTO audit_logs (id, created_at, tenant_id, namespace, actor, action, resource, outcome, request_id)"
+            " VALUES (%(id)s, %(at)s, 'default', 'default', 'a', 'x', 'r', 'success', 'q')",
+            id=new_id(),
+            at=age,
+        )
+    for age in (ago(hours=2), ago(minutes=30)):
+        await database.run(
+            "INSERT INTO cluster_nodes (id, plane, name, address, info, lease_until)"
+            " VALUES (%(id)s, 'comet', 'a', 'a:1', %(info)s, %(at)s)",
+            id=new_id(),
+            info=Jsonb({}),
+            at=age,
+        )
+    await watched.duty.round()
+    assert await _ages(database, "metrics_minute", "bucket") == [ago(days=6)]
+    assert await _ages(database, "metrics_hour", "bucket") == [ago(days=399)]
+    assert await _ages(database, "trace_spans", "started_at") == [ago(hours=23)]
+    assert await _ages(database, "audit_logs", "created_at") == [ago(days=364)]
+    assert await _ages(database, "cluster_nodes", "lease_until") == [ago(minutes=30)]
+    assert watched.told == {
+        "metrics_minute": 2, "metrics_hour": 1, "trace_spans": 1, "audit_logs": 1, "cluster_nodes": 1,
+    }  # fmt: skip
+
+
+async def test_a_setting_that_is_changed_acts_in_the_next_round(database: Database) -> None:
+    watched = Watched(database)
+    await _series(database, "metrics_minute", watched.ago(days=3))
+    await watched.duty.round()
+    assert watched.told == {}
+    watched.settings.retention.metrics_minute_days = 2
+    await watched.duty.round()
+    assert watched.told == {"metrics_minute": 1}
+
+
+async def test_call_records_go_by_days_and_partitions_are_ready(database: Database) -> None:
+    """OB6: captured output is deleted on schedule."""
+    watched = Watched(database)
+    today = watched.clock.now().date()
+    await watched.store.prepare_days(today - timedelta(days=40), 50)
+    await write(watched.store, [row(HELLO, watched.ago(days=days)) for days in (0, 29, 30, 31, 31, 39)])
+    await watched.duty.round()
+    assert watched.told == {"invocation_logs": 3}
+    assert len(await _ages(database, "invocation_logs", "created_at")) == 3
+    names = [found["name"] for found in await database.fetch(
+        "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'invocation_logs'::regclass"
+    )]  # fmt: skip
+    assert f"invocation_logs_{today + timedelta(days=DAYS_AHEAD):%Y%m%d}" in names
+    watched.settings.executor.log_retention_days = 7
+    await watched.duty.round()
+    assert watched.told == {"invocation_logs": 5}
+
+
+async def test_old_builds_go_unless_a_version_names_them(database: Database) -> None:
+    watched = Watched(database)
+    await database.run(
+        "INSERT INTO functions (id, tenant_id, namespace, name, data, etag, created_by)"
+        " VALUES (%(id)s, 'default', 'default', 'hello', '{}', 'e', 'test')",
+        id=HELLO.function_id,
+    )
+    for days in (40, 31, 29):
+        await database.run(
+            "INSERT INTO builds (id, tenant_id, namespace, function_id, version, cache_key, status, finished_at)"
+            " VALUES (%(id)s, 'default', 'default', %(function)s, 1, 'k', 'failed',"
+            " now() - make_interval(days => %(days)s))",
+            id=new_id(),
+            function=HELLO.function_id,
+            days=days,
+        )
+    await watched.duty.round()
+    assert watched.told == {"builds": 2}
+
+
+async def test_many_rows_go_in_batches_and_one_table_that_fails_stops_no_other(database: Database) -> None:
+    left = [2 * BATCH + 5]
+    limits: list[int] = []
+
+    async def sweep(_now: datetime, limit: int) -> int:
+        limits.append(limit)
+        gone = min(limit, left[0])
+        left[0] -= gone
+        return gone
+
+    async def broken(_now: datetime, _limit: int) -> int:
+        raise NovaError("dependency_unavailable", "away")
+
+    watched = Watched(database, [Rule("broken", broken), Rule("crowded", sweep)])
+    await watched.duty.round()
+    assert (left, limits) == ([0], [BATCH] * 3)
+    assert watched.told == {"crowded": 2 * BATCH + 5}
+
+
+async def test_one_table_does_not_keep_the_others_waiting(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "MAX_BATCHES", 3)
+    rounds: list[str] = []
+
+    async def endless(_now: datetime, limit: int) -> int:
+        rounds.append("endless")
+        return limit
+
+    async def other(_now: datetime, _limit: int) -> int:
+        rounds.append("other")
+        return 0
+
+    watched = Watched(database, [Rule("endless", endless), Rule("other", other)])
+    await watched.duty.round()
+    assert rounds == ["endless"] * 3 + ["other"]
+
+
+async def test_it_goes_on_by_itself(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(database)
+    rounds: list[Any] = []
+
+    async def once() -> None:
+        rounds.append(watched.clock.now())
+
+    monkeypatch.setattr(watched.duty, "round", once)
+    work = asyncio.create_task(watched.duty.lead(Free()))
+    try:
+        await settle()
+        await watched.clock.advance(INTERVAL_S * 3)
+        assert len(rounds) == 4
+    finally:
+        work.cancel()
