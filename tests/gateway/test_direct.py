@@ -158,6 +158,14 @@ async def test_a_repeated_head_is_judged_anew_each_time(door: Door) -> None:
     assert door.tasks == 0
 
 
+async def test_a_known_caller_is_refused_once_the_server_drains(door: Door) -> None:
+    async with RawClient(door.port) as client:
+        assert output(await door.call(client, n=1)) == [1, 1]
+        door.guards.door.draining = True
+        refused = await door.call(client, n=2)
+        assert (refused.status, json.loads(refused.body)["code"]) == (503, "draining")
+
+
 async def test_pipelined_calls_are_answered_in_order(door: Door) -> None:
     async with RawClient(door.port) as client:
         bodies = [json.dumps({"n": n, "sleep": 0.05 if n == 0 else 0}).encode() for n in range(5)]

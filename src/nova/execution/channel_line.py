@@ -86,16 +86,18 @@ class Call(asyncio.Future[WorkerResult]):
         if not self.done():
             result = WorkerResult(output, error, stdout, stderr)
             self.set_result(result)
-            if self.heard is not None:
-                self.get_loop().call_soon(self.heard, result)
+            heard, self.heard = self.heard, None
+            if heard is not None:
+                self.get_loop().call_soon(heard, result)
 
     def answered(self, result: WorkerResult) -> None:
         """End it with what its worker said; whoever listens hears it now."""
         self.deadlines.discard(self)
         if not self.done():
             self.set_result(result)
-            if self.heard is not None:
-                self.heard(result)
+            heard, self.heard = self.heard, None  # or the two would keep each other alive
+            if heard is not None:
+                heard(result)
 
     def cancel(self, msg: Any = None) -> bool:
         """The caller has gone: the future is cancelled now, the worker is told or ended."""

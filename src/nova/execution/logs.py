@@ -38,8 +38,8 @@ _MOST_WAITING_BYTES = 256 * 1024 * 1024
 """beyond these (or four buffers) records are counted as lost: the disk does not keep up either"""
 _HELD_BYTES = 64 * 1024 * 1024
 """rows kept in memory because neither the database nor the disk takes them"""
-_PACE_S = 0.05
-"""between two batches, while the buffer is less than half full: a write has a price, whatever its size"""
+_PACE_S = 0.15
+"""between two batches, while nobody reads and the buffer is less than half full: a write has a price, whatever its size"""
 _PROBE_S = 0.5
 _ENCODE_CHUNK = 50
 """rows encoded before the event loop gets a turn"""

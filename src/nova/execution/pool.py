@@ -191,7 +191,8 @@ class Pool:
         waiter = Waiter(asyncio.get_running_loop().create_future(), deadline, refusal)
         self.waiters[waiter] = None
         self.owner.watch_queue()
-        self.plan()
+        if self.shortfall(now):
+            self.plan()
         return waiter
 
     def leave(self, waiter: Waiter, now: float) -> None:

@@ -16,6 +16,8 @@ _MAX_TIMEOUT_S = 900
 _MAX_HEADER = 512
 _LOG_TAIL = 4096
 _BOOL = (b"false", b"true")
+WISHES = frozenset({b"x-nova-qualifier", b"x-nova-timeout-s", b"x-nova-sticky-key", b"traceparent", b"x-request-id"})
+"""The headers that :func:`apply_headers` looks at first; without any of them, and a qualifier, it changes nothing."""
 
 
 def apply_headers(call: CallRequest, headers: Headers) -> None:

@@ -62,13 +62,18 @@ class Starter(Protocol):
 
 @dataclass(slots=True)
 class Target:
-    """What the head of an invoke says. ``plain``: nothing in it needs more than the door, a body and the function."""
+    """What the head of an invoke says. ``plain``: nothing in it needs more than the door, a body and the function.
+
+    ``caller`` is who sent this head on this connection before.
+    """
 
     name: str
     headers: dict[bytes, bytes]
     tenant: str | None
     namespace: str | None
     plain: bool
+    wishes: bool
+    caller: Caller | None = None
 
 
 @dataclass(slots=True)
@@ -195,7 +200,11 @@ class Front:
         peer = client[0] if client else None
         received = self._now()
         try:
+            known = target.caller
+            if known is not None and self._door.identify_again(known):
+                knock.caller = known
             extra = self._pass(knock, target.headers, peer, target.name, target.tenant, target.namespace)
+            target.caller = knock.caller
             caller, place = knock.inside()
             admitted = self._now()
             call = self._accept(request_id, target, caller, place, bytes(cycle.body), received, None)
@@ -288,7 +297,8 @@ class Front:
         payload = check(body, limit=self._limits.sync_payload_mb << 20)
         call = CallRequest(request_id, place, target.name, payload, caller.identity, received, qualifier)
         call.source_address = caller.address
-        calling.apply_headers(call, target.headers)
+        if target.wishes or qualifier is not None:
+            calling.apply_headers(call, target.headers)
         return call
 
     def _answer(self, accepted: Accepted, result: CallResult) -> tuple[bytes, bytes]:
@@ -368,7 +378,9 @@ class Front:
     ) -> bytes:
         """Who, where, may they, how fast. The bytes are header lines for the answer; ``knock`` says how far it came."""
         door = self._door
-        caller = knock.caller = door.identify(headers, peer, lenient=lenient)
+        caller = knock.caller
+        if caller is None:
+            caller = knock.caller = door.identify(headers, peer, lenient=lenient)
         knock.place = caller.identity.default_scope or Place()
         place = knock.place = door.scope(caller, tenant, namespace)
         door.authorize(caller, _PERMISSION, name)
@@ -489,7 +501,8 @@ def _lines_of(pairs: HeaderList) -> bytes:
 def _target(raw_name: bytes, headers: dict[bytes, bytes]) -> Target:
     tenant, namespace = _text(headers.get(b"x-nova-tenant")), _text(headers.get(b"x-nova-namespace"))
     plain = b"idempotency-key" not in headers and b"x-nova-invocation-type" not in headers
-    return Target(decode_segment(raw_name), headers, tenant, namespace, plain)
+    wishes = not calling.WISHES.isdisjoint(headers)
+    return Target(decode_segment(raw_name), headers, tenant, namespace, plain, wishes)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -95,6 +95,19 @@ class Door:
             return Caller(OPERATOR, address)
         raise NovaError("unauthenticated", "send an API key in X-API-Key or Authorization: ApiKey")
 
+    def identify_again(self, caller: Caller) -> bool:
+        """Whether what :meth:`identify` said still holds when the same head comes again on the same connection.
+
+        Only for callers who needed no proof; a credential is proven each time. False: ask :meth:`identify`.
+        """
+        if caller.identity is not OPERATOR or self.draining:
+            return False
+        try:
+            self._failures.check(caller.address or "")
+        except NovaError:
+            return False
+        return True
+
     def identify_if_possible(self, headers: Headers, peer: str | None) -> Caller:
         """For public routes, which show more to some: the caller, or :data:`ANONYMOUS`."""
         try:

@@ -21,7 +21,19 @@ def _encode_other(value: object) -> object:
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_encode_other).encode
+_seen: dict[int, object] = {}
+_pieces = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+    _seen, _encode_other, json.encoder.encode_basestring, None, ": ", ", ", False, False, False
+)
+"""An encoder of standard JSON: ``JSONEncoder.encode`` makes one of these for each value."""
+
+
+def _encode(value: Any) -> str:
+    try:
+        return "".join(_pieces(value, 0))
+    except BaseException:
+        _seen.clear()
+        raise
 
 
 def of_value(value: Any, tag: bytes = b"") -> bytes:
