@@ -22,7 +22,10 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One claimed piece of work. ``attempt`` counts from 1; ``fence`` and ``owner`` prove the claim."""
+    """One claimed piece of work. ``attempt`` counts from 1; ``fence`` and ``owner`` prove the claim.
+
+    ``noun`` is what the kind's own claim has read beside it, if it has one.
+    """
 
     id: str
     kind: str
@@ -32,6 +35,7 @@ class WorkItem:
     attempt: int
     fence: int
     owner: str
+    noun: Any = None
 
     @classmethod
     def of(cls, row: Row, owner: str) -> "WorkItem":
@@ -90,8 +94,14 @@ class WorkQueue:
                 rows = await conn.fetch(sql.claim_capped, **claim, per_tenant=per_tenant)
         return [WorkItem.of(row, self.owner) for row in rows]
 
+    async def next_due_s(self, kind: str) -> float | None:
+        """Seconds until the next item that waits for its time; None: there is none."""
+        row = await self._db.one(sql.next_due, kind=kind)
+        return None if row is None else max(0.0, row["seconds"])
+
     async def heartbeat(self, items: Sequence[WorkItem]) -> set[str]:
         """Prolong every lease that is still ours; the ids of those."""
+        items = sorted(items, key=lambda item: item.id)  # whoever locks several rows does it in one order
         rows = await self._db.fetch(
             sql.heartbeat,
             ids=[item.id for item in items],

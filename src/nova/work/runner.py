@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +15,12 @@ from nova.errors import NovaError
 from nova.ids import new_id
 from nova.service import Background
 from nova.store.db import Database
+from nova.work.notices import PROCESS
 from nova.work.queue import CHANNEL, LeaseLost, WorkItem, WorkQueue
 
 log = structlog.get_logger(__name__)
+_DUE_SLACK_S = 0.002
+"""Asked for a moment after it is due, an item is found; asked for a moment before, it is not."""
 
 
 class WorkHandler(Protocol):
@@ -42,15 +45,36 @@ class Notifications(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim got. ``more``: there may be more that is due."""
+
+    items: Sequence[WorkItem]
+    more: bool
+
+
+Claim = Callable[[str, int, float], Awaitable[Claimed]]
+"""Leases up to so many due items to an owner, for so many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
-    """How work of one kind is run here. ``backoff_s`` is about the first retry's delay; it doubles each time."""
+    """How work of one kind is run here. ``backoff_s`` is about the first retry's delay; it doubles each time.
+
+    ``concurrency`` as a callable is asked before each claim. ``max_attempts`` None: the handler counts for itself, and
+    ``give_up`` is never called. ``claim`` replaces the queue's own, which knows nothing of the noun's table.
+    """
 
     handler: WorkHandler
-    concurrency: int
+    concurrency: int | Callable[[], int]
     per_tenant: int | None = None
-    max_attempts: int = 3
+    max_attempts: int | None = 3
     backoff_s: float = 1
     backoff_max_s: float = 60
+    claim: Claim | None = None
+
+    @property
+    def limit(self) -> int:
+        return self.concurrency() if callable(self.concurrency) else self.concurrency
 
 
 @dataclass(slots=True)
@@ -59,6 +83,29 @@ class _Running:
     task: asyncio.Task[None]
     lease_ends: float
     lost: bool = False
+
+
+class _Lane:
+    """One kind in this process: what runs, and whether there may be something to claim."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.running = 0
+        self.due = asyncio.Event()
+        self.room = asyncio.Event()
+        self.due.set()
+
+    @property
+    def free(self) -> int:
+        return self.kind.limit - self.running
+
+    def look(self) -> None:
+        """Something may be due."""
+        self.due.set()
+
+    def look_after(self, seconds: float) -> None:
+        """Something will be."""
+        asyncio.get_running_loop().call_later(seconds + _DUE_SLACK_S, self.due.set)
 
 
 class Runner:
@@ -78,28 +125,31 @@ class Runner:
     ) -> None:
         self.queue = WorkQueue(db, new_id(), lease_s=lease_s)
         self._notifications = notifications
-        self._kinds = dict(kinds)
         self._batch = batch
         self._poll_s = poll_s
         self._grace_s = grace_s
         self._clock = clock
         self._running: dict[str, _Running] = {}
-        self._wake = {kind: asyncio.Event() for kind in self._kinds}
+        self._lanes = {name: _Lane(kind) for name, kind in kinds.items()}
         self._check = asyncio.Event()
         self._loops = Background("work")
+        self._claims: list[asyncio.Task[None]] = []
         self._closing = False
 
     async def start(self) -> None:
         self._notifications.on(CHANNEL, self._on_notify)
         self._notifications.on_reconnect(self._wake_all)
-        for kind in self._kinds:
-            self._loops.spawn(f"claim.{kind}", self._claim_loop(kind))
+        self._claims = [
+            self._loops.spawn(f"claim.{name}", self._claim_loop(name, lane)) for name, lane in self._lanes.items()
+        ]
         self._loops.spawn("heartbeat", self._heartbeat_loop())
 
     async def close(self) -> None:
         """Claim nothing more, give what runs ``grace_s`` to end, hand the rest back without counting an attempt."""
         self._closing = True
         self._wake_all()
+        if self._claims:
+            await asyncio.wait(self._claims, timeout=self._grace_s)
         tasks = [running.task for running in self._running.values()]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._grace_s)
@@ -111,39 +161,68 @@ class Runner:
     def _on_notify(self, payload: str) -> None:
         message = json.loads(payload)
         kind, withdrawn = message["kind"], message.get("withdrawn")
-        if withdrawn is None and kind in self._wake:
-            self._wake[kind].set()
-        elif any(r.item.subject == withdrawn and r.item.kind == kind for r in self._running.values()):
-            self._check.set()
+        if message.get("by") == PROCESS:
+            return  # heard when it was sent
+        if withdrawn is not None:
+            if any(r.item.subject == withdrawn and r.item.kind == kind for r in self._running.values()):
+                self._check.set()
+        elif kind in self._lanes:
+            if (due_s := message.get("due_s")) is not None:
+                self._lanes[kind].look_after(due_s)
+            else:
+                self._lanes[kind].look()
 
     def _wake_all(self) -> None:
-        for event in self._wake.values():
-            event.set()
+        for lane in self._lanes.values():
+            lane.look()
+            lane.room.set()
 
-    async def _claim_loop(self, name: str) -> None:
-        kind, wake = self._kinds[name], self._wake[name]
+    async def _claim_loop(self, name: str, lane: "_Lane") -> None:
         while not self._closing:
-            wake.clear()
-            free = kind.concurrency - sum(r.item.kind == name for r in self._running.values())
-            items: list[WorkItem] = []
-            if free > 0:
-                try:
-                    items = await self.queue.claim(name, min(free, self._batch), per_tenant=kind.per_tenant)
-                except (NovaError, psycopg.Error) as error:
-                    log.warning("cannot claim work", kind=name, error=str(error))
-            for item in items:
-                self._begin(kind, item)
-            if not items:
-                await _wait(wake, self._poll_s)
+            try:
+                if not await _wait(lane.due, self._poll_s):
+                    await self._look_ahead(name, lane)
+                    lane.look()
+                if lane.free <= 0:
+                    lane.room.clear()
+                    await _wait(lane.room, self._poll_s)
+                    continue
+                lane.due.clear()
+                claimed = await self._claim(name, lane)
+                if claimed.more:
+                    lane.due.set()
+                for item in claimed.items:
+                    self._begin(lane, item)
+            except (NovaError, psycopg.Error) as error:
+                log.warning("cannot claim work", kind=name, error=str(error))
+                await self._clock.sleep(self._poll_s)
 
-    def _begin(self, kind: Kind, item: WorkItem) -> None:
-        task = asyncio.create_task(self._work(kind, item), name=f"work.{item.kind}.{item.subject}")
+    async def _claim(self, name: str, lane: "_Lane") -> Claimed:
+        batch = min(lane.free, self._batch)
+        if lane.kind.claim is not None:
+            return await lane.kind.claim(self.queue.owner, batch, self.queue.lease_s)
+        items = await self.queue.claim(name, batch, per_tenant=lane.kind.per_tenant)
+        # at the cap of a tenant the queue has more for later: whoever ends an item looks again
+        return Claimed(items, len(items) == batch)
+
+    async def _look_ahead(self, name: str, lane: "_Lane") -> None:
+        """Nobody notified for a while. What becomes due before the next poll is to start in its time."""
+        due_s = await self.queue.next_due_s(name)
+        if due_s is not None and due_s < self._poll_s:
+            lane.look_after(due_s)
+
+    def _begin(self, lane: "_Lane", item: WorkItem) -> None:
+        lane.running += 1
+        task = asyncio.create_task(self._work(lane.kind, item), name=item.id)
         self._running[item.id] = _Running(item, task, self._clock.monotonic() + self.queue.lease_s)
-        task.add_done_callback(lambda _task: self._ended(item))
+        task.add_done_callback(lambda _task: self._ended(lane, item))
 
-    def _ended(self, item: WorkItem) -> None:
+    def _ended(self, lane: "_Lane", item: WorkItem) -> None:
         del self._running[item.id]
-        self._wake[item.kind].set()
+        lane.running -= 1
+        lane.room.set()
+        if lane.kind.per_tenant is not None:
+            lane.look()
 
     async def _work(self, kind: Kind, item: WorkItem) -> None:
         try:
@@ -161,14 +240,14 @@ class Runner:
             await self._fail(kind, item, error)
 
     async def _attempt(self, kind: Kind, item: WorkItem) -> None:
-        if item.attempt > kind.max_attempts:
+        if kind.max_attempts is not None and item.attempt > kind.max_attempts:
             # it took its worker down with it every time: nobody was left to count
             await kind.handler.give_up(item, f"the worker was lost in each of {kind.max_attempts} attempts")
         else:
             await kind.handler.run(item)
 
     async def _fail(self, kind: Kind, item: WorkItem, error: Exception) -> None:
-        if item.attempt < kind.max_attempts:
+        if kind.max_attempts is None or item.attempt < kind.max_attempts:
             await self._give_back(item, delay_s=_delay(kind, item.attempt), counts=True)
             return
         reason = error.detail if isinstance(error, NovaError) else f"internal error ({type(error).__name__})"
@@ -186,7 +265,7 @@ class Runner:
         except (NovaError, psycopg.Error) as error:
             log.warning("cannot give work back; its lease will run out", subject=item.subject, error=str(error))
             return
-        asyncio.get_running_loop().call_later(delay_s, self._wake[item.kind].set)
+        self._lanes[item.kind].look_after(delay_s)
 
     async def _heartbeat_loop(self) -> None:
         while True:
@@ -213,12 +292,15 @@ class Runner:
 
 def _delay(kind: Kind, attempt: int) -> float:
     """Seconds before the next attempt: doubling, with jitter so that many failures do not come back together."""
-    return min(kind.backoff_max_s, kind.backoff_s * 2.0 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+    return min(kind.backoff_max_s, kind.backoff_s * 2.0 ** min(attempt - 1, 40)) * random.uniform(0.75, 1.25)
 
 
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
+    """False when the time ran out."""
+    if event.is_set():
+        return True
     try:
         async with asyncio.timeout(timeout_s):
-            await event.wait()
+            return await event.wait()
     except TimeoutError:
-        return
+        return False

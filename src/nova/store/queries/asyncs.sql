@@ -20,13 +20,13 @@ WITH input AS (
 ), jobs AS (
     INSERT INTO async_invocations (id, tenant_id, namespace, function_id, function_name, qualifier, payload,
                                    max_attempts, backoff_base_ms, backoff_max_ms, max_age_s, depth, source, caller,
-                                   traceparent, tracestate, idempotency_key, next_run_at)
+                                   traceparent, tracestate, idempotency_key, queued_at, next_run_at)
     SELECT id, tenant_id, namespace, known_id, function_name, qualifier, payload::json,
            coalesce(max_attempts, (policy ->> 'max_attempts')::int, %(default_attempts)s),
            coalesce(backoff_base_ms, (policy ->> 'backoff_base_ms')::int, %(default_base)s),
            coalesce(backoff_max_ms, (policy ->> 'backoff_max_ms')::int, %(default_max)s),
            coalesce(max_age_s, (policy ->> 'max_age_s')::int, %(default_age)s),
-           depth, source, caller, traceparent, tracestate, idempotency_key, due
+           depth, source, caller, traceparent, tracestate, idempotency_key, due, due
     FROM known
 ), queue AS (
     INSERT INTO work (id, kind, tenant_id, namespace, subject, run_at)

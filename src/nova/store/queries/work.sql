@@ -16,7 +16,7 @@ WITH due AS (
     ORDER BY run_at, id LIMIT %(batch)s
     FOR UPDATE SKIP LOCKED
 )
-UPDATE work SET owner = %(owner)s, fence = fence + 1, attempt = attempt + 1,
+UPDATE work SET owner = %(owner)s, fence = fence + 1, attempt = attempt + 1, claimed_at = now(),
                 lease_until = now() + make_interval(secs => %(lease_s)s)
 FROM due WHERE work.id = due.id
 RETURNING work.id, kind, tenant_id, namespace, subject, payload, attempt, fence
@@ -38,10 +38,15 @@ WITH busy AS (
     ORDER BY w.run_at, w.id LIMIT %(batch)s
     FOR UPDATE OF w SKIP LOCKED
 )
-UPDATE work SET owner = %(owner)s, fence = fence + 1, attempt = attempt + 1,
+UPDATE work SET owner = %(owner)s, fence = fence + 1, attempt = attempt + 1, claimed_at = now(),
                 lease_until = now() + make_interval(secs => %(lease_s)s)
 FROM due WHERE work.id = due.id
 RETURNING work.id, kind, tenant_id, namespace, subject, payload, attempt, fence
+
+-- name: next_due
+SELECT extract(epoch FROM run_at - clock_timestamp())::float8 AS seconds FROM work
+WHERE kind = %(kind)s AND run_at > now() AND run_at < 'infinity'
+ORDER BY run_at LIMIT 1
 
 -- name: heartbeat
 UPDATE work SET lease_until = now() + make_interval(secs => %(lease_s)s)
@@ -56,6 +61,9 @@ DELETE FROM work WHERE id = %(id)s AND owner = %(owner)s AND fence = %(fence)s
 SELECT 1 AS held FROM work WHERE id = %(id)s AND owner = %(owner)s AND fence = %(fence)s FOR UPDATE
 
 -- name: release
-UPDATE work SET owner = NULL, lease_until = NULL, attempt = attempt - %(forgive)s,
+UPDATE work SET owner = NULL, lease_until = NULL, claimed_at = NULL, attempt = attempt - %(forgive)s,
                 run_at = now() + make_interval(secs => %(delay_s)s)
 WHERE id = %(id)s AND owner = %(owner)s AND fence = %(fence)s
+
+-- name: notify
+SELECT pg_notify(channel, payload) FROM unnest(%(channels)s::text[], %(payloads)s::text[]) AS n (channel, payload)

@@ -1,0 +1,114 @@
+"""The port through which calls are accepted that nobody waits for: an answer means that the call is in PostgreSQL."""
+
+from collections.abc import Sequence
+
+from nova.domain.asyncs import (
+    MAX_AGE_S,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_MS,
+    MAX_DELAY_S,
+    MAX_KEY,
+    MAX_KEY_TTL_S,
+    MAX_PAYLOAD,
+)
+from nova.domain.call import Accepted, AsyncOptions, CallRequest
+from nova.domain.names import is_name, is_qualifier
+from nova.errors import invalid, not_found
+from nova.events.observers import JobEvents, NoEvents
+from nova.ids import new_id
+from nova.payload import too_large
+from nova.store import asyncs
+from nova.store.asyncs import NewJob
+from nova.store.db import Database
+from nova.work.grouping import GroupCommit
+from nova.work.notices import Notices
+
+_BATCH = 256
+_WRITERS = 2
+
+
+class Queue:
+    """Implements :class:`~nova.domain.ports.Acceptor`. Requests of one moment share a transaction."""
+
+    def __init__(self, db: Database, notices: Notices, *, events: JobEvents | None = None) -> None:
+        self._db = db
+        self._notices = notices
+        self._events = events or NoEvents()
+        self._group: GroupCommit[NewJob, Accepted] = GroupCommit(
+            "accept", self._write, batch=_BATCH, writers=_WRITERS, weigh=lambda job: len(job.payload)
+        )
+
+    async def start(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        """Take nothing more; whatever was taken is committed and answered."""
+        await self._group.close()
+
+    async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
+        """See :class:`~nova.domain.ports.Acceptor`. The payload has been checked to be JSON.
+
+        Raises ``validation_failed``, ``payload_too_large``, ``not_found``, ``idempotency_conflict``, ``queue_full``,
+        ``draining`` or ``dependency_unavailable``.
+        """
+        _check(call, options)
+        job = NewJob(
+            id=new_id(),
+            scope=call.scope,
+            function=call.function,
+            payload=call.payload,
+            options=options,
+            caller=call.identity.subject,
+            source=call.caller or "api",
+            qualifier=call.qualifier,
+            traceparent=call.traceparent,
+            tracestate=call.tracestate,
+        )
+        accepted = await self._group.put(job)
+        if not accepted.replayed:
+            self._events.job_accepted(call.scope, call.function)
+        return accepted
+
+    async def _write(self, jobs: Sequence[NewJob]) -> Sequence[Accepted | BaseException]:
+        if any(job.options.idempotency_key is not None for job in jobs):
+            async with self._db.transaction() as conn:
+                outcomes = await asyncs.add(conn, jobs)
+        else:
+            async with self._db.connection() as conn:  # one statement is a transaction
+                outcomes = await asyncs.add(conn, jobs)
+        delays = {
+            job.options.delay_s
+            for job, outcome in zip(jobs, outcomes, strict=True)
+            if isinstance(outcome, Accepted) and not outcome.replayed
+        }
+        for delay_s in delays:
+            self._notices.work(asyncs.KIND, delay_s)
+        return outcomes
+
+
+def _check(call: CallRequest, options: AsyncOptions) -> None:
+    if len(call.payload) > MAX_PAYLOAD:
+        raise too_large(MAX_PAYLOAD)
+    if not is_name(call.function):
+        raise not_found("function", call.function)
+    if call.qualifier is not None and not is_qualifier(call.qualifier):
+        raise invalid("qualifier", "a version number, an alias, live or $LATEST")
+    _within("max_attempts", options.max_attempts, 1, MAX_ATTEMPTS)
+    _within("backoff_base_ms", options.backoff_base_ms, 0, MAX_BACKOFF_MS)
+    _within("backoff_max_ms", options.backoff_max_ms, 0, MAX_BACKOFF_MS)
+    _within("max_age_s", options.max_age_s, 1, MAX_AGE_S)
+    _within("delay_s", options.delay_s, 0, MAX_DELAY_S)
+    if options.idempotency_key is not None:
+        check_key(options.idempotency_key, "idempotency_key")
+    _within("idempotency_ttl_s", options.idempotency_ttl_s, 1, MAX_KEY_TTL_S)
+
+
+def check_key(key: str, field: str) -> None:
+    """Raise ``validation_failed`` unless this can be an idempotency key."""
+    if not 0 < len(key) <= MAX_KEY or not all("!" <= character <= "~" for character in key):
+        raise invalid(field, f"1 to {MAX_KEY} visible ASCII characters without spaces")
+
+
+def _within(field: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise invalid(field, f"from {low} to {high}")

@@ -1,0 +1,74 @@
+"""The envelope of what leaves the queue: a CloudEvents 1.0 object whose data tells how a job ended.
+
+The user's payload and output are put in as the bytes they are.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from nova import payload
+from nova.clock import rfc3339
+from nova.domain.asyncs import JobError
+from nova.ids import new_id
+from nova.store.jobs import Ended, Job, OutboxEvent
+
+KIND = "delivery"
+"""Of work that sends one event."""
+_TYPES = {"succeeded": "nova.async.succeeded", "dlq": "nova.async.failed"}
+
+
+def of_job(job: Job, ended: Ended, finished_at: datetime) -> OutboxEvent | None:
+    """What is to be sent because ``job`` ended so; None when its function names no destination for that."""
+    where = job.destinations
+    destination = {"succeeded": where.on_success, "dlq": where.on_failure}.get(ended.status)
+    if destination is None:
+        return None
+    event_id = new_id()
+    event: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": f"/functions/{job.function}",
+        "type": _TYPES[ended.status],
+        "subject": job.id,
+        "time": rfc3339(finished_at),
+        "datacontenttype": "application/json",
+        "novatenant": job.scope.tenant,
+    }
+    if job.traceparent is not None:
+        event["traceparent"] = job.traceparent
+        if job.tracestate is not None:
+            event["tracestate"] = job.tracestate
+    event["data"] = {
+        "invocation_id": job.id,
+        "request_id": ended.request_id,
+        "function": job.function,
+        "version": ended.version,
+        "status": ended.status,
+        "attempts": ended.attempt,
+        "payload": msgspec.Raw(job.payload),
+        "output": None if ended.output is None else msgspec.Raw(ended.output),
+        "error": None if ended.error is None else msgspec.Raw(ended.error),
+        "created_at": rfc3339(job.created_at),
+        "finished_at": rfc3339(finished_at),
+    }
+    return OutboxEvent(
+        id=event_id,
+        scope=job.scope,
+        source=f"async/{job.id}/{job.generation}",
+        function_id=job.function_id,
+        type=destination.type,
+        target=destination.target,
+        depth=job.depth + 1,
+        event=payload.encode(event),
+    )
+
+
+def error_of(error: JobError) -> dict[str, Any]:
+    """An error as it is stored and sent: without what PostgreSQL cannot hold."""
+    return {"type": _clean(error.type), "message": _clean(error.message), "stack": [_clean(s) for s in error.stack]}
+
+
+def _clean(text: str) -> str:
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()

@@ -1,0 +1,267 @@
+"""Running jobs: work of kind ``async``, handed to an invoker, its outcome written under the lease.
+
+A job may be executed more than once (its worker died, or the answer was lost); its outcome is written once.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
+
+from nova import payload
+from nova.clock import SYSTEM_CLOCK, Clock, rfc3339
+from nova.domain.asyncs import JobError, Outcome, backoff_s
+from nova.domain.call import CallRequest, CallResult, Trigger
+from nova.domain.identity import Grant, Identity
+from nova.domain.ports import Invoker
+from nova.errors import NovaError
+from nova.events import envelope
+from nova.events.observers import JobEvents, NoEvents
+from nova.ids import new_id
+from nova.store.asyncs import KIND
+from nova.store.jobs import Ended, Job, JobStore, PutBack
+from nova.work.grouping import GroupCommit
+from nova.work.notices import Notices
+from nova.work.queue import LeaseLost, WorkItem
+from nova.work.runner import Claimed, Kind
+
+log = structlog.get_logger(__name__)
+
+_HOPELESS = frozenset({400, 404, 413, 424, 508})
+"""Statuses of refusals that would be the same at the next attempt."""
+_NOT_YET = frozenset({403, 429, 503})
+"""Statuses of refusals that say nothing about the job: its tenant is suspended, its function busy, the platform away."""
+_WAIT_S = (1.0, 60.0)
+"""Shortest and longest pause after one of those."""
+_WRITERS = 2
+_WRITE_FOR_S = 25.0
+"""How long an outcome is tried to be written while PostgreSQL is away; beyond that the lease has run out."""
+
+Outcomes = Ended | PutBack
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One execution, as it is kept with the job."""
+
+    job: Job
+    request_id: str
+    began: float
+    started_at: datetime
+
+    def story(self, now: float, error: JobError | None) -> bytes:
+        entry = {
+            "no": self.job.recorded + 1,
+            "started_at": rfc3339(self.started_at),
+            "request_id": self.request_id,
+            "error": None if error is None else envelope.error_of(error),
+            "duration_ms": round((now - self.began) * 1000, 3),
+        }
+        return payload.encode([entry])
+
+
+class AsyncJobs:
+    """The handler of work of kind ``async``. ``kind`` makes the row for a :class:`~nova.work.runner.Runner`."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        invoker: Invoker,
+        notices: Notices,
+        *,
+        events: JobEvents | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._store = store
+        self._invoker = invoker
+        self._notices = notices
+        self._events = events or NoEvents()
+        self._clock = clock
+        self._group: GroupCommit[tuple[str, Outcomes], None] = GroupCommit(
+            "outcomes", self._write, writers=_WRITERS, weigh=lambda item: _weight(item[1])
+        )
+
+    def kind(self, workers: int | Callable[[], int]) -> Kind:
+        """``workers`` jobs run here at once."""
+        return Kind(self, workers, max_attempts=None, claim=self.claim)
+
+    async def start(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        """After the runner: write the outcomes that wait."""
+        await self._group.close()
+
+    async def claim(self, owner: str, batch: int, lease_s: float) -> Claimed:
+        jobs, more = await self._store.claim(owner, batch, lease_s)
+        return Claimed([_item(job, owner) for job in jobs], more)
+
+    async def run(self, item: WorkItem) -> None:
+        """One attempt. Raises :class:`LeaseLost` when the job was cancelled or taken over meanwhile."""
+        job: Job = item.noun
+        if job.held:
+            await self._put(item, PutBack(job.id, job.fence, 0, forgiven=True))
+            return
+        attempt = _Attempt(job, new_id(), self._clock.monotonic(), self._clock.now())
+        if job.age_s > job.max_age_s:
+            error = JobError("Nova.Expired", f"the job was not done within {job.max_age_s} s")
+            await self._end(item, attempt, "dlq", error=error, executed=False)
+        elif job.attempt > job.max_attempts:
+            # it took its worker down with it every time: nobody was left to count
+            error = JobError("Nova.WorkerLost", f"the worker was lost in the last of {job.max_attempts} attempts")
+            await self._end(item, attempt, "dlq", error=error, executed=False)
+        else:
+            await self._execute(item, attempt)
+
+    async def give_up(self, item: WorkItem, reason: str) -> None:
+        raise AssertionError("jobs count their attempts themselves")
+
+    async def _execute(self, item: WorkItem, attempt: _Attempt) -> None:
+        try:
+            result = await self._invoker.invoke(_call(attempt))
+        except NovaError as refusal:
+            await self._refused(item, attempt, refusal)
+        except Exception as error:
+            log.exception("a job's call failed", job=item.id)
+            fault = JobError("Nova.Internal", f"internal error ({type(error).__name__})")
+            await self._failed(item, attempt, fault)
+        else:
+            if result.error is None:
+                await self._end(item, attempt, "succeeded", result=result)
+            else:
+                failure = JobError(result.error.type, result.error.message, result.error.stack)
+                await self._failed(item, attempt, failure, result)
+
+    async def _refused(self, item: WorkItem, attempt: _Attempt, refusal: NovaError) -> None:
+        error = JobError(f"Nova.{_camel(refusal.code)}", refusal.detail)
+        delivered = getattr(refusal, "delivered", "no")
+        if refusal.status in _HOPELESS:
+            await self._end(item, attempt, "dlq", error=error)
+        elif refusal.status in _NOT_YET and delivered == "no":
+            least, most = _WAIT_S
+            pause = min(most, max(least, refusal.retry_after_s or 0)) * random.uniform(1, 1.25)
+            await self._put(item, PutBack(item.id, item.fence, pause, forgiven=True))
+        else:
+            await self._failed(item, attempt, error)
+
+    async def _failed(
+        self, item: WorkItem, attempt: _Attempt, error: JobError, result: CallResult | None = None
+    ) -> None:
+        job = attempt.job
+        if job.attempt >= job.max_attempts:
+            await self._end(item, attempt, "dlq", error=error, result=result)
+            return
+        delay_s = backoff_s(job.backoff_base_ms, job.backoff_max_ms, job.attempt)
+        story = attempt.story(self._clock.monotonic(), error)
+        await self._put(item, PutBack(job.id, job.fence, delay_s, attempts=story, started_at=attempt.started_at))
+        self._events.job_retried(job.scope, job.function)
+
+    async def _end(
+        self,
+        item: WorkItem,
+        attempt: _Attempt,
+        status: Outcome,
+        *,
+        error: JobError | None = None,
+        result: CallResult | None = None,
+        executed: bool = True,
+    ) -> None:
+        job = attempt.job
+        ended = Ended(
+            id=job.id,
+            fence=job.fence,
+            status=status,
+            attempt=min(job.attempt, job.max_attempts),
+            attempts=attempt.story(self._clock.monotonic(), error) if executed else b"[]",
+            started_at=attempt.started_at if executed else None,
+            request_id=attempt.request_id if executed else None,
+            version=None if result is None else result.version,
+            output=None if result is None or error is not None else result.output,
+            error=None if error is None else payload.encode(envelope.error_of(error)),
+        )
+        await self._put(item, replace(ended, event=envelope.of_job(job, ended, self._clock.now())))
+        self._events.job_ended(job.scope, job.function, status)
+
+    async def _put(self, item: WorkItem, outcome: Outcomes) -> None:
+        await self._group.put((item.owner, outcome))
+
+    async def _write(self, batch: Sequence[tuple[str, Outcomes]]) -> Sequence[BaseException | None]:
+        written: frozenset[str] = frozenset()
+        for owner in {owner for owner, _ in batch}:
+            mine = [outcome for whose, outcome in batch if whose == owner]
+            written |= await self._persist(owner, mine)
+        ended = [o for _, o in batch if isinstance(o, Ended) and o.id in written]
+        if ended:
+            self._notices.ended([end.id for end in ended])
+        for outcome in (outcome for _, outcome in batch):
+            if isinstance(outcome, PutBack) and outcome.id in written:
+                self._notices.work(KIND, outcome.delay_s)
+        if any(end.event is not None for end in ended):
+            self._notices.work(envelope.KIND)
+        return [None if outcome.id in written else LeaseLost(outcome.id) for _, outcome in batch]
+
+    async def _persist(self, owner: str, outcomes: Sequence[Outcomes]) -> frozenset[str]:
+        ordered = sorted(outcomes, key=lambda outcome: outcome.id)
+        ended = [o for o in ordered if isinstance(o, Ended)]
+        put_back = [o for o in ordered if isinstance(o, PutBack)]
+        async for write in AsyncRetrying(
+            retry=retry_if_exception(_away),
+            wait=wait_exponential(multiplier=0.05, max=2) + wait_random(0, 0.1),
+            stop=stop_after_delay(_WRITE_FOR_S),
+            reraise=True,
+        ):
+            with write:
+                return await self._store.write(owner, ended, put_back)
+        raise AssertionError("unreachable")
+
+
+def _item(job: Job, owner: str) -> WorkItem:
+    return WorkItem(job.id, KIND, job.scope, job.id, {}, job.attempt, job.fence, owner, noun=job)
+
+
+def _call(attempt: _Attempt) -> CallRequest:
+    """In the scope and under the name of whoever made the job."""
+    job = attempt.job
+    trigger: Trigger = "schedule" if job.source.startswith("schedule:") else "async"
+    return CallRequest(
+        request_id=attempt.request_id,
+        scope=job.scope,
+        function=job.function,
+        payload=job.payload,
+        identity=Identity(
+            subject=job.caller,
+            tenants=frozenset({job.scope.tenant}),
+            namespaces=frozenset({job.scope.namespace}),
+            grants=(_MAY_INVOKE,),
+            default_scope=job.scope,
+        ),
+        received=attempt.began,
+        qualifier=job.qualifier,
+        trigger=trigger,
+        traceparent=job.traceparent,
+        tracestate=job.tracestate,
+        attempt=job.attempt,
+        caller=f"async:{job.id}" if job.source == "api" else job.source,
+    )
+
+
+_MAY_INVOKE = Grant(frozenset({"function:invoke"}))
+
+
+def _away(error: BaseException) -> bool:
+    return isinstance(error, NovaError) and error.code == "dependency_unavailable"
+
+
+def _weight(outcome: Outcomes) -> int:
+    if isinstance(outcome, PutBack):
+        return len(outcome.attempts)
+    event = outcome.event
+    return len(outcome.output or b"") + (len(event.event) if event is not None else 0)
+
+
+def _camel(code: str) -> str:
+    """``instance_lost`` as errors of functions are named: ``InstanceLost``."""
+    return "".join(part.capitalize() for part in code.split("_"))

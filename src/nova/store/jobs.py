@@ -1,0 +1,230 @@
+"""Jobs, the consumer's side: claimed in batches with their payloads, ended in batches, each write fenced.
+
+What the claim, the end of a job and its destination write is one transaction each; so a job ends once, and a destination
+gets one event for each end, whatever process is killed at whatever moment.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from nova.domain.asyncs import AsyncDestinations, Destination, DestinationType, Outcome
+from nova.domain.identity import Scope
+from nova.store.db import Connection, Database, Queries, Row
+
+ATTEMPTS_KEPT = 200
+"""Of a job that was retried by hand again and again, the last so many attempts are kept."""
+
+sql = Queries("jobs")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A claimed job. ``attempt`` counts from 1; ``recorded`` is the number of attempts whose story is kept.
+
+    ``age_s`` is measured from when the job was due first, or retried by hand. ``held``: its function was paused in the
+    moment of the claim.
+    """
+
+    id: str
+    scope: Scope
+    function_id: str
+    function: str
+    qualifier: str | None
+    payload: bytes
+    attempt: int
+    fence: int
+    max_attempts: int
+    backoff_base_ms: int
+    backoff_max_ms: int
+    max_age_s: int
+    depth: int
+    generation: int
+    source: str
+    caller: str
+    traceparent: str | None
+    tracestate: str | None
+    created_at: datetime
+    age_s: float
+    recorded: int
+    destinations: AsyncDestinations
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a job ended. ``output``, ``error`` and ``attempts`` (a list) are JSON."""
+
+    id: str
+    fence: int
+    status: Outcome
+    attempt: int
+    attempts: bytes
+    started_at: datetime | None
+    request_id: str | None = None
+    version: int | None = None
+    output: bytes | None = None
+    error: bytes | None = None
+    event: "OutboxEvent | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """A job that is to be tried again after ``delay_s``. ``forgiven``: this was no attempt."""
+
+    id: str
+    fence: int
+    delay_s: float
+    forgiven: bool = False
+    attempts: bytes = b"[]"
+    started_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEvent:
+    """What is to be sent because a job ended. ``event`` is a CloudEvents 1.0 object as JSON; its id is ``id``."""
+
+    id: str
+    scope: Scope
+    source: str
+    function_id: str
+    type: DestinationType
+    target: str
+    depth: int
+    event: bytes
+
+
+class JobStore:
+    """For one owner: an id that is never used twice."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def claim(self, owner: str, batch: int, lease_s: float) -> tuple[list[Job], bool]:
+        """Up to ``batch`` due jobs, leased to ``owner``; tenants get equal shares. And: may there be more?"""
+        rows = await self._db.fetch(sql.claim, owner=owner, batch=batch, lease_s=lease_s)
+        if not rows:
+            return [], False
+        share = max(1, batch // rows[0]["lanes"])
+        taken = Counter(row["tenant_id"] for row in rows)
+        more = rows[0]["lanes"] > batch or max(taken.values()) >= share
+        return [_job_of(row) for row in rows], more
+
+    async def write(self, owner: str, ended: Sequence[Ended], put_back: Sequence[PutBack]) -> frozenset[str]:
+        """Write what became of jobs, in one transaction; the ids of those that were still the owner's."""
+        events = any(end.event is not None for end in ended)
+        if not events and not (ended and put_back):
+            async with self._db.connection() as conn:  # one statement is a transaction
+                return await _write(conn, owner, ended, put_back)
+        async with self._db.transaction() as conn:
+            return await _write(conn, owner, ended, put_back)
+
+
+async def _write(conn: Connection, owner: str, ended: Sequence[Ended], put_back: Sequence[PutBack]) -> frozenset[str]:
+    written: set[str] = set()
+    if ended:
+        written |= await _end(conn, owner, ended)
+        events = [end.event for end in ended if end.event is not None and end.id in written]
+        if events:
+            await send_on(conn, events)
+    if put_back:
+        written |= await _put_back(conn, owner, put_back)
+    return frozenset(written)
+
+
+async def _end(conn: Connection, owner: str, ended: Sequence[Ended]) -> set[str]:
+    rows = await conn.fetch(
+        sql.end,
+        owner=owner,
+        kept=ATTEMPTS_KEPT,
+        ids=[end.id for end in ended],
+        fences=[end.fence for end in ended],
+        statuses=[end.status for end in ended],
+        numbers=[end.attempt for end in ended],
+        request_ids=[end.request_id for end in ended],
+        versions=[end.version for end in ended],
+        outputs=_texts(end.output for end in ended),
+        errors=_texts(end.error for end in ended),
+        attempts=_texts(end.attempts for end in ended),
+        started=[end.started_at for end in ended],
+    )
+    return {row["id"] for row in rows}
+
+
+async def _put_back(conn: Connection, owner: str, put_back: Sequence[PutBack]) -> set[str]:
+    rows = await conn.fetch(
+        sql.put_back,
+        owner=owner,
+        kept=ATTEMPTS_KEPT,
+        ids=[back.id for back in put_back],
+        fences=[back.fence for back in put_back],
+        delays=[float(back.delay_s) for back in put_back],
+        forgiven=[int(back.forgiven) for back in put_back],
+        attempts=_texts(back.attempts for back in put_back),
+        started=[back.started_at for back in put_back],
+    )
+    return {row["id"] for row in rows}
+
+
+async def send_on(conn: Connection, events: Sequence[OutboxEvent]) -> None:
+    """Put events into the outbox, each with its work. An event whose source is there already is left out."""
+    await conn.run(
+        sql.send_on,
+        ids=[event.id for event in events],
+        tenants=[event.scope.tenant for event in events],
+        namespaces=[event.scope.namespace for event in events],
+        sources=[event.source for event in events],
+        function_ids=[event.function_id for event in events],
+        types=[event.type for event in events],
+        targets=[event.target for event in events],
+        depths=[event.depth for event in events],
+        events=_texts(event.event for event in events),
+    )
+
+
+def _texts(values: Iterable[bytes | None]) -> list[str | None]:
+    return [None if value is None else value.decode() for value in values]
+
+
+def _job_of(row: Row) -> Job:
+    return Job(
+        id=row["id"],
+        scope=Scope(row["tenant_id"], row["namespace"]),
+        function_id=row["function_id"],
+        function=row["function_name"],
+        qualifier=row["qualifier"],
+        payload=row["payload"].encode(),
+        attempt=row["attempt"],
+        fence=row["fence"],
+        max_attempts=row["max_attempts"],
+        backoff_base_ms=row["backoff_base_ms"],
+        backoff_max_ms=row["backoff_max_ms"],
+        max_age_s=row["max_age_s"],
+        depth=row["depth"],
+        generation=row["generation"],
+        source=row["source"],
+        caller=row["caller"],
+        traceparent=row["traceparent"],
+        tracestate=row["tracestate"],
+        created_at=row["created_at"],
+        age_s=row["age_s"],
+        recorded=row["recorded"],
+        destinations=_destinations(row["destinations"]),
+        held=row["held"],
+    )
+
+
+_NOWHERE = AsyncDestinations()
+
+
+def _destinations(stored: Mapping[str, Any] | None) -> AsyncDestinations:
+    if not stored:
+        return _NOWHERE
+    return AsyncDestinations(
+        *(
+            Destination(found["type"], found["target"]) if (found := stored.get(name)) else None
+            for name in ("on_success", "on_failure")
+        )
+    )

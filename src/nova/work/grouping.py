@@ -1,0 +1,110 @@
+"""Group commit: many who want something written share one transaction and are answered after it has committed."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from nova.errors import NovaError, draining
+from nova.service import Background
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class GroupCommit(Generic[T, R]):
+    """``write`` takes a batch and returns one answer, or one exception, for each of its items in order.
+
+    A writer that is free takes what is there at once, so one item alone does not wait; while all are busy, items gather. An
+    exception of ``write`` itself is everybody's in the batch. A caller who is cancelled while he waits takes nothing back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        write: Callable[[Sequence[T]], Awaitable[Sequence[R | BaseException]]],
+        *,
+        batch: int = 256,
+        writers: int = 2,
+        max_waiting: int = 20_000,
+        weigh: Callable[[T], int] = lambda _item: 0,
+        max_weight: int = 8 << 20,
+    ) -> None:
+        """``batch`` items at most in one transaction and, beyond the first, ``max_weight`` bytes as ``weigh`` tells them;
+        ``writers`` transactions at a time."""
+        self._write = write
+        self._batch = batch
+        self._writers = writers
+        self._running = 0
+        self._max_waiting = max_waiting
+        self._weigh = weigh
+        self._max_weight = max_weight
+        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._tasks = Background(name)
+        self._drained = asyncio.Event()
+        self._scheduled = False
+        self._closing = False
+
+    async def put(self, item: T) -> R:
+        """Write ``item`` and return its answer. Raises ``queue_full``, ``draining``, or what the write raised."""
+        if self._closing:
+            raise draining()
+        if len(self._waiting) >= self._max_waiting:
+            raise NovaError("queue_full", "too many requests wait to be written", retry_after_s=1)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._waiting.append((item, future))
+        if self._running < self._writers and not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._begin)  # whoever comes in this turn of the loop is in the same batch
+        return await future
+
+    async def close(self) -> None:
+        """Take nothing more and write what waits."""
+        self._closing = True
+        self._drained.clear()
+        if self._waiting or self._running:
+            await self._drained.wait()
+        await self._tasks.close()
+
+    def _begin(self) -> None:
+        self._scheduled = False
+        if self._waiting and self._running < self._writers:
+            self._running += 1
+            self._tasks.spawn("write", self._work())
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                await self._write_batch(self._next_batch())
+        finally:
+            self._running -= 1
+            if not self._waiting and not self._running:
+                self._drained.set()
+
+    def _next_batch(self) -> list[tuple[T, asyncio.Future[R]]]:
+        batch = [self._waiting.popleft()]
+        weight = self._weigh(batch[0][0])
+        while self._waiting and len(batch) < self._batch:
+            weight += self._weigh(self._waiting[0][0])
+            if weight > self._max_weight:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _write_batch(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        try:
+            answers = await self._write([item for item, _ in batch])
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
+        except Exception as error:
+            answers = [error] * len(batch)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
