@@ -146,6 +146,23 @@ def handler(event, context):
             assert await instance.value(request_id=call_id, traceparent=traced) == expected
 
 
+async def test_child_processes_see_the_call_they_belong_to(tmp_path: Path) -> None:
+    """AG7: also those that inherit the environment behind Python's back, and after the function has changed it."""
+    code = """
+import os, subprocess
+def handler(event, context):
+    if event.get("set"):
+        os.environ["OTHER"] = event["set"]
+    show = ["/bin/sh", "-c", "echo $NOVA_REQUEST_ID $OTHER"]
+    return [subprocess.check_output(show, text=True).strip(), os.popen("echo $NOVA_REQUEST_ID").read().strip()]
+"""
+    async with python(code, tmp_path) as instance:
+        await instance.init()
+        for n, (event, other) in enumerate([({}, ""), ({"set": "a"}, " a"), ({}, " a")]):
+            call_id = f"0199aaaa-0000-7000-8000-{n:012x}"
+            assert await instance.value(event, request_id=call_id) == [call_id + other, call_id]
+
+
 async def test_the_environment_holds_the_contract_and_the_functions_own(tmp_path: Path) -> None:
     """AG23: nothing of the host or the agent; reserved names cannot be taken; search paths are put before ours."""
     code = "import os\ndef handler():\n    return dict(os.environ)\n"

@@ -7,6 +7,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from nova import payload
 from nova.domain.call import CallRequest, CallResult
@@ -84,19 +85,19 @@ def encode(prefix: bytes, done: FinishedCall, input: bytes | None, output: bytes
                 8,
                 len(result.output) if result.output is not None else 0,
             ),
-            _optional(call.qualifier),
-            _text(call.trigger),
-            _text(call.identity.subject),
+            _NULL if call.qualifier is None else _label(call.qualifier),
+            _label(call.trigger),
+            _label(call.identity.subject),
             _SUCCESS if error is None else _ERROR,
             _NO_ERROR
             if error is None
             else _text(error.type) + _text(error.message) + _field(payload.encode([_clean(s) for s in error.stack])),
-            _text(result.source),
-            _text(result.instance_id),
+            _label(result.source),
+            _label(result.instance_id),
             _field(input) if input is not None else _NULL,
             _field(output) if output is not None else _NULL,
-            _text(result.stdout),
-            _text(result.stderr),
+            _text(result.stdout) if result.stdout else _EMPTY,
+            _text(result.stderr) if result.stderr else _EMPTY,
             _optional(_trace_id(call.traceparent)),
             _optional(call.client_request_id),
         )
@@ -123,6 +124,12 @@ def _text(text: str) -> bytes:
     if b"\x00" in data:
         data = data.replace(b"\x00", "\ufffd".encode())
     return _length(len(data)) + data
+
+
+@lru_cache(maxsize=4096)
+def _label(text: str) -> bytes:
+    """A text field of few values."""
+    return _text(text)
 
 
 def _optional(text: str | None) -> bytes:

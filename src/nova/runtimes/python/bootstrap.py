@@ -28,6 +28,13 @@ _CONTEXT: Final = ', "context": '
 _REQUEST_ID: Final = '{"request_id": "'
 _REHEARSAL: Final = "nova_rehearsal"
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_VARIABLE: Final = b"NOVA_REQUEST_ID"
+_ID_BYTES: Final = 36
+_ENTRY: Final = ctypes.create_string_buffer(_VARIABLE + b"=" + bytes(_ID_BYTES))
+"""The environment's entry for the call: given to it once, then written over. ``setenv`` never gives its memory back, so
+setting the variable for each call would cost a long-lived worker ever more memory, and time to search it."""
+_ENTRY_ID: Final = memoryview(_ENTRY).cast("B")[len(_VARIABLE) + 1 : -1]
+_putenv = ctypes.CDLL(None).putenv
 _scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
@@ -70,7 +77,7 @@ def _rehearse_once() -> None:
         with open(file, "w") as source:
             source.write("def handler(event, context):\n    return [event, context.request_id]\n")
         worker = Worker(load(f"{_REHEARSAL}.handler", Context('{"request_id": ""}')), folder)
-        line = f'{_INPUT}{{"a": [1, 2.5, "x"]}}{_CONTEXT}{{"request_id": "0", "tenant": "default"}}}}\n'
+        line = f'{_INPUT}{{"a": [1, 2.5, "x"]}}{_CONTEXT}{{"request_id": "{"0" * _ID_BYTES}", "tenant": "default"}}}}\n'
         worker.answer(line.encode())
         answers.of_exception(ValueError("x"), folder)
     finally:
@@ -79,7 +86,7 @@ def _rehearse_once() -> None:
         sys.path.remove(folder)
         sys.path_importer_cache.pop(folder, None)
         sys.modules.pop(_REHEARSAL, None)
-        os.environ.pop("NOVA_REQUEST_ID", None)
+        os.environ.pop(_VARIABLE.decode(), None)
 
 
 def _warm_pages() -> None:
@@ -189,6 +196,7 @@ class Worker:
         self._code_dir = code_dir
         self._current = current or Current()
         self._traced = False
+        _putenv(_ENTRY)
 
     def answer(self, line: bytes) -> bytes:
         try:
@@ -217,7 +225,8 @@ class Worker:
             event = json.loads(text[len(_INPUT) : end])
         start = end + len(_CONTEXT)
         id_start = start + len(_REQUEST_ID)
-        self._current.id = os.environ["NOVA_REQUEST_ID"] = text[id_start : text.index('"', id_start)]
+        self._current.id = request_id = text[id_start : text.index('"', id_start)]
+        _set_variable(request_id.encode())
         context = Context(text[start:-2])
         traced = '"traceparent": "' in context._text
         if traced or self._traced:
@@ -225,6 +234,13 @@ class Worker:
             os.environ["NOVA_TRACE_PARENT"] = os.environ["TRACEPARENT"] = context.traceparent or ""
             os.environ["TRACESTATE"] = context.tracestate or ""
         return event, context
+
+
+def _set_variable(request_id: bytes) -> None:
+    """NOVA_REQUEST_ID, as Python and as child processes see it."""
+    if len(request_id) == _ID_BYTES:
+        _ENTRY_ID[:] = request_id
+    os.environ._data[_VARIABLE] = request_id  # type: ignore[attr-defined]
 
 
 def _init_context(init: dict[str, Any]) -> Context:
