@@ -106,6 +106,30 @@ async def test_health_names_the_plane_that_fails(database: Database) -> None:
         assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
 
 
+async def test_readiness_asks_for_nova_and_comet_and_only_shows_the_workers(database: Database) -> None:
+    """GW12: a plane that nothing works without takes the process out; a worker does not."""
+    state = State(planes={"nova": "ok", "comet": "ok", "corona": "down", "aurora": "degraded"})
+    async with _serving(database, _handlers(state)) as api:
+        assert (await api.remote.get("/health/ready")).status_code == 200
+        answer = await api.client.get("/health")
+        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        state.planes["comet"] = "down"
+        ready = await api.remote.get("/health/ready")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "comet cannot take requests")
+        assert (await api.remote.get("/health/live")).status_code == 200
+        state.planes["comet"] = "ok"
+        assert (await api.remote.get("/health/ready")).status_code == 200
+
+
+async def test_a_process_without_pools_shows_none(database: Database) -> None:
+    async def planes() -> dict[str, Standing]:
+        return {"aurora": "down"}
+
+    async with _serving(database, _handlers(State(), planes=planes, fleet=None, needed=("aurora",))) as api:
+        answer = await api.client.get("/health")
+        assert (answer.status_code, answer.json()["pool"], answer.json()["planes"]) == (503, None, {"aurora": "down"})
+
+
 async def test_a_database_that_hangs_is_not_ready(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang() -> bool:
         await asyncio.Event().wait()

@@ -94,13 +94,16 @@ class HttpProxy:
         finally:
             wire.cancel_with_client(False)
 
-    async def status(self, path: str, *, timeout_s: float) -> int:
-        """The status that a GET answers, for probes. Raises httpx.HTTPError or TimeoutError."""
+    async def get(self, path: str, *, timeout_s: float) -> httpx.Response:
+        """A whole answer, for probes. Raises httpx.TransportError or TimeoutError; takes at most ``timeout_s``."""
         request = httpx.Request("GET", self._url.join(path), extensions={"timeout": self._timeout})
         async with asyncio.timeout(timeout_s):
             response = await self._transport.handle_async_request(request)
-            await response.aclose()
-        return response.status_code
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+        return response
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = _Body(scope["headers"], receive)

@@ -1,7 +1,8 @@
-"""Health: may the process live, may it get calls, has it started, and how are its parts."""
+"""Health of a process that speaks HTTP: may it live, may it get calls, has it started, and how are the parts it sees."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import inspect
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -16,11 +17,18 @@ PING_TIMEOUT_S = 2.0
 """A database that takes longer to say hello counts as gone."""
 
 
+Planes = Callable[[], Mapping[str, Standing] | Awaitable[Mapping[str, Standing]]]
+NEEDED = ("nova", "comet")
+"""Without these planes nothing can be changed or called; the others are workers, whose failure is only shown."""
+
+
 class HealthHandlers:
     """The probes.
 
     ``ping`` asks PostgreSQL for a sign of life, ``migrated`` whether its schema is current; ``draining`` is true while the
-    server shuts down; ``planes`` gives each plane's standing besides the database; ``fleet`` the pools (``Fleet.stats``).
+    server shuts down; ``planes`` gives the standing of each plane that this process has or sees, and must not take long;
+    ``fleet`` the pools (``Fleet.stats``), None in a process that has none. One of ``needed`` that is among the planes and
+    down makes the process not ready.
     """
 
     def __init__(
@@ -29,15 +37,17 @@ class HealthHandlers:
         ping: Callable[[], Awaitable[bool]],
         migrated: Callable[[], Awaitable[bool]],
         draining: Callable[[], bool],
-        planes: Callable[[], Mapping[str, Standing]],
-        fleet: Callable[[], Mapping[str, Any]],
+        planes: Planes,
         clock: Clock,
+        fleet: Callable[[], Mapping[str, Any]] | None = None,
+        needed: Collection[str] = NEEDED,
     ) -> None:
         self._ping = ping
         self._migrated = migrated
         self._draining = draining
         self._planes = planes
         self._fleet = fleet
+        self._needed = needed
         self._clock = clock
         self._started_at = clock.monotonic()
         self._has_started = False
@@ -52,6 +62,8 @@ class HealthHandlers:
             return _not_yet("the server is shutting down")
         if await self._latency() is None:
             return _not_yet("PostgreSQL does not answer")
+        if missing := self._missing(await self._standings()):
+            return _not_yet(f"{' and '.join(missing)} cannot take requests")
         return Answer(Probe(status="ok"))
 
     @handles("health.startup")
@@ -78,8 +90,7 @@ class HealthHandlers:
 
     @handles("health.get")
     async def health(self, req: Req[Empty, Empty]) -> Answer:
-        latency_ms = await self._latency()
-        planes = dict(self._planes())
+        latency_ms, planes = await asyncio.gather(self._latency(), self._standings())
         status = self._status(latency_ms, planes)
         body = Health(status=status)
         if access.allowed(req.identity, "metrics:read", None):
@@ -94,13 +105,22 @@ class HealthHandlers:
         return Answer(body, status=503 if status == "down" else 200)
 
     def _status(self, latency_ms: float | None, planes: Mapping[str, Standing]) -> Standing:
-        if latency_ms is None or "down" in planes.values():
+        if latency_ms is None or self._missing(planes):
             return "down"
-        if self._draining() or "degraded" in planes.values():
+        if self._draining() or any(standing != "ok" for standing in planes.values()):
             return "degraded"
         return "ok"
 
-    def _pool(self) -> PoolHealth:
+    async def _standings(self) -> dict[str, Standing]:
+        found = self._planes()
+        return dict(await found if inspect.isawaitable(found) else found)
+
+    def _missing(self, planes: Mapping[str, Standing]) -> list[str]:
+        return sorted(name for name in self._needed if planes.get(name) == "down")
+
+    def _pool(self) -> PoolHealth | None:
+        if self._fleet is None:
+            return None
         pools = self._fleet()["pools"]
         return PoolHealth(
             pools=len(pools),
