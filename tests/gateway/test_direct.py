@@ -236,6 +236,18 @@ async def test_a_closing_server_lets_a_call_finish(door: Door) -> None:
     assert door.tasks == 0
 
 
+async def test_a_closing_server_answers_what_was_pipelined(door: Door) -> None:
+    async with RawClient(door.port) as client:
+        await door.begin(client, sleep=0.3, n=0)
+        head = f"POST {INVOKE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8\r\n\r\n"
+        await client.send(head.encode() + b'{"n": 1}')
+        connections: Any = door.server._state.connections
+        await until(lambda: any(connection.pipeline for connection in connections))
+        closing = asyncio.create_task(door.server.close())
+        assert [output(await client.reply()) for _ in range(2)] == [[1, 0], [1, 1]]
+        await closing
+
+
 async def test_a_closing_server_tells_whom_it_cuts_off(door: Door) -> None:
     door.server._drain_s = 0.1
     async with RawClient(door.port) as client:

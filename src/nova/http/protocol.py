@@ -28,6 +28,8 @@ _LINGER_S = 2.0
 _LINGER_BYTES = 16 << 20
 _MIN_PROGRESS = 1024
 """A body must grow by this many bytes per ``header_timeout``."""
+_KNOWN_BYTES = 4096
+"""A longer head is parsed each time: what a connection remembers must not make many connections expensive."""
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
@@ -65,6 +67,7 @@ class Protocol(HttpToolsProtocol):
         self._direct = direct
         self._unstarted: Cycle | None = None
         self._running: Cycle | None = None
+        self._ending = False
         self._known_bytes = b""
         self._known_size = 0
         self._known_head: Head | None = None
@@ -142,7 +145,7 @@ class Protocol(HttpToolsProtocol):
     def _note(self, data: bytes, cycle: Cycle) -> None:
         """Remember the head of a request that came alone and whole, with a plain body of a length that the head says."""
         size = data.find(b"\r\n\r\n") + 4
-        if cycle.more_body or len(data) != size + len(cycle.body) or not cycle.keep_alive:
+        if cycle.more_body or len(data) != size + len(cycle.body) or not cycle.keep_alive or size > _KNOWN_BYTES:
             return
         if self.expect_100_continue or any(name == b"transfer-encoding" for name, _ in cycle.head.headers):
             return
@@ -181,6 +184,7 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete and self.cycle.endless:
             self.transport.close()
             return
+        self._ending = True
         running = self._running
         if running is not None and running.held and not running.response_complete:
             task = self.loop.create_task(running.ended())  # the server waits for tasks
@@ -231,7 +235,7 @@ class Protocol(HttpToolsProtocol):
     def _start(self, cycle: Cycle) -> None:
         """Begin to answer: at once if the application can, else in a task."""
         self._running = cycle
-        if self._direct is None or cycle.more_body or not self._direct(cycle):
+        if self._direct is None or self._ending or cycle.more_body or not self._direct(cycle):
             cycle.start(self.app)
 
     def on_body(self, body: bytes) -> None:

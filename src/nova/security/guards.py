@@ -98,7 +98,8 @@ class Door:
     def identify_again(self, caller: Caller) -> bool:
         """Whether what :meth:`identify` said still holds when the same head comes again on the same connection.
 
-        Only for callers who needed no proof; a credential is proven each time. False: ask :meth:`identify`.
+        Only for callers who needed no proof, for which head, peer and settings that do not change were asked; a credential
+        is proven each time. False: ask :meth:`identify`.
         """
         if caller.identity is not OPERATOR or self.draining:
             return False
