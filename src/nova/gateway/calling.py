@@ -16,6 +16,14 @@ _MAX_TIMEOUT_S = 900
 _MAX_HEADER = 512
 _LOG_TAIL = 4096
 _BOOL = (b"false", b"true")
+_COLD = (
+    b"x-nova-executed-version: %d\r\nx-nova-cold-start: true\r\nx-nova-duration-ms: %.3f\r\n"
+    b"server-timing: queue;dur=%.3f, instance;dur=%.3f, init;dur=%.3f, handler;dur=%.3f\r\n"
+)
+_WARM = (
+    b"x-nova-executed-version: %d\r\nx-nova-cold-start: false\r\nx-nova-duration-ms: %.3f\r\n"
+    b"server-timing: queue;dur=%.3f, instance;dur=0.000, init;dur=0.000, handler;dur=%.3f\r\n"
+)
 WISHES = frozenset({b"x-nova-qualifier", b"x-nova-timeout-s", b"x-nova-sticky-key", b"traceparent", b"x-request-id"})
 """The headers that :func:`apply_headers` looks at first; without any of them, and a qualifier, it changes nothing."""
 
@@ -61,18 +69,16 @@ def _bad(field: str, message: str) -> NovaError:
 def answer_headers(result: CallResult) -> bytes:
     """Header lines about a call that ran: which version, how it started, where the time went."""
     phases = result.phases
-    lines = (
-        b"x-nova-executed-version: %d\r\nx-nova-cold-start: %s\r\nx-nova-duration-ms: %.3f\r\n"
-        b"server-timing: queue;dur=%.3f, instance;dur=%.3f, init;dur=%.3f, handler;dur=%.3f\r\n"
-    ) % (
-        result.version,
-        _BOOL[result.cold_start],
-        result.duration_us / 1000,
-        phases.queue_us / 1000,
-        phases.instance_us / 1000,
-        phases.init_us / 1000,
-        phases.handler_us / 1000,
-    )
+    lines = _WARM % (result.version, result.duration_us / 1000, phases.queue_us / 1000, phases.handler_us / 1000)
+    if result.cold_start:
+        lines = _COLD % (
+            result.version,
+            result.duration_us / 1000,
+            phases.queue_us / 1000,
+            phases.instance_us / 1000,
+            phases.init_us / 1000,
+            phases.handler_us / 1000,
+        )
     if result.error is not None:
         lines += b"x-nova-function-error: %s\r\n" % _header_text(result.error.type)
     return lines

@@ -230,11 +230,14 @@ class Cycle:
             return
         self.response_started = True
         line = b"" if self.keep_alive and not self.more_body else self._connection_line()
+        always = b""
+        for pair in connection.server_state.default_headers:
+            always += b"%b: %b\r\n" % pair
         self.transport.write(
             b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
             % (
                 STATUS_LINE[status],
-                b"".join(b"%b: %b\r\n" % pair for pair in connection.server_state.default_headers),
+                always,
                 headers,
                 len(body),
                 line,
