@@ -1,6 +1,7 @@
 """Tracing with the OpenTelemetry SDK. Imported only where tracing is on (:func:`nova.tracing.open_tracing`)."""
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -77,7 +78,7 @@ def _exporter(settings: TracingSettings) -> SpanExporter:
     """Exporters bring their transports with them, so only the one that is wanted is loaded."""
     endpoint = settings.endpoint
     if settings.exporter == "stdout":
-        return ConsoleSpanExporter(formatter=lambda span: span.to_json(indent=None) + "\n")
+        return ConsoleSpanExporter(out=sys.stdout, formatter=lambda span: span.to_json(indent=None) + "\n")
     if settings.exporter == "otlp-http":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
