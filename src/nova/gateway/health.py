@@ -50,11 +50,10 @@ class Standings:
         return self._known
 
     async def _ask(self) -> dict[str, Standing]:
-        names = list(self._probes)
-        workers, *standings = await asyncio.gather(
-            self._ask_workers(), *(self._ask_one(name, self._probes[name]) for name in names)
+        workers, standings = await asyncio.gather(
+            self._ask_workers(), asyncio.gather(*(self._ask_one(*probe) for probe in self._probes.items()))
         )
-        found: dict[str, Standing] = {"zenith": "ok", **dict(zip(names, standings, strict=True))}
+        found: dict[str, Standing] = {"zenith": "ok", **dict(zip(self._probes, standings, strict=True))}
         return {**found, **{name: workers.get(name, "down") for name in WORKERS}}
 
     async def _ask_one(self, name: str, probe: Callable[[], Awaitable[Standing]]) -> Standing:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Sequence
 from email.utils import formatdate
 
@@ -14,20 +15,36 @@ from uvicorn.server import ServerState
 from nova.http.protocol import ConnectionLimits, factory
 
 log = structlog.get_logger(__name__)
+IDLE_GRACE_S = 1.0
+"""Longer than our own proxies keep a free connection (:mod:`nova.http.proxy`), so they never use one that is being closed."""
 _BACKLOG = 2048
+_LOOK_S = 0.01
 
 
 class HttpServer:
     """Serves ``app`` on sockets that listen already (:mod:`nova.listen`); it owns them from :meth:`start` on.
 
-    :meth:`close` stops listening, lets answers in work finish for ``drain_s`` seconds, cancels the rest and returns.
+    With ``tls`` it speaks HTTPS. :meth:`close` stops listening and gives what is under way ``drain_s`` seconds: answers in
+    work are finished; a request that comes on a connection kept alive is answered too, and told to close; connections
+    without a request are closed after ``idle_grace_s``, because their client may be about to send. The rest is cut off.
     """
 
     def __init__(
-        self, app: ASGIApp, sockets: Sequence[socket.socket], *, limits: ConnectionLimits, drain_s: float
+        self,
+        app: ASGIApp,
+        sockets: Sequence[socket.socket],
+        *,
+        limits: ConnectionLimits,
+        drain_s: float,
+        idle_grace_s: float = IDLE_GRACE_S,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._sockets = list(sockets)
         self._drain_s = drain_s
+        self._idle_grace_s = min(idle_grace_s, drain_s)
+        self._tls = tls
+        self.draining = False
+        """True from the start of :meth:`close` on, for probes; requests are still answered."""
         self._limits = limits
         self._config = Config(
             app,
@@ -54,18 +71,20 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         self._tick()
         make = factory(self._config, self._state, loop, self._limits)
+        handshake_s = None if self._tls is None else self._limits.header_timeout_s
         for sock in self._sockets:
-            self._servers.append(await loop.create_server(make, sock=sock, backlog=_BACKLOG))
+            server = await loop.create_server(
+                make, sock=sock, backlog=_BACKLOG, ssl=self._tls, ssl_handshake_timeout=handshake_s
+            )
+            self._servers.append(server)
 
     async def close(self) -> None:
+        self.draining = True
         for server in self._servers:
             server.close()
         for connection in list(self._state.connections):
             connection.shutdown()
-        try:
-            async with asyncio.timeout(self._drain_s):
-                await self._idle()
-        except TimeoutError:
+        if not await self._drained():
             log.warning("requests cut off at shutdown", requests=len(self._state.tasks))
             for task in list(self._state.tasks):
                 task.cancel()
@@ -75,11 +94,18 @@ class HttpServer:
         if self._clock is not None:
             self._clock.cancel()
 
-    async def _idle(self) -> None:
-        """Return when no request is in work any more."""
-        while self._state.tasks:
-            await asyncio.wait(list(self._state.tasks))
-            await asyncio.sleep(0)
+    async def _drained(self) -> bool:
+        """Wait for every request in work, and for clients to leave; False when the time is over before."""
+        now = asyncio.get_running_loop().time
+        began = now()
+        while self._state.tasks or self._state.connections:
+            waited = now() - began
+            if waited >= self._drain_s:
+                return not self._state.tasks
+            if waited >= self._idle_grace_s and not self._state.tasks:
+                return True
+            await asyncio.sleep(_LOOK_S)
+        return True
 
     def _tick(self) -> None:
         """The Date header, once per second."""
