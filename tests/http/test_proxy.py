@@ -12,6 +12,7 @@ import pytest
 
 from nova.http.exchange import Exchange
 from nova.http.inner import Inner
+from nova.http.protocol import ConnectionLimits
 from tests.http.harness import serve
 from tests.http.sockets import RawClient
 from tests.http.upstream import TOKEN, Upstream, proxied
@@ -184,6 +185,18 @@ async def test_an_answer_before_the_whole_body_reaches_the_client(chain: Chain) 
         await client.send(b"x" * 8_000_000)
         reply = await client.reply()
         assert (reply.status, reply.body) == (409, b"no")
+
+
+async def test_a_client_that_drips_its_body_is_cut_off_on_both_sides() -> None:
+    """GW10: the plane is not kept waiting by a client that the door gave up."""
+    upstream, limits = Upstream(), ConnectionLimits(header_timeout_s=0.3)
+    async with serve(upstream) as behind, proxied(behind, limits) as port, RawClient(port) as client:
+        await client.send(b"POST /first HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        reply = await client.reply()
+        assert (reply.status, json.loads(reply.body)["code"]) == (408, "request_timeout")
+        async with asyncio.timeout(5):
+            await upstream.gone.wait()
+        assert await client.closed()
 
 
 async def test_an_upstream_that_is_down_is_a_503_that_says_when_to_come_back() -> None:

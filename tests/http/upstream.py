@@ -11,6 +11,7 @@ from nova.clock import SYSTEM_CLOCK
 from nova.errors import NovaError
 from nova.http.body import ClientGone
 from nova.http.exchange import Exchange
+from nova.http.protocol import ConnectionLimits
 from nova.http.proxy import HttpProxy
 from nova.security.assertion import Assertions
 from nova.security.service import ServiceToken
@@ -30,6 +31,12 @@ class Upstream:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._route(scope, receive, send)
+        except ClientGone:
+            return
+
+    async def _route(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
         if path == "/parts":
             await self._parts(receive, send)
@@ -50,6 +57,9 @@ class Upstream:
             self.began.set()
             while message.get("more_body"):
                 message = await receive()
+            if message["type"] == "http.disconnect":
+                self.gone.set()
+                raise ClientGone
             await self._answer(scope, send, 200, b"all")
         else:
             await self._echo(scope, receive, send)
@@ -120,12 +130,12 @@ class Refusing:
 
 
 @asynccontextmanager
-async def proxied(port: int, **options: Any) -> AsyncIterator[int]:
+async def proxied(port: int, limits: ConnectionLimits | None = None, **options: Any) -> AsyncIterator[int]:
     """The port of a proxy in front of ``port``."""
     proxy = HttpProxy(f"http://127.0.0.1:{port}", TOKEN, ASSERTIONS, name="the upstream", **options)
     await proxy.start()
     try:
-        async with serve(Refusing(proxy)) as front:
+        async with serve(Refusing(proxy), limits) as front:
             yield front
     finally:
         await proxy.close()
