@@ -10,11 +10,16 @@ from uuid import UUID
 import pytest
 
 from nova.domain.identity import Scope
+from nova.errors import NovaError
 from nova.ids import new_id
+from nova.observability import rollup
 from nova.observability.rollup import INTERVAL_S, Rollup
+from nova.service import ServiceGroup
 from nova.store.db import Connection, Database, Row
 from nova.store.invocations import InvocationStore
+from nova.store.listen import Listener
 from nova.store.series import NAMESPACE, SeriesStore
+from nova.work.leader import Duty, Leases
 from nova.work.queue import LeaseLost
 from tests.execution.fakes import make_snapshot
 from tests.execution.finished import boom
@@ -165,8 +170,6 @@ async def test_killed_at_any_moment_it_has_counted_each_record_once(database: Da
 async def test_the_duty_goes_on_by_itself_and_outlives_the_database_being_away(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nova.errors import NovaError
-
     clock = MockClock()
     store = SeriesStore(database)
     answers: list[Any] = [7, 0, NovaError("dependency_unavailable", "away"), 0]
@@ -201,3 +204,23 @@ async def test_namespaces_do_not_mix(database: Database) -> None:
             scope, NAMESPACE, AT - timedelta(hours=1), AT + timedelta(hours=1), timedelta(hours=1), "hour"
         )
         assert sum(point.invocations for point in points) == expected
+
+
+async def test_as_a_duty_it_counts_under_its_lease(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real lease: the fence that it checks is the one it holds, and a second process changes nothing."""
+    monkeypatch.setattr(rollup, "INTERVAL_S", 0.05)
+    store, series = InvocationStore(database), SeriesStore(database)
+    async with ServiceGroup() as group:
+        listener = await group.start(Listener(database.dsn))
+        for node in ("a", "b"):
+            leases = await group.start(Leases(database.dsn, listener, node=node))
+            await group.start(Duty(rollup.DUTY, Rollup(series).lead, leases))
+        await write(store, [row(HELLO, AT) for _ in range(10)])
+        async with asyncio.timeout(10):
+            while await _count(database) < 10:
+                await asyncio.sleep(0.02)
+        await write(store, [row(HELLO, AT) for _ in range(10)])
+        async with asyncio.timeout(10):
+            while await _count(database) < 20:
+                await asyncio.sleep(0.02)
+    assert await _count(database, HELLO.function_id) == 20
