@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from nova.api.table import BY_HANDLER, Empty, Kind, Model, Plane, Route
 from nova.config import HttpSettings, LimitSettings, RateLimitSettings, Settings
@@ -289,7 +289,9 @@ async def test_bodies_over_their_limit_are_refused_while_they_come(planes: Plane
 
 
 async def test_every_operation_needs_a_plane(planes: Planes) -> None:
+    """What is handed on, whatever carries it, has none of the client's credentials and claims."""
     guards = planes.api.guards
+    key = await planes.api.key("admin")
 
     def make(targets: dict[Plane, Any]) -> dict[str, Any]:
         return dict(
@@ -300,7 +302,7 @@ async def test_every_operation_needs_a_plane(planes: Planes) -> None:
 
     with pytest.raises(RuntimeError, match=r"no plane to forward things\.logs"):
         make({Plane.CONTROL: Response()})
-    endpoints = make({Plane.CONTROL: absent, Plane.EXECUTION: absent})
+    endpoints = make({Plane.CONTROL: absent, Plane.EXECUTION: absent, Plane.OBSERVABILITY: _headers})
     assert set(endpoints) == {row.op for row in TABLE} - {"health.get"}
     app = bind(
         TABLE, [Zenith()], door=guards.door, audit=guards.audit, limits=guards.settings.limits, endpoints=endpoints
@@ -309,3 +311,17 @@ async def test_every_operation_needs_a_plane(planes: Planes) -> None:
         answer = await client.get("/functions/a")
         assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
         assert answer.headers["retry-after"] == "1"
+        forged = {
+            "X-Nova-Identity": "x",
+            "X-Nova-Tenant": "default",
+            "X-Forwarded-For": "::1",
+            "Authorization": "Basic x",
+        }
+        shown = (await client.get("/metrics", headers={**forged, "X-API-Key": key, "X-Nova-Log-Type": "Tail"})).json()
+        assert "x-nova-log-type" in shown
+        assert not {"authorization", "x-api-key", *(name.lower() for name in forged)} & set(shown)
+
+
+async def _headers(scope: Any, receive: Any, send: Any) -> None:
+    """A target that shows which headers came."""
+    await JSONResponse([name.decode() for name, _ in scope["headers"]])(scope, receive, send)

@@ -16,6 +16,7 @@ from nova.http.body import limited
 from nova.http.exchange import Exchange, HeaderList
 from nova.http.guard import Guard
 from nova.http.operation import body_limit
+from nova.http.proxy import onward
 from nova.http.trail import Trail
 from nova.payload import too_large
 from nova.security.assertion import ADMITTED
@@ -39,14 +40,15 @@ class Forwarding:
         declared = exchange.headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit:
             raise too_large(limit)
-        exchange.scope[ADMITTED] = (caller, place if self._route.scoped else None)
+        scope = {**exchange.scope, "headers": onward(exchange.scope["headers"])}
+        scope[ADMITTED] = (caller, place if self._route.scoped else None)
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = _theirs(message.get("headers", []), exchange.extra)
             await exchange.send(message)
 
-        await self._target(exchange.scope, limited(exchange.receive, limit), send)
+        await self._target(scope, limited(exchange.receive, limit), send)
 
     def _limit(self) -> int:
         """Bytes that may come through; the plane itself may take less."""

@@ -41,10 +41,9 @@ CLIENT_HEADERS = frozenset(
     b"x-nova-" + name for name in (b"qualifier", b"timeout-s", b"sticky-key", b"invocation-type", b"log-type")
 )
 """The headers of ours that a client may set and a plane behind the door reads. Scope headers are in the assertion."""
-_NOT_ONWARD = frozenset(
-    {b"authorization", b"x-api-key", b"expect", b"forwarded", b"via", b"x-real-ip", b"content-length"}
-)
+_NOT_ONWARD = frozenset({b"authorization", b"x-api-key", b"forwarded", b"via", b"x-real-ip"})
 """Credentials end at the door, and so does what a client says about its own way here."""
+_FRAMING = frozenset({b"content-length", b"expect"})
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _NOT_DELIVERED = (httpx.ConnectError, httpx.ConnectTimeout)
 _IDLE_S = 0.75
@@ -167,13 +166,7 @@ class HttpProxy:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _headers(self, scope: Scope, body: "_Body") -> HeaderList:
-        headers = [
-            pair
-            for pair in _end_to_end(scope["headers"])
-            if pair[0] not in _NOT_ONWARD
-            and not pair[0].startswith(b"x-forwarded-")
-            and (not pair[0].startswith(b"x-nova-") or pair[0] in CLIENT_HEADERS)
-        ]
+        headers = [pair for pair in onward(_end_to_end(scope["headers"])) if pair[0] not in _FRAMING]
         headers += body.framing
         headers.append((b"authorization", self._token.bearer))
         headers.append((REQUEST_ID_HEADER, request_id_of(scope).encode()))
@@ -215,6 +208,17 @@ class _Body(httpx.AsyncByteStream):
             if piece := message.get("body", b""):
                 yield piece
             more = message.get("more_body", False)
+
+
+def onward(headers: Iterable[tuple[bytes, bytes]]) -> HeaderList:
+    """What a plane behind the door gets to see of a client's headers; names are lower-case."""
+    return [
+        pair
+        for pair in headers
+        if pair[0] not in _NOT_ONWARD
+        and not pair[0].startswith(b"x-forwarded-")
+        and (not pair[0].startswith(b"x-nova-") or pair[0] in CLIENT_HEADERS)
+    ]
 
 
 def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> HeaderList:
