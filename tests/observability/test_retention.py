@@ -51,7 +51,7 @@ async def _series(database: Database, table: str, *buckets: datetime) -> None:
         )
 
 
-async def _ages(database: Database, table: str, column: str) -> list[datetime]:
+async def _ages(database: Database, table: str, column: str) -> list[Any]:
     return [found["at"] for found in await database.fetch(f"SELECT {column} AS at FROM {table} ORDER BY 1")]
 
 
@@ -91,6 +91,40 @@ async def test_each_table_keeps_what_its_setting_says(database: Database) -> Non
     assert watched.told == {
         "metrics_minute": 2, "metrics_hour": 1, "trace_spans": 1, "audit_logs": 1, "cluster_nodes": 1,
     }  # fmt: skip
+
+
+async def test_history_of_schedules_and_keys_that_expired(database: Database) -> None:
+    watched = Watched(database)
+    ago = watched.ago
+    async with database.transaction() as conn:
+        await conn.run("SET LOCAL session_replication_role = replica")  # the schedule itself does not matter here
+        for status, at in (("fired", ago(days=31)), ("queued", ago(days=31)), ("missed", ago(days=29))):
+            await conn.run(
+                "INSERT INTO schedule_runs (schedule_id, scheduled_for, status) VALUES (%(id)s, %(at)s, %(status)s)",
+                id=new_id(),
+                at=at,
+                status=status,
+            )
+        for key, state, expires, lease in (
+            ("gone", "done", ago(minutes=1), None),
+            ("valid", "done", ago(minutes=-1), None),
+            ("orphan", "running", ago(minutes=1), ago(seconds=1)),
+            ("alive", "running", ago(minutes=1), ago(seconds=-20)),
+        ):
+            await conn.run(
+                "INSERT INTO idempotency_keys (tenant_id, namespace, realm, key, request_hash, state, subject,"
+                " lease_until, expires_at)"
+                " VALUES ('default', 'default', 'r', %(key)s, '', %(state)s, %(id)s, %(lease)s, %(expires)s)",
+                key=key,
+                state=state,
+                id=new_id(),
+                lease=lease,
+                expires=expires,
+            )
+    await watched.duty.round()
+    assert await _ages(database, "schedule_runs", "status") == ["missed", "queued"]
+    assert await _ages(database, "idempotency_keys", "key") == ["alive", "valid"]
+    assert watched.told == {"schedule_runs": 1, "idempotency_keys": 2}
 
 
 async def test_a_setting_that_is_changed_acts_in_the_next_round(database: Database) -> None:

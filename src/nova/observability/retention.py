@@ -61,6 +61,8 @@ def rules(settings: Settings, store: RetentionStore, builds: BuildStore) -> list
         aged("trace_spans", lambda: timedelta(hours=kept.traces_hours)),
         aged("audit_logs", lambda: timedelta(days=kept.audit_days)),
         aged("cluster_nodes", lambda: timedelta(seconds=NODE_KEPT_S)),
+        aged("schedule_runs", lambda: timedelta(days=kept.schedule_runs_days)),
+        aged("idempotency_keys", timedelta),  # at their own expiry
         Rule("builds", old_builds),
     ]
 

@@ -1,12 +1,19 @@
 """Removing rows that are past their time, in batches, so that no statement holds many rows for long."""
 
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Literal
 
 from nova.store.db import Database, Queries
 
-AgedTable = Literal["metrics_minute", "metrics_hour", "trace_spans", "audit_logs", "cluster_nodes"]
-AGED_TABLES: tuple[AgedTable, ...] = get_args(AgedTable)
+AgedTable = Literal[
+    "metrics_minute",
+    "metrics_hour",
+    "trace_spans",
+    "audit_logs",
+    "cluster_nodes",
+    "schedule_runs",
+    "idempotency_keys",
+]
 _q = Queries("retention")
 
 
