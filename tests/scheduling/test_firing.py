@@ -289,8 +289,8 @@ async def test_two_processes_fire_each_instant_once_on_time(database: Database, 
         record = await stage.schedule("@every 1s")
         rows = await stage.settled(record, 3)
     finally:
-        for duty in duties:
-            await duty.close()
+        for started in duties:
+            await started.close()
         await listener.close()
     assert [row["status"] for row in rows[:3]] == ["fired"] * 3
     assert len(await stage.jobs()) == len(await stage.runs(record))
