@@ -313,7 +313,6 @@ class _Served:
         if self.gone:
             return
         if kind == "http.response.start" and not self.started:
-            self.started = True
             head = pb.HttpHead(status=message["status"])
             headers = list(message.get("headers", ()))
             _pairs(head, headers, _HOP)
@@ -321,6 +320,7 @@ class _Served:
             if self._endless and self._ending:
                 self.leave()
             self._head = head
+            self.started = True
         elif kind == "http.response.body" and self.started and not self.complete:
             self.complete = not message.get("more_body", False)
             body = b"" if self._bodiless else message.get("body", b"")

@@ -67,7 +67,7 @@ class Execution:
     def handlers(self) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
         """By name of the RPC. Messages are read here, not by gRPC, so that one that cannot be read is refused properly."""
         ports = self._ports
-        found: "dict[str, grpc.RpcMethodHandler[Any, Any]]" = {}
+        found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         if ports.invoker is not None:
             found["Invoke"] = grpc.unary_unary_rpc_method_handler(_unary(self._invoke))
             found["InvokeStream"] = grpc.unary_stream_rpc_method_handler(self._invoke_stream)

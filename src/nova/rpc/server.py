@@ -66,6 +66,7 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         self._background = Background("rpc-server")
         self._server: grpc.aio.Server | None = None
+        self._parts: dict[str, bool] = {}
         self.port = 0
         """the port that is listened on; 0 on a unix socket"""
 
@@ -89,7 +90,7 @@ class RpcServer:
             await server.stop(None)
             raise OSError(f"cannot listen on {self._target}: {exc}") from None
         self.port = 0 if self._target.startswith("unix:") else port
-        self._names = ["", *([EXECUTION] if handlers else [])]
+        self._parts = dict.fromkeys(["", *([EXECUTION] if handlers else [])], False)
         await self._check()
         await server.start()
         self._server = server
@@ -113,15 +114,16 @@ class RpcServer:
 
     async def _check(self) -> None:
         """Ask every part how it is; one that does not answer in time is not well."""
-        parts: Mapping[str, bool] = {}
+        whole = ("", EXECUTION)
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                parts = await self._healthy()
+                parts = dict(await self._healthy())
             well = all(parts.values())
         except Exception as exc:
             log.warning("health check failed", error=repr(exc))
-            well = False
-        for name, fine in {**parts, **dict.fromkeys(self._names, well)}.items():
+            parts, well = dict.fromkeys(self._parts, False), False
+        self._parts = {**parts, **{name: well for name in whole if name in self._parts}}
+        for name, fine in self._parts.items():
             await self._health.set(name, _SERVING if fine else _NOT_SERVING)
 
 
