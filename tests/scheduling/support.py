@@ -7,17 +7,24 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 from psycopg.types.json import Jsonb
 
+from nova.api import schedules as api
 from nova.clock import Clock
 from nova.domain.identity import Scope
 from nova.ids import new_id
 from nova.scheduling.firing import Firing
+from nova.scheduling.schedules import ScheduleHandlers
 from nova.scheduling.timing import timing
 from nova.service import Background
+from nova.store.blobs import BlobStore
 from nova.store.db import Connection, Database, Row
+from nova.store.functions import FunctionStore
 from nova.store.schedules import RunStatus, ScheduleRecord, ScheduleSettings, ScheduleStore
+from nova.store.versions import VersionStore
 from nova.work.queue import LeaseLost
+from tests.http.harness import Api, management
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -198,3 +205,53 @@ async def function(db: Database, name: str = "f", scope: Scope = Scope(), live: 
 def seconds(rows: list[Row], status: str | None = None) -> list[float]:
     """When the instants were, in seconds after noon."""
     return [(row["scheduled_for"] - NOON).total_seconds() for row in rows if status in (None, row["status"])]
+
+
+PATH = "/functions/f/schedules"
+
+
+@dataclass
+class Plane:
+    api: Api
+    stage: Stage
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        return self.api.client
+
+    async def create(self, **members: Any) -> dict[str, Any]:
+        answer = await self.client.post(PATH, json={"cron_expression": "0 3 * * *", **members})
+        assert answer.status_code == 201, answer.text
+        made: dict[str, Any] = answer.json()
+        assert answer.headers["Location"] == f"{PATH}/{made['id']}"
+        return made
+
+    async def patch(self, made: dict[str, Any], **members: Any) -> dict[str, Any]:
+        answer = await self.client.patch(f"/schedules/{made['id']}", json=members)
+        assert answer.status_code == 200, answer.text
+        changed: dict[str, Any] = answer.json()
+        return changed
+
+    async def get(self, path: str) -> Any:
+        answer = await self.client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def post(self, path: str, status: int = 200) -> Any:
+        answer = await self.client.post(path)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+
+@asynccontextmanager
+async def planed(stage: Stage) -> AsyncIterator[Plane]:
+    """The API of schedules behind the real door."""
+    handlers = ScheduleHandlers(
+        stage.db,
+        ScheduleStore(stage.db),
+        FunctionStore(stage.db),
+        VersionStore(stage.db, BlobStore(stage.db)),
+        stage.clock,
+    )
+    async with management(stage.db, [handlers], api.ROUTES) as running:
+        yield Plane(running, stage)

@@ -2,73 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import pytest
 
-from nova.api import schedules as api
 from nova.domain.identity import Scope
-from nova.scheduling.schedules import ScheduleHandlers
 from nova.store.apikeys import KeyGrant
-from nova.store.blobs import BlobStore
-from nova.store.db import Database
-from nova.store.functions import FunctionStore
-from nova.store.schedules import ScheduleStore
-from nova.store.versions import VersionStore
 from tests.control.support import fields, problem
-from tests.http.harness import Api, management
-from tests.scheduling.support import Stage, function
+from tests.scheduling.support import PATH, Plane, Stage, function, planed
 
 pytestmark = pytest.mark.anyio
-PATH = "/functions/f/schedules"
-
-
-@dataclass
-class Plane:
-    api: Api
-    stage: Stage
-
-    @property
-    def client(self) -> httpx.AsyncClient:
-        return self.api.client
-
-    async def create(self, **members: Any) -> dict[str, Any]:
-        answer = await self.client.post(PATH, json={"cron_expression": "0 3 * * *", **members})
-        assert answer.status_code == 201, answer.text
-        made: dict[str, Any] = answer.json()
-        assert answer.headers["Location"] == f"{PATH}/{made['id']}"
-        return made
-
-    async def patch(self, made: dict[str, Any], **members: Any) -> dict[str, Any]:
-        answer = await self.client.patch(f"/schedules/{made['id']}", json=members)
-        assert answer.status_code == 200, answer.text
-        changed: dict[str, Any] = answer.json()
-        return changed
-
-    async def get(self, path: str) -> Any:
-        answer = await self.client.get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    async def post(self, path: str, status: int = 200) -> Any:
-        answer = await self.client.post(path)
-        assert answer.status_code == status, answer.text
-        return answer.json()
 
 
 @pytest.fixture
-async def plane(stage: Stage, database: Database) -> AsyncIterator[Plane]:
-    handlers = ScheduleHandlers(
-        database,
-        ScheduleStore(database),
-        FunctionStore(database),
-        VersionStore(database, BlobStore(database)),
-        stage.clock,
-    )
-    async with management(database, [handlers], api.ROUTES) as running:
-        yield Plane(running, stage)
+async def plane(stage: Stage) -> AsyncIterator[Plane]:
+    async with planed(stage) as running:
+        yield running
 
 
 async def test_a_schedule_has_its_defaults_and_its_next_instant(plane: Plane) -> None:
