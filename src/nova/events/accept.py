@@ -24,7 +24,7 @@ from nova.work.grouping import GroupCommit
 from nova.work.notices import Notices
 
 _BATCH = 256
-_WRITERS = 2
+_WRITERS = 1
 
 
 class Queue:

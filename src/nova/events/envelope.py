@@ -60,6 +60,7 @@ def of_job(job: Job, ended: Ended, finished_at: datetime) -> OutboxEvent | None:
         function_id=job.function_id,
         type=destination.type,
         target=destination.target,
+        caller=job.caller,
         depth=job.depth + 1,
         event=payload.encode(event),
     )

@@ -21,6 +21,7 @@ from nova.errors import NovaError
 from nova.events import envelope
 from nova.events.observers import JobEvents, NoEvents
 from nova.ids import new_id
+from nova.service import Background
 from nova.store.asyncs import KIND
 from nova.store.jobs import Ended, Job, JobStore, PutBack
 from nova.work.grouping import GroupCommit
@@ -36,7 +37,8 @@ _NOT_YET = frozenset({403, 429, 503})
 """Statuses of refusals that say nothing about the job: its tenant is suspended, its function busy, the platform away."""
 _WAIT_S = (1.0, 60.0)
 """Shortest and longest pause after one of those."""
-_WRITERS = 2
+_WRITERS = 1
+_TIDY_S = 60.0
 _WRITE_FOR_S = 25.0
 """How long an outcome is tried to be written while PostgreSQL is away; beyond that the lease has run out."""
 
@@ -80,6 +82,7 @@ class AsyncJobs:
         self._notices = notices
         self._events = events or NoEvents()
         self._clock = clock
+        self._tasks = Background("jobs")
         self._group: GroupCommit[tuple[str, Outcomes], None] = GroupCommit(
             "outcomes", self._write, writers=_WRITERS, weigh=lambda item: _weight(item[1])
         )
@@ -89,11 +92,20 @@ class AsyncJobs:
         return Kind(self, workers, max_attempts=None, claim=self.claim)
 
     async def start(self) -> None:
-        return None
+        self._tasks.spawn("tidy", self._tidy())
 
     async def close(self) -> None:
         """After the runner: write the outcomes that wait."""
         await self._group.close()
+        await self._tasks.close()
+
+    async def _tidy(self) -> None:
+        while True:
+            await self._clock.sleep(_TIDY_S * random.uniform(0.75, 1.25))
+            try:
+                await self._store.tidy()
+            except NovaError as error:
+                log.warning("cannot tidy up the queue", error=error.detail)
 
     async def claim(self, owner: str, batch: int, lease_s: float) -> Claimed:
         jobs, more = await self._store.claim(owner, batch, lease_s)

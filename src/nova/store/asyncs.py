@@ -6,14 +6,15 @@ A job is a row of ``async_invocations`` and, until it has ended, a row of ``work
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from nova.domain.asyncs import AsyncPolicy
 from nova.domain.call import Accepted, AsyncOptions
 from nova.domain.identity import Scope
 from nova.errors import NovaError, not_found
 from nova.ids import new_id
-from nova.store.db import Connection, Queries
+from nova.store.db import Connection, Database, Queries
 from nova.store.listen import Channel
 
 KIND = "async"
@@ -86,7 +87,7 @@ async def enqueue(
         function_id=function_id,
         qualifier=qualifier,
         payload=payload,
-        options=_delayed(options, delay_s),
+        options=replace(options, delay_s=options.delay_s + delay_s),
         caller=caller,
         source=source,
         traceparent=traceparent,
@@ -126,18 +127,17 @@ async def delete(conn: Connection, scope: Scope, ids: Sequence[str]) -> int:
     return int(row["deleted"]) if row else 0
 
 
-def _delayed(options: AsyncOptions, delay_s: float) -> AsyncOptions:
-    if not delay_s:
-        return options
-    return AsyncOptions(
-        max_attempts=options.max_attempts,
-        backoff_base_ms=options.backoff_base_ms,
-        backoff_max_ms=options.backoff_max_ms,
-        max_age_s=options.max_age_s,
-        delay_s=options.delay_s + delay_s,
-        idempotency_key=options.idempotency_key,
-        idempotency_ttl_s=options.idempotency_ttl_s,
-    )
+async def delete_finished(db: Database, before_ok: datetime, before_dlq: datetime, limit: int) -> int:
+    """Delete jobs that succeeded or were cancelled before ``before_ok``, and letters that are dead since before
+    ``before_dlq``; how many, at most ``limit``."""
+    row = await db.one(sql.delete_finished, before_ok=before_ok, before_dlq=before_dlq, limit=limit)
+    return int(row["deleted"]) if row else 0
+
+
+async def tidy(db: Database, *, limit: int = 1000) -> None:
+    """Once a minute, by anybody: let go on what was held by mistake, and forget rates that nobody asks for any more."""
+    await db.run(sql.unpark_stray, limit=limit)
+    await db.run(sql.forget_rates)
 
 
 async def _insert(conn: Connection, jobs: Sequence[NewJob]) -> frozenset[str]:

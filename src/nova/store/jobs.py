@@ -12,6 +12,7 @@ from typing import Any
 
 from nova.domain.asyncs import AsyncDestinations, Destination, DestinationType, Outcome
 from nova.domain.identity import Scope
+from nova.store.asyncs import tidy
 from nova.store.db import Connection, Database, Queries, Row
 
 ATTEMPTS_KEPT = 200
@@ -92,6 +93,7 @@ class OutboxEvent:
     function_id: str
     type: DestinationType
     target: str
+    caller: str
     depth: int
     event: bytes
 
@@ -107,10 +109,17 @@ class JobStore:
         rows = await self._db.fetch(sql.claim, owner=owner, batch=batch, lease_s=lease_s)
         if not rows:
             return [], False
+        if lost := [row for row in rows if row["lost_at"] is not None]:
+            ids, times = [row["id"] for row in lost], [row["lost_at"] for row in lost]
+            await self._db.run(sql.tell_lost, ids=ids, lost=times, kept=ATTEMPTS_KEPT)
         share = max(1, batch // rows[0]["lanes"])
         taken = Counter(row["tenant_id"] for row in rows)
         more = rows[0]["lanes"] > batch or max(taken.values()) >= share
         return [_job_of(row) for row in rows], more
+
+    async def tidy(self) -> None:
+        """Once a minute; see :func:`nova.store.asyncs.tidy`."""
+        await tidy(self._db)
 
     async def write(self, owner: str, ended: Sequence[Ended], put_back: Sequence[PutBack]) -> frozenset[str]:
         """Write what became of jobs, in one transaction; the ids of those that were still the owner's."""
@@ -179,6 +188,7 @@ async def send_on(conn: Connection, events: Sequence[OutboxEvent]) -> None:
         function_ids=[event.function_id for event in events],
         types=[event.type for event in events],
         targets=[event.target for event in events],
+        callers=[event.caller for event in events],
         depths=[event.depth for event in events],
         events=_texts(event.event for event in events),
     )

@@ -43,5 +43,10 @@ async def withdraw(conn: Connection, kind: str, scope: Scope, subject: str) -> b
     """Take work back, running or not. Whoever runs it loses the lease and is told at once. False: there was none."""
     gone = await conn.run(sql.withdraw, kind=kind, tenant=scope.tenant, namespace=scope.namespace, subject=subject)
     if gone:
-        await conn.notify(CHANNEL, json.dumps({"kind": kind, "withdrawn": subject}))
+        await tell_withdrawn(conn, kind, subject)
     return gone > 0
+
+
+async def tell_withdrawn(conn: Connection, kind: str, subject: str) -> None:
+    """The work row was deleted by a statement of the noun's own: whoever runs it is told when this commits."""
+    await conn.notify(CHANNEL, json.dumps({"kind": kind, "withdrawn": subject}))

@@ -53,6 +53,9 @@ class Notices:
         self._ids += ids
         self._begin()
 
+    async def start(self) -> None:
+        return None
+
     async def close(self) -> None:
         await self._tasks.close()
 

@@ -36,7 +36,7 @@ CREATE TABLE async_invocations (
     finished_at     timestamptz
 );
 CREATE INDEX async_invocations_scope ON async_invocations (tenant_id, namespace, id DESC);
-CREATE INDEX async_invocations_function ON async_invocations (function_id, id DESC);
+CREATE INDEX async_invocations_function ON async_invocations (tenant_id, namespace, function_name, id DESC);
 CREATE INDEX async_invocations_dlq ON async_invocations (tenant_id, namespace, id DESC) WHERE status = 'dlq';
 CREATE INDEX async_invocations_finished ON async_invocations (finished_at) WHERE finished_at IS NOT NULL;
 
@@ -154,6 +154,7 @@ CREATE TABLE event_outbox (
     function_id  uuid NOT NULL,              -- whose destination it is
     target_type  text NOT NULL CHECK (target_type IN ('function', 'webhook')),
     target       text NOT NULL,
+    caller       text NOT NULL,              -- in whose name the job ran
     depth        int NOT NULL DEFAULT 0,
     event        json NOT NULL,              -- a CloudEvents 1.0 object
     status       text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'delivered', 'dead')),

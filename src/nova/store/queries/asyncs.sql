@@ -72,3 +72,203 @@ WITH gone AS (
       AND k.subject = g.id
 )
 SELECT count(*) AS deleted FROM gone
+
+-- name: delete_finished -- what is past its time, oldest first, with the keys it holds
+WITH gone AS (
+    DELETE FROM async_invocations
+    WHERE id IN (SELECT id FROM async_invocations
+                 WHERE (status IN ('succeeded', 'cancelled') AND finished_at < %(before_ok)s)
+                    OR (status = 'dlq' AND finished_at < %(before_dlq)s)
+                 ORDER BY finished_at LIMIT %(limit)s)
+      AND status <> 'queued'
+    RETURNING id, tenant_id, namespace, 'async/' || function_name AS realm, idempotency_key
+), keys AS (
+    DELETE FROM idempotency_keys k USING gone g
+    WHERE k.tenant_id = g.tenant_id AND k.namespace = g.namespace AND k.realm = g.realm AND k.key = g.idempotency_key
+      AND k.subject = g.id
+)
+SELECT count(*) AS deleted FROM gone
+
+-- name: page
+SELECT a.id::text AS id, a.function_id::text AS function_id, a.function_name, a.qualifier,
+       CASE WHEN a.status = 'queued' AND w.lease_until > now() THEN 'running' ELSE a.status END AS status,
+       a.paused, coalesce(w.attempt, a.attempt) AS attempt, a.max_attempts, a.backoff_base_ms, a.backoff_max_ms,
+       a.max_age_s, a.source, a.caller, a.traceparent, a.idempotency_key, a.error, a.request_id::text AS request_id,
+       a.version, a.created_at, coalesce(a.started_at, w.claimed_at) AS started_at, a.finished_at,
+       CASE WHEN a.status = 'queued' AND (w.lease_until IS NULL OR w.lease_until <= now()) THEN a.next_run_at END
+           AS next_run_at
+FROM async_invocations a LEFT JOIN work w ON w.id = a.id
+WHERE a.tenant_id = %(tenant)s AND a.namespace = %(namespace)s
+  AND (%(function)s::text IS NULL OR a.function_name = %(function)s)
+  AND (%(before)s::uuid IS NULL OR a.id < %(before)s::uuid)
+  AND (%(since)s::timestamptz IS NULL OR a.created_at >= %(since)s)
+  AND (%(until)s::timestamptz IS NULL OR a.created_at < %(until)s)
+  AND (%(statuses)s::text[] IS NULL OR
+       CASE WHEN a.status = 'queued' AND w.lease_until > now() THEN 'running' ELSE a.status END = ANY (%(statuses)s))
+ORDER BY a.id DESC LIMIT %(limit)s
+
+-- name: page_dlq -- as page, through the index of dead letters
+SELECT a.id::text AS id, a.function_id::text AS function_id, a.function_name, a.qualifier, a.status, a.paused,
+       a.attempt, a.max_attempts, a.backoff_base_ms, a.backoff_max_ms, a.max_age_s, a.source, a.caller, a.traceparent,
+       a.idempotency_key, a.error, a.request_id::text AS request_id, a.version, a.created_at, a.started_at,
+       a.finished_at, NULL::timestamptz AS next_run_at
+FROM async_invocations a
+WHERE a.status = 'dlq' AND a.tenant_id = %(tenant)s AND a.namespace = %(namespace)s
+  AND (%(function)s::text IS NULL OR a.function_name = %(function)s)
+  AND (%(before)s::uuid IS NULL OR a.id < %(before)s::uuid)
+  AND (%(since)s::timestamptz IS NULL OR a.created_at >= %(since)s)
+  AND (%(until)s::timestamptz IS NULL OR a.created_at < %(until)s)
+ORDER BY a.id DESC LIMIT %(limit)s
+
+-- name: get
+SELECT a.id::text AS id, a.function_id::text AS function_id, a.function_name, a.qualifier,
+       CASE WHEN a.status = 'queued' AND w.lease_until > now() THEN 'running' ELSE a.status END AS status,
+       a.paused, coalesce(w.attempt, a.attempt) AS attempt, a.max_attempts, a.backoff_base_ms, a.backoff_max_ms,
+       a.max_age_s, a.source, a.caller, a.traceparent, a.idempotency_key, a.error, a.request_id::text AS request_id,
+       a.version, a.created_at, coalesce(a.started_at, w.claimed_at) AS started_at, a.finished_at,
+       CASE WHEN a.status = 'queued' AND (w.lease_until IS NULL OR w.lease_until <= now()) THEN a.next_run_at END
+           AS next_run_at,
+       a.attempts, a.payload::text AS payload, a.output::text AS output
+FROM async_invocations a LEFT JOIN work w ON w.id = a.id
+WHERE a.id = %(id)s AND a.tenant_id = %(tenant)s AND a.namespace = %(namespace)s
+
+-- name: retry -- by hand, from the beginning; its age begins anew
+WITH again AS (
+    UPDATE async_invocations a
+    SET status = 'queued', paused = false, attempt = 0, generation = generation + 1,
+        max_attempts = coalesce(%(max_attempts)s, max_attempts), output = NULL, error = NULL, request_id = NULL,
+        version = NULL, queued_at = now(), next_run_at = now(), finished_at = NULL
+    WHERE id = ANY (%(ids)s::uuid[]) AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+      AND status IN ('dlq', 'cancelled')
+    RETURNING id, tenant_id, namespace, function_id
+)
+INSERT INTO work (id, kind, tenant_id, namespace, subject, run_at)
+SELECT id, 'async', tenant_id, namespace, id,
+       CASE WHEN EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = a.tenant_id AND p.namespace = a.namespace
+                                                      AND p.function_id = a.function_id)
+            THEN 'infinity' ELSE now() END
+FROM again a
+
+-- name: cancel
+WITH gone AS (
+    DELETE FROM work
+    WHERE kind = 'async' AND id = %(id)s AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+    RETURNING id, attempt
+)
+UPDATE async_invocations a SET status = 'cancelled', paused = false, attempt = g.attempt, finished_at = now()
+FROM gone g WHERE a.id = g.id
+
+-- name: pause
+WITH held AS (
+    UPDATE async_invocations SET paused = true
+    WHERE id = %(id)s AND tenant_id = %(tenant)s AND namespace = %(namespace)s AND status = 'queued'
+    RETURNING id
+), parked AS (
+    UPDATE work w SET run_at = 'infinity' FROM held h
+    WHERE w.id = h.id AND (w.lease_until IS NULL OR w.lease_until <= now())
+)
+SELECT id FROM held
+
+-- name: resume
+WITH freed AS (
+    UPDATE async_invocations SET paused = false
+    WHERE id = %(id)s AND tenant_id = %(tenant)s AND namespace = %(namespace)s AND status = 'queued'
+    RETURNING id, tenant_id, namespace, function_id, next_run_at
+), due AS (
+    UPDATE work w SET run_at = f.next_run_at FROM freed f
+    WHERE w.id = f.id AND w.run_at = 'infinity'
+      AND NOT EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = f.tenant_id AND p.namespace = f.namespace
+                                                   AND p.function_id = f.function_id)
+)
+SELECT id FROM freed
+
+-- name: pause_function
+INSERT INTO async_pauses (tenant_id, namespace, function_id, paused_by)
+SELECT tenant_id, namespace, id, %(by)s FROM functions
+WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND name = %(function)s
+ON CONFLICT DO NOTHING
+
+-- name: park -- what waits; what runs ends, and waits when it has to be tried again
+UPDATE work w SET run_at = 'infinity'
+FROM async_invocations a, functions f
+WHERE w.kind = 'async' AND w.tenant_id = %(tenant)s AND w.namespace = %(namespace)s AND w.run_at < 'infinity'
+  AND (w.lease_until IS NULL OR w.lease_until <= now())
+  AND a.id = w.id AND f.id = a.function_id AND f.name = %(function)s
+
+-- name: resume_function
+DELETE FROM async_pauses p USING functions f
+WHERE f.tenant_id = %(tenant)s AND f.namespace = %(namespace)s AND f.name = %(function)s
+  AND p.tenant_id = f.tenant_id AND p.namespace = f.namespace AND p.function_id = f.id
+
+-- name: unpark
+UPDATE work w SET run_at = a.next_run_at
+FROM async_invocations a, functions f
+WHERE w.kind = 'async' AND w.tenant_id = %(tenant)s AND w.namespace = %(namespace)s AND w.run_at = 'infinity'
+  AND a.id = w.id AND NOT a.paused AND f.id = a.function_id AND f.name = %(function)s
+
+-- name: unpark_stray -- a job that was put back in the moment in which its function was resumed
+UPDATE work SET run_at = now() WHERE id IN (
+    SELECT w.id FROM work w JOIN async_invocations a ON a.id = w.id
+    WHERE w.kind = 'async' AND w.run_at = 'infinity' AND NOT a.paused
+      AND NOT EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = a.tenant_id AND p.namespace = a.namespace
+                                                   AND p.function_id = a.function_id)
+    LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
+
+-- name: forget_rates
+DELETE FROM async_rates WHERE bucket < now() - interval '10 minutes'
+
+-- name: function_paused
+SELECT EXISTS (SELECT FROM async_pauses p WHERE p.function_id = f.id AND p.tenant_id = f.tenant_id
+                                            AND p.namespace = f.namespace) AS paused
+FROM functions f WHERE f.tenant_id = %(tenant)s AND f.namespace = %(namespace)s AND f.name = %(function)s
+
+-- name: gate
+SELECT paused, reason, changed_by, changed_at FROM async_gate
+
+-- name: set_gate
+UPDATE async_gate SET paused = %(paused)s, reason = %(reason)s, changed_by = %(by)s, changed_at = now()
+
+-- name: matching_dead -- dead letters for retry-all and purge
+SELECT id::text AS id FROM async_invocations
+WHERE status = 'dlq' AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+  AND (%(functions)s::text[] IS NULL OR function_name = ANY (%(functions)s))
+  AND (%(since)s::timestamptz IS NULL OR finished_at >= %(since)s)
+  AND finished_at <= coalesce(%(until)s::timestamptz, now())
+  AND (%(error_contains)s::text IS NULL OR strpos(error ->> 'message', %(error_contains)s) > 0
+       OR strpos(error ->> 'type', %(error_contains)s) > 0)
+ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+
+-- name: count_dead
+SELECT count(*) AS total, now() AS moment FROM async_invocations
+WHERE status = 'dlq' AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+  AND (%(functions)s::text[] IS NULL OR function_name = ANY (%(functions)s))
+  AND (%(since)s::timestamptz IS NULL OR finished_at >= %(since)s)
+  AND finished_at <= coalesce(%(until)s::timestamptz, now())
+  AND (%(error_contains)s::text IS NULL OR strpos(error ->> 'message', %(error_contains)s) > 0
+       OR strpos(error ->> 'type', %(error_contains)s) > 0)
+
+-- name: functions_with_dead
+SELECT DISTINCT function_name AS name FROM async_invocations
+WHERE status = 'dlq' AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+
+-- name: counts
+SELECT status, sum(jobs)::bigint AS jobs FROM async_counts
+WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s GROUP BY status
+
+-- name: rates
+SELECT coalesce(sum(enqueued) FILTER (WHERE bucket >= now() - interval '1 minute'), 0)::bigint AS enqueued_1m,
+       coalesce(sum(finished) FILTER (WHERE bucket >= now() - interval '1 minute'), 0)::bigint AS finished_1m,
+       coalesce(sum(enqueued), 0)::bigint AS enqueued_5m, coalesce(sum(finished), 0)::bigint AS finished_5m
+FROM async_rates
+WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND bucket >= now() - interval '5 minutes'
+
+-- name: backlog
+SELECT count(*) FILTER (WHERE lease_until > now()) AS running,
+       count(*) FILTER (WHERE run_at = 'infinity') AS held,
+       extract(epoch FROM now() - min(run_at) FILTER (WHERE run_at <= now() AND (lease_until IS NULL
+                                                                               OR lease_until <= now())))::float8
+           AS oldest_s
+FROM work WHERE kind = 'async' AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+
+-- name: totals -- for the metrics: every tenant's numbers
+SELECT tenant_id AS tenant, status, sum(jobs)::bigint AS jobs FROM async_counts GROUP BY 1, 2

@@ -24,22 +24,25 @@ WITH RECURSIVE found AS (
                     lease_until = now() + make_interval(secs => %(lease_s)s)
     FROM due WHERE work.id = due.id
     RETURNING work.id, work.attempt, work.fence, due.lost_at, due.lanes
-), lost AS ( -- nobody was left to tell of the attempt before
-    UPDATE async_invocations a
-    SET attempts = a.attempts || jsonb_build_array(jsonb_build_object(
-            'no', jsonb_array_length(a.attempts) + 1, 'started_at', c.lost_at, 'request_id', NULL, 'duration_ms', NULL,
-            'error', jsonb_build_object('type', 'Nova.WorkerLost', 'message', 'the worker was lost under the call'))),
-        started_at = coalesce(a.started_at, c.lost_at)
-    FROM claimed c WHERE c.id = a.id AND c.lost_at IS NOT NULL
 )
 SELECT c.id::text AS id, c.attempt, c.fence, c.lanes, a.tenant_id, a.namespace, a.function_id::text AS function_id, a.function_name, a.qualifier,
        a.payload::text AS payload, a.max_attempts, a.backoff_base_ms, a.backoff_max_ms, a.max_age_s, a.depth,
        a.generation, a.source, a.caller, a.traceparent, a.tracestate, a.created_at,
-       extract(epoch FROM now() - a.queued_at)::float8 AS age_s, jsonb_array_length(a.attempts) + (c.lost_at IS NOT NULL)::int AS recorded,
+       extract(epoch FROM now() - a.queued_at)::float8 AS age_s, jsonb_array_length(a.attempts) + (c.lost_at IS NOT NULL)::int AS recorded, c.lost_at,
        f.data #> '{recorded,async_destinations}' AS destinations,
        a.paused OR EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = a.tenant_id AND p.namespace = a.namespace
                                                         AND p.function_id = a.function_id) AS held
 FROM claimed c JOIN async_invocations a ON a.id = c.id LEFT JOIN functions f ON f.id = a.function_id
+
+-- name: tell_lost -- of attempts of which nobody was left to tell
+UPDATE async_invocations a
+SET attempts = a.attempts || jsonb_build_array(jsonb_build_object(
+        'no', jsonb_array_length(a.attempts) + 1, 'started_at', g.lost_at, 'request_id', NULL, 'duration_ms', NULL,
+        'error', jsonb_build_object('type', 'Nova.WorkerLost', 'message', 'the worker was lost under the call',
+                                    'stack', '[]'::jsonb))),
+    started_at = coalesce(a.started_at, g.lost_at)
+FROM unnest(%(ids)s::uuid[], %(lost)s::timestamptz[]) AS g (id, lost_at)
+WHERE a.id = g.id AND jsonb_array_length(a.attempts) < %(kept)s
 
 -- name: end
 WITH given AS (
@@ -63,12 +66,12 @@ RETURNING a.id::text AS id
 -- name: send_on -- to the outbox, for jobs whose end this transaction has written
 WITH given AS (
     SELECT * FROM unnest(%(ids)s::uuid[], %(tenants)s::text[], %(namespaces)s::text[], %(sources)s::text[],
-                         %(function_ids)s::uuid[], %(types)s::text[], %(targets)s::text[], %(depths)s::int[],
-                         %(events)b::text[])
-         AS g (id, tenant_id, namespace, source, function_id, target_type, target, depth, event)
+                         %(function_ids)s::uuid[], %(types)s::text[], %(targets)s::text[], %(callers)s::text[],
+                         %(depths)s::int[], %(events)b::text[])
+         AS g (id, tenant_id, namespace, source, function_id, target_type, target, caller, depth, event)
 ), outbox AS (
-    INSERT INTO event_outbox (id, tenant_id, namespace, source, function_id, target_type, target, depth, event)
-    SELECT id, tenant_id, namespace, source, function_id, target_type, target, depth, event::json FROM given
+    INSERT INTO event_outbox (id, tenant_id, namespace, source, function_id, target_type, target, caller, depth, event)
+    SELECT id, tenant_id, namespace, source, function_id, target_type, target, caller, depth, event::json FROM given
     ON CONFLICT (tenant_id, namespace, source) DO NOTHING
     RETURNING id, tenant_id, namespace
 )

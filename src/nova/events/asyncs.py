@@ -1,0 +1,384 @@
+"""The routes of asynchronous invocations."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, get_args
+from uuid import UUID
+
+from pydantic_core import to_json
+
+from nova import payload
+from nova.api.asyncs import (
+    AcceptedJob,
+    Changed,
+    DeadLetters,
+    DlqQuery,
+    GlobalPause,
+    GlobalPauseView,
+    InvokeAsync,
+    Job,
+    JobDetail,
+    JobFailure,
+    JobQuery,
+    JobSummary,
+    Purged,
+    Rates,
+    Retried,
+    RetryDeadLetters,
+    RetryJob,
+    ScopeJobQuery,
+    WaitQuery,
+    WebhookSecret,
+)
+from nova.api.table import Empty, Page
+from nova.clock import SYSTEM_CLOCK, Clock
+from nova.domain.asyncs import MAX_DELAY_S, JobStatus
+from nova.domain.call import AsyncOptions, CallRequest
+from nova.domain.ports import Acceptor
+from nova.errors import NovaError, invalid, not_found
+from nova.events.waiting import Endings
+from nova.events.webhook_secrets import WebhookSecrets
+from nova.http import paging
+from nova.http.handler import Answer, Req, handles
+from nova.security import access
+from nova.store import asyncs, work
+from nova.store.asyncs_admin import AsyncStore, DeadFilter, JobFilter
+from nova.store.db import Database, Row
+from nova.store.listen import Channel
+
+_LOOK_S = 2.0
+"""A caller who waits for a job looks at the row this often, should a notification be lost."""
+_STATUSES = get_args(JobStatus)
+_STATES = {
+    "queued": "is queued",
+    "running": "runs",
+    "succeeded": "has ended: succeeded",
+    "dlq": "is a dead letter",
+    "cancelled": "was cancelled",
+}
+_ENDED = ("succeeded", "dlq", "cancelled")
+_SAME = tuple(name for name in Job.model_fields if name not in {"function", "error", "trace_id"})
+
+
+class AsyncHandlers:
+    """Serves ``nova.api.asyncs``. ``acceptor`` commits the calls that ``invoke-async`` brings."""
+
+    def __init__(
+        self,
+        db: Database,
+        acceptor: Acceptor,
+        endings: Endings,
+        secrets: WebhookSecrets,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._db = db
+        self._store = AsyncStore(db)
+        self._acceptor = acceptor
+        self._endings = endings
+        self._secrets = secrets
+        self._clock = clock
+
+    @handles("function.invoke_async")
+    async def invoke(self, req: Req[InvokeAsync, Empty]) -> Answer:
+        body, name = req.body, req.params["name"]
+        value = req.raw_body.get("payload", {})
+        call = CallRequest(
+            request_id=req.request_id,
+            scope=req.scope,
+            function=name,
+            payload=json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(),
+            identity=req.identity,
+            received=self._clock.monotonic(),
+            qualifier=body.qualifier,
+            traceparent=req.http.headers.get("traceparent"),
+            tracestate=req.http.headers.get("tracestate"),
+        )
+        options = AsyncOptions(
+            max_attempts=body.max_attempts,
+            backoff_base_ms=body.backoff_base_ms,
+            backoff_max_ms=body.backoff_max_ms,
+            max_age_s=body.max_age_s,
+            delay_s=self._delay_s(body),
+            idempotency_key=body.idempotency_key,
+            **({} if body.idempotency_ttl_s is None else {"idempotency_ttl_s": body.idempotency_ttl_s}),
+        )
+        accepted = await self._acceptor.accept(call, options)
+        headers = {"Location": f"/async-invocations/{accepted.invocation_id}"}
+        if accepted.replayed:
+            headers["X-Idempotency-Status"] = "replay"
+        job = {"invocation_id": accepted.invocation_id, "status": accepted.status, "function": name}
+        return Answer(AcceptedJob.model_validate(job), 200 if accepted.replayed else 202, headers)
+
+    def _delay_s(self, body: InvokeAsync) -> float:
+        if body.not_before is None:
+            return body.delay_s or 0.0
+        if body.delay_s is not None:
+            raise invalid("not_before", "cannot go with delay_s")
+        delay_s = max(0.0, (body.not_before - self._clock.now()).total_seconds())
+        if delay_s > MAX_DELAY_S:
+            raise invalid("not_before", f"at most {MAX_DELAY_S // 86_400} days from now")
+        return delay_s
+
+    # Looking
+
+    @handles("function.async")
+    async def of_function(self, req: Req[Empty, JobQuery]) -> Page[Job]:
+        name = req.params["name"]
+        if await self._store.function_paused(req.scope, name) is None:
+            raise not_found("function", name)
+        query = req.query
+        wanted = JobFilter(_statuses(query.status), name, query.since, query.until)
+        return await self._page(req, wanted)
+
+    @handles("async.list")
+    async def list(self, req: Req[Empty, ScopeJobQuery]) -> Page[Job]:
+        query = req.query
+        return await self._page(req, JobFilter(_statuses(query.status), query.function, query.since, query.until))
+
+    @handles("dlq.list")
+    async def dead(self, req: Req[Empty, DlqQuery]) -> Page[Job]:
+        query = req.query
+        return await self._page(req, JobFilter(("dlq",), query.function, query.since, query.until))
+
+    async def _page(self, req: Req[Any, Any], wanted: JobFilter) -> Page[Job]:
+        limit = req.query.limit
+        rows = await self._store.page(req.scope, wanted, before=_before(req.query.cursor), limit=limit + 1)
+        shown = [_job(row) for row in rows[:limit] if _may(req, "async:read", row)]
+        return Page[Job](items=shown, next_cursor=paging.encode([rows[limit - 1]["id"]]) if len(rows) > limit else None)
+
+    @handles("async.get")
+    async def get(self, req: Req[Empty, WaitQuery]) -> JobDetail:
+        job_id = req.params["id"]
+        row = await self._readable(req, "async:read")
+        until = self._clock.monotonic() + req.query.wait_s
+        if req.query.wait_s:
+            with self._endings.of(job_id) as ended:
+                while row["status"] not in _ENDED and (left := until - self._clock.monotonic()) > 0:
+                    row = await self._readable(req, "async:read")
+                    if row["status"] in _ENDED:
+                        break
+                    await _wait(ended, min(left, _LOOK_S))
+                    row = await self._readable(req, "async:read")
+        return _detail(row, open_to_caller=_may(req, "payload:read", row))
+
+    @handles("async.summary")
+    async def summary(self, req: Req[Empty, Empty]) -> JobSummary:
+        found = await self._store.summary(req.scope)
+        return JobSummary(
+            queued=max(0, found.queued - found.running - found.held),
+            held=found.held,
+            running=found.running,
+            succeeded=found.succeeded,
+            dlq=found.dlq,
+            cancelled=found.cancelled,
+            oldest_queued_s=found.oldest_queued_s,
+            rates=Rates(
+                enqueued_1m=found.enqueued_1m,
+                enqueued_5m=found.enqueued_5m,
+                finished_1m=found.finished_1m,
+                finished_5m=found.finished_5m,
+            ),
+        )
+
+    @handles("function.webhook_secret")
+    async def webhook_secret(self, req: Req[Empty, Empty]) -> WebhookSecret:
+        name = req.params["name"]
+        secret = await self._secrets.of_function(req.scope, name)
+        if secret is None:
+            raise not_found("function", name)
+        return WebhookSecret(function=name, secret=secret.text, created_at=secret.created_at)
+
+    # Steering
+
+    @handles("async.retry")
+    async def retry(self, req: Req[RetryJob, Empty]) -> Job:
+        await self._readable(req, "async:manage")
+        async with self._db.transaction() as conn:
+            if not await self._store.retry(conn, req.scope, [req.params["id"]], req.body.max_attempts):
+                raise await self._wrong_state(req)
+            await conn.notify(Channel.WORK, asyncs.DUE)
+        return _job(await self._readable(req, "async:manage"))
+
+    @handles("async.pause")
+    async def pause(self, req: Req[Empty, Empty]) -> Job:
+        await self._readable(req, "async:manage")
+        async with self._db.transaction() as conn:
+            if not await self._store.pause(conn, req.scope, req.params["id"]):
+                raise await self._wrong_state(req)
+        return _job(await self._readable(req, "async:manage"))
+
+    @handles("async.resume")
+    async def resume(self, req: Req[Empty, Empty]) -> Job:
+        await self._readable(req, "async:manage")
+        async with self._db.transaction() as conn:
+            if not await self._store.resume(conn, req.scope, req.params["id"]):
+                raise await self._wrong_state(req)
+            await conn.notify(Channel.WORK, asyncs.DUE)
+        return _job(await self._readable(req, "async:manage"))
+
+    @handles("async.cancel")
+    async def cancel(self, req: Req[Empty, Empty]) -> Job:
+        await self._readable(req, "async:manage")
+        job_id = req.params["id"]
+        async with self._db.transaction() as conn:
+            if not await self._store.cancel(conn, req.scope, job_id):
+                raise await self._wrong_state(req)
+            await work.tell_withdrawn(conn, asyncs.KIND, job_id)
+            await conn.notify(Channel.ASYNC, job_id)
+        return _job(await self._readable(req, "async:manage"))
+
+    @handles("async.delete")
+    async def delete(self, req: Req[Empty, Empty]) -> None:
+        await self._readable(req, "async:manage")
+        async with self._db.transaction() as conn:
+            if not await asyncs.delete(conn, req.scope, [req.params["id"]]):
+                raise await self._wrong_state(req)
+
+    @handles("async.pause_function")
+    async def pause_function(self, req: Req[Empty, Empty]) -> Changed:
+        name = await self._known_function(req)
+        return Changed(changed=await self._store.pause_function(req.scope, name, req.identity.subject))
+
+    @handles("async.resume_function")
+    async def resume_function(self, req: Req[Empty, Empty]) -> Changed:
+        name = await self._known_function(req)
+        async with self._db.transaction() as conn:
+            changed = await self._store.resume_function(conn, req.scope, name)
+            await conn.notify(Channel.WORK, asyncs.DUE)
+        return Changed(changed=changed)
+
+    @handles("async.gate")
+    async def gate(self, _req: Req[Empty, Empty]) -> GlobalPauseView:
+        gate = await self._store.gate()
+        return GlobalPauseView(
+            paused=gate.paused, reason=gate.reason, changed_by=gate.changed_by, changed_at=gate.changed_at
+        )
+
+    @handles("async.set_gate")
+    async def set_gate(self, req: Req[GlobalPause, Empty]) -> GlobalPauseView:
+        async with self._db.transaction() as conn:
+            await self._store.set_gate(conn, paused=req.body.paused, reason=req.body.reason, by=req.identity.subject)
+            await conn.notify(Channel.WORK, asyncs.DUE)
+        gate = await self._store.gate()
+        return GlobalPauseView(
+            paused=gate.paused, reason=gate.reason, changed_by=gate.changed_by, changed_at=gate.changed_at
+        )
+
+    @handles("dlq.retry_all")
+    async def retry_all(self, req: Req[RetryDeadLetters, Empty]) -> Retried:
+        wanted = await self._dead_filter(req, req.body)
+        total, moment = await self._store.count_dead(req.scope, wanted)
+        retried = await self._store.retry_dead(req.scope, replace(wanted, until=moment), req.body.max_attempts)
+        async with self._db.transaction() as conn:
+            await conn.notify(Channel.WORK, asyncs.DUE)
+        return Retried(retried=retried, total=total)
+
+    @handles("dlq.purge")
+    async def purge(self, req: Req[DeadLetters, Empty]) -> Purged:
+        wanted = await self._dead_filter(req, req.body)
+        _, moment = await self._store.count_dead(req.scope, wanted)
+        return Purged(purged=await self._store.purge_dead(req.scope, replace(wanted, until=moment)))
+
+    async def _dead_filter(self, req: Req[Any, Any], body: DeadLetters) -> DeadFilter:
+        """Of the functions that the caller may manage."""
+        names: Sequence[str] = (
+            [body.function] if body.function is not None else await self._store.functions_with_dead(req.scope)
+        )
+        allowed = tuple(name for name in names if access.allowed(req.identity, "async:manage", name))
+        if body.function is not None and not allowed:
+            access.require(req.identity, "async:manage", body.function)
+        return DeadFilter(allowed, since=body.since, error_contains=body.error_contains)
+
+    async def _known_function(self, req: Req[Any, Any]) -> str:
+        name = req.params["name"]
+        access.require(req.identity, "async:manage", name)
+        if await self._store.function_paused(req.scope, name) is None:
+            raise not_found("function", name)
+        return name
+
+    async def _readable(self, req: Req[Any, Any], permission: str) -> Row:
+        """The job. One of a function that is closed to the caller is as unknown as one that never was."""
+        job_id = req.params["id"]
+        row = await self._store.get(req.scope, job_id) if _is_id(job_id) else None
+        if row is None or not _may(req, "async:read", row):
+            raise not_found("asynchronous invocation", job_id)
+        if permission != "async:read":
+            access.require(req.identity, permission, row["function_name"])
+        return row
+
+    async def _wrong_state(self, req: Req[Any, Any]) -> NovaError:
+        row = await self._readable(req, "async:manage")
+        return NovaError("invalid_state", f"the job {_STATES[row['status']]}")
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def _statuses(text: str | None) -> tuple[JobStatus, ...] | None:
+    if text is None:
+        return None
+    wanted = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if unknown := [part for part in wanted if part not in _STATUSES]:
+        raise invalid("status", f"{unknown[0][:32]!r} is none of {', '.join(_STATUSES)}")
+    return wanted  # type: ignore[return-value]
+
+
+def _before(cursor: str | None) -> str | None:
+    values = paging.decode(cursor, str)
+    if values is None:
+        return None
+    if not _is_id(str(values[0])):
+        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before")
+    return str(values[0])
+
+
+def _is_id(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _may(req: Req[Any, Any], permission: str, row: Row) -> bool:
+    return access.allowed(req.identity, permission, row["function_name"])
+
+
+def _common(row: Row) -> dict[str, Any]:
+    trace = row["traceparent"]
+    return {
+        **{name: row[name] for name in _SAME},
+        "function": row["function_name"],
+        "error": None if row["error"] is None else JobFailure(**row["error"]),
+        "trace_id": trace[3:35] if trace else None,
+    }
+
+
+def _job(row: Row) -> Job:
+    return Job(**_common(row))
+
+
+def _detail(row: Row, *, open_to_caller: bool) -> JobDetail:
+    shown: dict[str, Any] = {}
+    if open_to_caller:
+        shown = {name: _value(row[name]) for name in ("payload", "output")}
+    return JobDetail(attempts=row["attempts"], **shown, **_common(row))
+
+
+def _value(text: str | None) -> Any:
+    """None too for what is nested deeper than an answer can show."""
+    if text is None:
+        return None
+    try:
+        value = payload.decode(text)
+        to_json(value)
+    except ValueError:
+        return None
+    return value

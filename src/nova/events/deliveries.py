@@ -1,0 +1,130 @@
+"""Sending what the outbox holds: work of kind ``delivery``.
+
+A function gets the event as another job, in the transaction that ends the delivery; so it gets it once. A webhook gets it at
+least once and knows a repetition by its ``webhook-id``.
+"""
+
+from typing import Literal
+
+import structlog
+
+from nova import payload
+from nova.domain.asyncs import MAX_DEPTH, MAX_PAYLOAD, backoff_s
+from nova.domain.call import AsyncOptions
+from nova.errors import NovaError
+from nova.events.observers import JobEvents, NoEvents
+from nova.events.webhook_secrets import WebhookSecrets
+from nova.events.webhooks import WebhookSender
+from nova.ids import new_id
+from nova.store import asyncs
+from nova.store.asyncs import NewJob
+from nova.store.db import Database
+from nova.store.listen import Channel
+from nova.store.outbox import Delivery, OutboxStore
+from nova.work import queue
+from nova.work.queue import WorkItem
+from nova.work.runner import Kind
+
+log = structlog.get_logger(__name__)
+MAX_ATTEMPTS = 12
+"""Over about eleven hours."""
+_BACKOFF_MS = (5_000, 21_600_000)
+
+
+class Deliveries:
+    """The handler of work of kind ``delivery``."""
+
+    def __init__(
+        self,
+        db: Database,
+        sender: WebhookSender,
+        secrets: WebhookSecrets,
+        *,
+        events: JobEvents | None = None,
+    ) -> None:
+        self._db = db
+        self._store = OutboxStore(db)
+        self._sender = sender
+        self._secrets = secrets
+        self._events = events or NoEvents()
+
+    def kind(self, workers: int = 16) -> Kind:
+        """``workers`` deliveries run here at once, of one tenant at most half of that over all processes."""
+        return Kind(self, workers, per_tenant=max(1, workers // 2), max_attempts=MAX_ATTEMPTS, backoff_s=5)
+
+    async def run(self, item: WorkItem) -> None:
+        delivery = await self._store.get(item.subject)
+        if delivery is None:
+            async with self._db.transaction() as conn:
+                await queue.finish(conn, item)
+        elif delivery.type == "function":
+            await self._call(item, delivery)
+        else:
+            await self._post(item, delivery)
+
+    async def give_up(self, item: WorkItem, reason: str) -> None:
+        delivery = await self._store.get(item.subject)
+        if delivery is not None:
+            await self._end(item, delivery, "dead", reason)
+
+    async def _call(self, item: WorkItem, delivery: Delivery) -> None:
+        if delivery.depth > MAX_DEPTH:
+            await self._end(item, delivery, "dead", f"more than {MAX_DEPTH} jobs would have caused one another")
+            return
+        if len(delivery.event) > MAX_PAYLOAD:
+            await self._end(item, delivery, "dead", f"the event is larger than {MAX_PAYLOAD} bytes")
+            return
+        trace = payload.decode(delivery.event)
+        job = NewJob(
+            id=new_id(),
+            scope=delivery.scope,
+            function=delivery.target,
+            payload=delivery.event,
+            options=AsyncOptions(),
+            caller=delivery.caller,
+            source=f"async:{delivery.source.split('/')[1]}",
+            traceparent=trace.get("traceparent"),
+            tracestate=trace.get("tracestate"),
+            depth=delivery.depth,
+        )
+        async with self._db.transaction() as conn:
+            await queue.finish(conn, item)
+            (outcome,) = await asyncs.add(conn, [job])
+            if isinstance(outcome, NovaError):
+                await self._store.end(conn, delivery.id, "dead", item.attempt, outcome.detail)
+            else:
+                await self._store.end(conn, delivery.id, "delivered", item.attempt, None)
+                await conn.notify(Channel.WORK, asyncs.DUE)
+        self._tell(delivery, "dead" if isinstance(outcome, NovaError) else "delivered")
+
+    async def _post(self, item: WorkItem, delivery: Delivery) -> None:
+        secret = await self._secrets.of_id(delivery.scope, delivery.function_id)
+        if secret is None:
+            await self._end(
+                item, delivery, "dead", "the function is gone, and with it what its webhooks are signed with"
+            )
+            return
+        sent = await self._sender.send(delivery.target, delivery.id, delivery.event, secret.text)
+        if sent.error is None:
+            await self._end(item, delivery, "delivered", None)
+        elif sent.final or item.attempt >= MAX_ATTEMPTS:
+            await self._end(item, delivery, "dead", sent.error)
+        else:
+            delay_s = max(backoff_s(*_BACKOFF_MS, item.attempt), sent.retry_after_s or 0.0)
+            async with self._db.transaction() as conn:
+                await queue.hold(conn, item)
+                await self._store.tried(conn, delivery, sent.error)
+                await queue.release(conn, item, delay_s=delay_s)
+
+    async def _end(
+        self, item: WorkItem, delivery: Delivery, status: Literal["delivered", "dead"], error: str | None
+    ) -> None:
+        async with self._db.transaction() as conn:
+            await queue.finish(conn, item)
+            await self._store.end(conn, delivery.id, status, item.attempt, error)
+        if error is not None:
+            log.warning("an event could not be delivered", delivery=delivery.id, target=delivery.type, error=error)
+        self._tell(delivery, status)
+
+    def _tell(self, delivery: Delivery, status: Literal["delivered", "dead"]) -> None:
+        self._events.delivery_ended(delivery.scope, delivery.type, status)
