@@ -84,6 +84,12 @@ def _everything() -> tuple[Metrics, Exposition]:
     metrics.auth_failed("unauthenticated")
     metrics.rate_limited("default")
     metrics.rows_deleted("invocation_logs", 7)
+    metrics.job_accepted(Scope(), "hello")
+    metrics.job_retried(Scope(), "hello")
+    metrics.job_ended(Scope(), "hello", "succeeded")
+    metrics.delivery_ended(Scope(), "webhook", "delivered")
+    metrics.decided("fired")
+    metrics.late(12.0)
     metrics.overhead("gateway", 40.0)
     pools = [pool_row(instances=3, ready=1, busy=2, inflight=2, waiting=4)]
     return metrics, _exposition(metrics, pools, LogCounts(spilled=5, dropped=1, flush_failures=2))
@@ -121,6 +127,14 @@ def test_the_numbers_are_those_of_the_events() -> None:
     assert _value(samples, "nova_instances_stopped_total", backend="sandbox", reason="idle") == 1
     assert _value(samples, "nova_instances_crashed_total", backend="sandbox", runtime="python") == 1
     assert _value(samples, "nova_instance_boot_milliseconds_sum", backend="sandbox") == 21
+    assert [_value(samples, "nova_async_jobs_total", **f, status=s) for s in ("accepted", "retried", "succeeded")] == [
+        1,
+        1,
+        1,
+    ]
+    assert _value(samples, "nova_destination_deliveries_total", tenant="default", type="webhook") == 1
+    assert _value(samples, "nova_schedule_runs_total", status="fired") == 1
+    assert _value(samples, "nova_schedule_lateness_milliseconds_sum") == 12
     assert _value(samples, "nova_active_instances", backend="sandbox", state="busy") == 2
     assert _value(samples, "nova_pool_instances", **f, state="ready") == 1
     assert _value(samples, "nova_pool_utilization_ratio", **f) == pytest.approx(2 / 3)

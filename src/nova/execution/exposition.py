@@ -55,6 +55,12 @@ SERIES: Mapping[str, Series] = {
     "log_records_spilled_total": Series("counter", (), "Call records that went to disk because of the database"),
     "log_records_dropped_total": Series("counter", (), "Call records that were lost"),
     "log_flush_failures_total": Series("counter", (), "Attempts to write call records that failed"),
+    "async_jobs_total": Series("counter", (*_F, "status"), "Asynchronous calls accepted, tried again and ended"),
+    "destination_deliveries_total": Series(
+        "counter", ("tenant", "type", "status"), "Outcomes sent on to functions and webhooks"
+    ),
+    "schedule_runs_total": Series("counter", ("status",), "Instants of schedules, by what was done"),
+    "schedule_lateness_milliseconds": Series("histogram", (), "From a schedule's instant to its firing"),
     "retention_rows_deleted_total": Series("counter", ("table",), "Rows removed because of their age"),
     "uptime_seconds": Series("gauge", (), "Time since the process started"),
 }
@@ -214,6 +220,10 @@ class _Scrape(Collector):
         yield self._counted("log_records_spilled_total", [((), logs.spilled)])
         yield self._counted("log_records_dropped_total", [((), logs.dropped)])
         yield self._counted("log_flush_failures_total", [((), logs.flush_failures)])
+        yield self._counted("async_jobs_total", self._of_tenants(counters.jobs))
+        yield self._counted("destination_deliveries_total", self._of_tenants(counters.deliveries))
+        yield self._counted("schedule_runs_total", counters.schedule_runs.items())
+        yield self._measured("schedule_lateness_milliseconds", metrics.lateness.items())
         yield self._counted("retention_rows_deleted_total", counters.rows_deleted.items())
         yield self._counted("uptime_seconds", [((), metrics.uptime_s)])
 

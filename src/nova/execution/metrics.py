@@ -135,6 +135,9 @@ class Counters:
     auth_failures: Counter[tuple[str, ...]] = field(default_factory=Counter)
     rate_limited: Counter[tuple[str, ...]] = field(default_factory=Counter)
     rows_deleted: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    jobs: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    deliveries: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    schedule_runs: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
 
 class Metrics:
@@ -148,6 +151,7 @@ class Metrics:
         self.boots: dict[tuple[str, ...], Histogram] = {}
         self.build_times: dict[tuple[str, ...], Histogram] = {}
         self.overheads: dict[str, Histogram] = {}
+        self.lateness: dict[tuple[str, ...], Histogram] = {}
         self._max_series = settings.max_series
         self._live: dict[tuple[str, str, str, int], _Live] = {}
         self._clock = clock
@@ -248,6 +252,37 @@ class Metrics:
     def rows_deleted(self, table: str, rows: int) -> None:
         """Rows that a retention removed."""
         self.counters.rows_deleted[table,] += rows
+
+    # Asynchronous calls (nova.events.observers.JobEvents)
+
+    def job_accepted(self, scope: Scope, function: str) -> None:
+        self._count_job(scope, function, "accepted")
+
+    def job_retried(self, scope: Scope, function: str) -> None:
+        self._count_job(scope, function, "retried")
+
+    def job_ended(self, scope: Scope, function: str, status: str) -> None:
+        self._count_job(scope, function, status)
+
+    def _count_job(self, scope: Scope, function: str, status: str) -> None:
+        key = (scope.tenant, scope.namespace, function, status)
+        if key not in self.counters.jobs and len(self.counters.jobs) >= self._max_series:
+            key = (OTHER, OTHER, OTHER, status)
+        self.counters.jobs[key] += 1
+
+    def delivery_ended(self, scope: Scope, type: str, status: str) -> None:
+        """The outcome of an asynchronous call reached its destination, or never will."""
+        self.counters.deliveries[scope.tenant, type, status] += 1
+
+    # Schedules (nova.scheduling.firing.FiringEvents)
+
+    def decided(self, status: str) -> None:
+        """An instant of a schedule was fired, skipped or missed."""
+        self.counters.schedule_runs[status,] += 1
+
+    def late(self, milliseconds: float) -> None:
+        """How long after its instant a schedule fired."""
+        self._observe(self.lateness, (), milliseconds)
 
     def _observe(self, into: dict[tuple[str, ...], Histogram], labels: tuple[str, ...], value: float) -> None:
         histogram = into.get(labels)
