@@ -180,17 +180,31 @@ class Protocol(HttpToolsProtocol):
         self._end_stall()
 
     def shutdown(self) -> None:
-        """Finish what was begun and take nothing new; endless streams are cut."""
-        if self.cycle is not None and not self.cycle.response_complete and self.cycle.endless:
-            self.transport.close()
+        """The server ends: what was begun is finished, every further answer is the last one here and says so, endless ones
+        are cut. The connection stays for a request that may be on its way; :meth:`end_if_idle` closes it. Idempotent."""
+        if self._ending:
             return
         self._ending = True
+        self._known_head = None  # a request that repeats would be kept alive like the one before
+        cycle: Cycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            return
+        if cycle.endless:
+            self.transport.close()
+            return
+        if not cycle.response_started:
+            cycle.keep_alive = False
         running = self._running
         if running is not None and running.held and not running.response_complete:
             task = self.loop.create_task(running.ended())  # the server waits for tasks
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
-        super().shutdown()
+
+    def end_if_idle(self) -> None:
+        """Close unless a request is in work; a head that is not complete by now gets no answer."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and not self.pipeline and not self._lingering:
+            self.transport.close()
 
     # --- parser callbacks
 
@@ -220,7 +234,7 @@ class Protocol(HttpToolsProtocol):
             return  # served after the offer is taken out, see _without_upgrade
         version = parser.get_http_version()
         parsed = httptools.parse_url(self.url)
-        keep_alive = version != "1.0" and parser.should_keep_alive()
+        keep_alive = version != "1.0" and not self._ending and parser.should_keep_alive()
         head = Head(parser.get_method(), parsed.path, parsed.query or b"", version, self.headers, keep_alive=keep_alive)
         cycle = Cycle(self, head)
         cycle.waiting_for_100_continue = self.expect_100_continue

@@ -6,19 +6,22 @@ import socket
 import ssl
 from collections.abc import Sequence
 from email.utils import formatdate
+from typing import cast
 
 import structlog
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from nova.http.protocol import ConnectionLimits, factory
+from nova.http.protocol import ConnectionLimits, Protocol, factory
 
 log = structlog.get_logger(__name__)
 IDLE_GRACE_S = 1.0
 """Longer than our own proxies keep a free connection (:mod:`nova.http.proxy`), so they never use one that is being closed."""
 _BACKLOG = 2048
 _LOOK_S = 0.01
+_GOODBYE_S = 2.0
+"""How long a client may take to end a TLS connection that we end."""
 
 
 class HttpServer:
@@ -71,10 +74,15 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         self._tick()
         make = factory(self._config, self._state, loop, self._limits)
-        handshake_s = None if self._tls is None else self._limits.header_timeout_s
+        handshake_s, goodbye_s = (None, None) if self._tls is None else (self._limits.header_timeout_s, _GOODBYE_S)
         for sock in self._sockets:
             server = await loop.create_server(
-                make, sock=sock, backlog=_BACKLOG, ssl=self._tls, ssl_handshake_timeout=handshake_s
+                make,
+                sock=sock,
+                backlog=_BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=handshake_s,
+                ssl_shutdown_timeout=goodbye_s,
             )
             self._servers.append(server)
 
@@ -82,8 +90,6 @@ class HttpServer:
         self.draining = True
         for server in self._servers:
             server.close()
-        for connection in list(self._state.connections):
-            connection.shutdown()
         if not await self._drained():
             log.warning("requests cut off at shutdown", requests=len(self._state.tasks))
             for task in list(self._state.tasks):
@@ -95,17 +101,22 @@ class HttpServer:
             self._clock.cancel()
 
     async def _drained(self) -> bool:
-        """Wait for every request in work, and for clients to leave; False when the time is over before."""
+        """Wait for every request in work, and until every connection is closed; False when requests are left in the end."""
         now = asyncio.get_running_loop().time
-        began = now()
-        while self._state.tasks or self._state.connections:
-            waited = now() - began
-            if waited >= self._drain_s:
-                return not self._state.tasks
-            if waited >= self._idle_grace_s and not self._state.tasks:
-                return True
+        began, waited = now(), 0.0
+        while waited < self._drain_s:
+            for connection in cast("list[Protocol]", list(self._state.connections)):
+                connection.shutdown()  # each time: a TLS handshake that was under way makes a connection late
+                if waited >= self._idle_grace_s:
+                    connection.end_if_idle()
+            handshakes = (
+                self._tls is not None and waited < self._idle_grace_s
+            )  # they are not counted as connections yet
+            if not self._state.tasks and not self._state.connections and not handshakes:
+                break
             await asyncio.sleep(_LOOK_S)
-        return True
+            waited = now() - began
+        return not self._state.tasks
 
     def _tick(self) -> None:
         """The Date header, once per second."""
