@@ -1,12 +1,16 @@
 """Listening addresses: how they are written, which are refused, and the sockets they become."""
 
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 
 from nova.errors import NovaError, invalid
 
 _BACKLOG = 2048
+_FIRST_FD = 3
+"""SD_LISTEN_FDS_START"""
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +75,32 @@ def listening_socket(address: Address) -> socket.socket:
     except OSError as exc:
         sock.close()
         raise OSError(exc.errno, f"cannot listen on {address.host or '*'}:{address.port}: {exc.strerror}") from None
+    return sock
+
+
+def activated() -> list[socket.socket]:
+    """Listening sockets that the service manager opened for this process (sd_listen_fds(3)); none when it did not.
+
+    They belong to the caller, and nothing that this process starts inherits them or hears of them. Raises ``validation_failed``
+    for one that does not listen for streams.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isascii() or not count.isdigit():
+        return []
+    return [adopted(fd) for fd in range(_FIRST_FD, _FIRST_FD + int(count))]
+
+
+def adopted(fd: int) -> socket.socket:
+    """A listening socket that another process opened. Raises ``validation_failed`` for anything else."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as exc:
+        raise NovaError("validation_failed", f"descriptor {fd} is no socket: {exc.strerror}") from None
+    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if sock.type != socket.SOCK_STREAM or not listens or sock.family not in _FAMILIES:
+        sock.close()
+        raise NovaError("validation_failed", f"descriptor {fd} is no socket that listens for TCP connections")
+    sock.set_inheritable(False)
+    sock.setblocking(False)
     return sock
