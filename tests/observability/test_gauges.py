@@ -45,6 +45,11 @@ async def test_every_series_moves(database: Database) -> None:
     for tenant, status in (("default", "queued"), ("default", "queued"), ("acme", "queued"), ("acme", "dlq")):
         await _job(database, tenant, status)
     await _job(database, "default", "succeeded")
+    await database.run(
+        "INSERT INTO event_outbox (id, tenant_id, namespace, source, function_id, target_type, target, caller, event,"
+        " status) VALUES (%(id)s, 'default', 'default', 's', %(id)s, 'webhook', 'x', 'o', '{}', 'dead')",
+        id=new_id(),
+    )
     for duty, seconds in (("rollup", 3), ("retention", -3)):
         await database.run(
             "INSERT INTO leases (duty, owner, node, fence, until)"
@@ -68,7 +73,7 @@ async def test_every_series_moves(database: Database) -> None:
     found = await _read(database)
     assert {name[0] for name in found} == set(SERIES)
     assert (found["async_backlog", "queued", "default"], found["async_backlog", "queued", "acme"]) == (2, 1)
-    assert found["dlq_size", "async"] == 1
+    assert (found["dlq_size", "async"], found["dlq_size", "delivery"]) == (1, 1)
     assert (found["leader", "rollup", "n1"], found["leader", "retention", "n1"]) == (1, 0)
     assert {name[2]: value for name, value in found.items() if name[0] == "cluster_nodes"} == {
         "active": 1, "draining": 1, "gone": 1,

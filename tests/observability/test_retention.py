@@ -12,10 +12,8 @@ from nova.errors import NovaError
 from nova.ids import new_id
 from nova.observability import retention
 from nova.observability.retention import BATCH, DAYS_AHEAD, INTERVAL_S, Retention, Rule, rules
-from nova.store.builds import BuildStore
 from nova.store.db import Database
 from nova.store.invocations import InvocationStore
-from nova.store.retention import RetentionStore
 from tests.execution.fakes import make_snapshot
 from tests.mock_clock import MockClock, settle
 from tests.observability.records import Free, row, write
@@ -32,7 +30,7 @@ class Watched:
         self.settings = Settings()
         self.told: dict[str, int] = {}
         self.store = InvocationStore(database)
-        own = rules(self.settings, RetentionStore(database), BuildStore(database))
+        own = rules(self.settings, database)
         self.duty = Retention([*own, *(more or [])], self.store, self.settings, self._deleted, self.clock)
 
     def _deleted(self, table: str, rows: int) -> None:
@@ -125,6 +123,40 @@ async def test_history_of_schedules_and_keys_that_expired(database: Database) ->
     assert await _ages(database, "schedule_runs", "status") == ["missed", "queued"]
     assert await _ages(database, "idempotency_keys", "key") == ["alive", "valid"]
     assert watched.told == {"schedule_runs": 1, "idempotency_keys": 2}
+
+
+async def test_finished_jobs_and_deliveries_go_and_dead_ones_later(database: Database) -> None:
+    watched = Watched(database)
+    ago = watched.ago
+    for status, at in (
+        ("succeeded", ago(days=8)),
+        ("succeeded", ago(days=6)),
+        ("cancelled", ago(days=8)),
+        ("dlq", ago(days=8)),
+        ("dlq", ago(days=31)),
+        ("queued", None),
+    ):
+        await database.run(
+            "INSERT INTO async_invocations (id, tenant_id, namespace, function_id, function_name, payload, status,"
+            " max_attempts, backoff_base_ms, backoff_max_ms, max_age_s, source, caller, finished_at)"
+            " VALUES (%(id)s, 'default', 'default', %(id)s, 'f', '{}', %(status)s, 3, 1, 1, 1, 'api', 'o', %(at)s)",
+            id=new_id(),
+            status=status,
+            at=at,
+        )
+    for status, at in (("delivered", ago(days=8)), ("dead", ago(days=8)), ("dead", ago(days=31)), ("pending", None)):
+        await database.run(
+            "INSERT INTO event_outbox (id, tenant_id, namespace, source, function_id, target_type, target, caller,"
+            " event, status, finished_at)"
+            " VALUES (%(id)s, 'default', 'default', gen_random_uuid()::text, %(id)s, 'webhook', 'x', 'o', '{}', %(status)s, %(at)s)",
+            id=new_id(),
+            status=status,
+            at=at,
+        )
+    await watched.duty.round()
+    assert await _ages(database, "async_invocations", "status") == ["dlq", "queued", "succeeded"]
+    assert await _ages(database, "event_outbox", "status") == ["dead", "pending"]
+    assert watched.told == {"async_invocations": 3, "event_outbox": 2}
 
 
 async def test_a_setting_that_is_changed_acts_in_the_next_round(database: Database) -> None:

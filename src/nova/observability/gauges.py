@@ -52,6 +52,7 @@ class _Reading(Collector):
                 dead += jobs
         letters = self._family("dlq_size", "kind")
         letters.add_metric(["async"], dead)
+        letters.add_metric(["delivery"], sum(numbers.dead_deliveries.values()))
         leaders = self._family("leader", "duty", "leader_node")
         for duty, node, held in numbers.leaders:
             leaders.add_metric([duty, node], int(held))

@@ -14,8 +14,11 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import Settings
 from nova.errors import NovaError
 from nova.observability.rollup import Fence
+from nova.store import asyncs
 from nova.store.builds import BuildStore
+from nova.store.db import Database
 from nova.store.invocations import InvocationStore
+from nova.store.outbox import OutboxStore
 from nova.store.retention import AgedTable, RetentionStore
 
 log = structlog.get_logger(__name__)
@@ -42,15 +45,26 @@ class Rule:
     sweep: Sweep
 
 
-def rules(settings: Settings, store: RetentionStore, builds: BuildStore) -> list[Rule]:
-    """The tables whose rows only have to be of an age. Settings are read in each round: they are hot."""
+def rules(settings: Settings, db: Database) -> list[Rule]:
+    """Every table but that of the call records. Settings are read in each round: they are hot."""
     kept = settings.retention
+    store, builds, outbox = RetentionStore(db), BuildStore(db), OutboxStore(db)
 
     def aged(table: AgedTable, age: Callable[[], timedelta]) -> Rule:
         async def sweep(now: datetime, limit: int) -> int:
             return await store.delete(table, now - age(), limit=limit)
 
         return Rule(table, sweep)
+
+    async def old_jobs(now: datetime, limit: int) -> int:
+        return await asyncs.delete_finished(db, *ended(now), limit)
+
+    async def old_deliveries(now: datetime, limit: int) -> int:
+        return await outbox.delete_finished(*ended(now), limit)
+
+    def ended(now: datetime) -> tuple[datetime, datetime]:
+        """Before when what is well goes, and before when what is dead."""
+        return now - timedelta(days=kept.async_days), now - timedelta(days=kept.dlq_days)
 
     async def old_builds(_now: datetime, limit: int) -> int:
         return await builds.retire(older_than_s=kept.builds_days * 86_400, limit=limit)
@@ -63,6 +77,8 @@ def rules(settings: Settings, store: RetentionStore, builds: BuildStore) -> list
         aged("cluster_nodes", lambda: timedelta(seconds=NODE_KEPT_S)),
         aged("schedule_runs", lambda: timedelta(days=kept.schedule_runs_days)),
         aged("idempotency_keys", timedelta),  # at their own expiry
+        Rule("async_invocations", old_jobs),
+        Rule("event_outbox", old_deliveries),
         Rule("builds", old_builds),
     ]
 

@@ -4,18 +4,21 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from nova.store.db import Database, Queries
+from nova.store.outbox import OutboxStore
 
 _q = Queries("gauges")
 
 
 @dataclass(frozen=True, slots=True)
 class PlatformNumbers:
-    """``jobs`` by tenant and status, ``leaders`` as duty, node and whether the lease holds, ``nodes`` by plane and state.
+    """``jobs`` by tenant and status, ``dead_deliveries`` by tenant, ``leaders`` as duty, node and whether the
+    lease holds, ``nodes`` by plane and state.
 
     ``rollup_lag_s`` is the age of the oldest call record that no time series counts yet.
     """
 
     jobs: list[tuple[str, str, int]]
+    dead_deliveries: dict[str, int]
     leaders: list[tuple[str, str, bool]]
     nodes: list[tuple[str, str, int]]
     rollup_lag_s: float
@@ -26,7 +29,8 @@ class GaugeStore:
         self._db = db
 
     async def read(self, tenants: Collection[str] | None = None) -> PlatformNumbers:
-        """``tenants`` None: everybody's jobs. Four small queries, whatever there is to count."""
+        """``tenants`` None: everybody's jobs. Five small queries, whatever there is to count."""
+        dead = await OutboxStore(self._db).dead()
         async with self._db.connection() as conn:
             jobs = await conn.fetch(_q.backlog, tenants=None if tenants is None else list(tenants))
             leaders = await conn.fetch(_q.leaders)
@@ -34,6 +38,7 @@ class GaugeStore:
             lag = await conn.one(_q.rollup_lag)
         return PlatformNumbers(
             jobs=[(row["tenant_id"], row["status"], row["jobs"]) for row in jobs],
+            dead_deliveries={name: count for name, count in dead.items() if tenants is None or name in tenants},
             leaders=[(row["duty"], row["node"], row["held"]) for row in leaders],
             nodes=[(row["plane"], row["state"], row["nodes"]) for row in nodes],
             rollup_lag_s=lag["seconds"] if lag else 0.0,
