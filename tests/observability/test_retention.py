@@ -148,7 +148,8 @@ async def test_finished_jobs_and_deliveries_go_and_dead_ones_later(database: Dat
         await database.run(
             "INSERT INTO event_outbox (id, tenant_id, namespace, source, function_id, target_type, target, caller,"
             " event, status, finished_at)"
-            " VALUES (%(id)s, 'default', 'default', gen_random_uuid()::text, %(id)s, 'webhook', 'x', 'o', '{}', %(status)s, %(at)s)",
+            " VALUES (%(id)s, 'default', 'default', gen_random_uuid()::text, %(id)s, 'webhook', 'x', 'o', '{}',"
+            " %(status)s, %(at)s)",
             id=new_id(),
             status=status,
             at=at,
