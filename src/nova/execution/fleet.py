@@ -177,8 +177,9 @@ class InstanceFleet:
         while (pool := self._turns.pop()) is not None:
             if pool.shortfall(now) <= 0:
                 continue
-            if not self._room(now, wanted=len(blocked) + 1):
-                blocked.append(pool)
+            if not self._room(now, wanted=len(blocked) + 1, needed=bool(pool.waiters)):
+                if pool.waiters:  # a floor alone can wait until it is asked for again
+                    blocked.append(pool)
                 continue
             self.size += 1
             pool.boot_began()
@@ -188,13 +189,15 @@ class InstanceFleet:
             self._turns.add(pool)
         self._full = bool(blocked)
 
-    def _room(self, now: float, wanted: int) -> bool:
-        """May one more instance begin? At the bound, idle instances that nobody waits for make place."""
+    def _room(self, now: float, wanted: int, *, needed: bool) -> bool:
+        """May one more instance begin? At the bound, idle instances that nobody waits for make place for one that is
+        ``needed``: first those above their pool's floor, but a call comes before any floor."""
         limit = self._settings.max_global_instances or self._capacity
         if self.size < limit and not self._memory.low(now):
             return True
-        if sum(pool.stopping for pool in self._all()) < wanted:
-            idle = min(self._idle(), key=lambda member: member.last_used, default=None)
+        if needed and sum(pool.stopping for pool in self._all()) < wanted:
+            kept = {pool for pool in self._pools.values() if pool.floor and pool.serving <= pool.kept(now)}
+            idle = min(self._idle(), key=lambda member: (member.pool in kept, member.last_used), default=None)
             if idle is not None:
                 idle.pool.discard(idle, "reclaimed")
         return False
@@ -266,6 +269,22 @@ class InstanceFleet:
             self._drain(pool)
         return len(stale)
 
+    def keep(self, snapshot: FunctionSnapshot, floor: int, until: float) -> int:
+        """Have at least ``floor`` instances of this version ready until then, and none of others for their own sake.
+
+        Returns how many there are, those that are booting included.
+        """
+        if self._closing:
+            raise draining()
+        for other in list(self._of(snapshot.scope, snapshot.name)):
+            if other.key != snapshot.pool_key:
+                other.keep(0, until)
+        if not floor and snapshot.pool_key not in self._pools:
+            return 0
+        pool = self.pool(snapshot)
+        pool.keep(floor, until)
+        return pool.serving
+
     def has_pools(self, scope: Scope, function: str) -> bool:
         return any(True for _ in self._of(scope, function))
 
@@ -293,9 +312,11 @@ class InstanceFleet:
         for pool in list(self._pools.values()):
             own = pool.snapshot.idle_ttl_s
             ttl = self._settings.idle_ttl if own is None else own
+            spare = pool.serving - pool.kept(now)
             for member in [member for member in pool.available if not member.inflight]:
-                if now - member.last_used >= ttl:
+                if spare > 0 and now - member.last_used >= ttl:
                     pool.discard(member, "idle")
+                    spare -= 1
             remembered = pool.failure is not None and now - pool.last_used < FORGET_FAILURE_S
             if pool.gone and not remembered:
                 del self._pools[pool.key]

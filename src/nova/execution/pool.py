@@ -52,6 +52,8 @@ class Pool:
         "draining",
         "failure",
         "failures",
+        "floor",
+        "floor_until",
         "inflight",
         "key",
         "last_used",
@@ -86,6 +88,8 @@ class Pool:
         self.progress_at = now
         self.last_used = now
         self.draining = False
+        self.floor = 0
+        self.floor_until = 0.0
 
     # The warm path
 
@@ -226,6 +230,24 @@ class Pool:
             if not waiter.future.done():
                 waiter.turn_away(make())
 
+    # The floor
+
+    def keep(self, floor: int, until: float) -> None:
+        """Have at least ``floor`` instances until then (monotonic), but never more than ``max_replicas``."""
+        self.floor, self.floor_until = floor, until
+        self.plan()
+
+    def kept(self, now: float) -> int:
+        """How many instances are to stay although nobody calls."""
+        if self.floor and now >= self.floor_until:
+            self.floor = 0
+        return self.floor
+
+    @property
+    def serving(self) -> int:
+        """Instances that take calls, or soon will."""
+        return self.booting + sum(member.state is State.READY for member in self.members.values())
+
     # Boots
 
     @property
@@ -236,16 +258,20 @@ class Pool:
     def plan(self) -> None:
         """Ask for a turn to boot if that could help anybody."""
         limit = self.snapshot.max_replicas
-        if self.waiters and not self.draining and (not limit or self.size < limit):
+        if (self.waiters or self.floor) and not self.draining and (not limit or self.size < limit):
             self.owner.want_boots(self)
 
     def shortfall(self, now: float) -> int:
-        """How many boots to begin now: those that the queue needs beyond what will be free within one boot time."""
-        if self.draining or not self.waiters or now < self.retry_at:
+        """How many boots to begin now: those that the queue needs beyond what will be free within one boot time, and those
+        that are missing to the floor."""
+        if self.draining or now < self.retry_at or not (self.waiters or self.floor):
             return 0
-        concurrency = self.snapshot.concurrency
-        need = len(self.waiters) - self.booting * concurrency - self._expected_releases(now)
-        boots = max(0, math.ceil(need / concurrency))
+        boots = self.kept(now) - self.serving if self.floor else 0
+        if self.waiters:
+            concurrency = self.snapshot.concurrency
+            need = len(self.waiters) - self.booting * concurrency - self._expected_releases(now)
+            boots = max(boots, math.ceil(need / concurrency))
+        boots = max(0, boots)
         limit = self.snapshot.max_replicas
         return max(0, min(boots, limit - self.size)) if limit else boots
 
