@@ -12,10 +12,8 @@ from nova.errors import NovaError
 from nova.ids import new_id
 from nova.observability import retention
 from nova.observability.retention import BATCH, DAYS_AHEAD, INTERVAL_S, Retention, Rule, rules
-from nova.store.builds import BuildStore
 from nova.store.db import Database
 from nova.store.invocations import InvocationStore
-from nova.store.retention import RetentionStore
 from tests.execution.fakes import make_snapshot
 from tests.mock_clock import MockClock, settle
 from tests.observability.records import Free, row, write
@@ -32,7 +30,7 @@ class Watched:
         self.settings = Settings()
         self.told: dict[str, int] = {}
         self.store = InvocationStore(database)
-        own = rules(self.settings, RetentionStore(database), BuildStore(database))
+        own = rules(self.settings, database)
         self.duty = Retention([*own, *(more or [])], self.store, self.settings, self._deleted, self.clock)
 
     def _deleted(self, table: str, rows: int) -> None:

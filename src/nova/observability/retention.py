@@ -16,6 +16,7 @@ from nova.errors import NovaError
 from nova.observability.rollup import Fence
 from nova.store import asyncs
 from nova.store.builds import BuildStore
+from nova.store.db import Database
 from nova.store.invocations import InvocationStore
 from nova.store.outbox import OutboxStore
 from nova.store.retention import AgedTable, RetentionStore
@@ -44,10 +45,10 @@ class Rule:
     sweep: Sweep
 
 
-def rules(settings: Settings, store: RetentionStore, builds: BuildStore) -> list[Rule]:
+def rules(settings: Settings, db: Database) -> list[Rule]:
     """Every table but that of the call records. Settings are read in each round: they are hot."""
     kept = settings.retention
-    outbox = OutboxStore(store.db)
+    store, builds, outbox = RetentionStore(db), BuildStore(db), OutboxStore(db)
 
     def aged(table: AgedTable, age: Callable[[], timedelta]) -> Rule:
         async def sweep(now: datetime, limit: int) -> int:
@@ -56,7 +57,7 @@ def rules(settings: Settings, store: RetentionStore, builds: BuildStore) -> list
         return Rule(table, sweep)
 
     async def old_jobs(now: datetime, limit: int) -> int:
-        return await asyncs.delete_finished(store.db, *ended(now), limit)
+        return await asyncs.delete_finished(db, *ended(now), limit)
 
     async def old_deliveries(now: datetime, limit: int) -> int:
         return await outbox.delete_finished(*ended(now), limit)

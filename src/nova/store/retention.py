@@ -19,8 +19,8 @@ _q = Queries("retention")
 
 class RetentionStore:
     def __init__(self, db: Database) -> None:
-        self.db = db
+        self._db = db
 
     async def delete(self, table: AgedTable, before: datetime, *, limit: int) -> int:
         """Remove rows older than ``before``, at most ``limit``; returns how many went."""
-        return await self.db.run(getattr(_q, table), before=before, limit=limit)
+        return await self._db.run(getattr(_q, table), before=before, limit=limit)
