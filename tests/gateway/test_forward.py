@@ -1,4 +1,4 @@
-"""Operations of other planes through zenith's door: two real servers, the real doors on both sides, one database."""
+"""Operations of other planes through zenith's door: control over HTTP, execution over gRPC, the real doors on both sides."""
 
 import asyncio
 import json
@@ -20,8 +20,11 @@ from nova.http.handler import Answer, Req, handles
 from nova.http.inner import Inner
 from nova.http.proxy import HttpProxy
 from nova.http.sse import Event
+from nova.rpc.remote import CometConnection
+from nova.rpc.server import RpcServer
 from nova.security.service_door import ServiceDoor
 from nova.store.db import Database
+from tests.gateway.fakes import FakeInvoker
 from tests.http.harness import Api, client_of, security, serve
 from tests.http.sockets import RawClient
 from tests.http.upstream import ASSERTIONS, TOKEN
@@ -125,6 +128,10 @@ class Planes:
     control_port: int
 
 
+async def _healthy() -> dict[str, bool]:
+    return {"": True}
+
+
 @pytest.fixture
 async def planes(database: Database) -> AsyncIterator[Planes]:
     settings = Settings(
@@ -137,16 +144,28 @@ async def planes(database: Database) -> AsyncIterator[Planes]:
         guards = await stack.enter_async_context(security(database, settings))
         door: Guard = ServiceDoor(TOKEN, ASSERTIONS, guards.directory)
 
-        async def plane(owner: object, plane: set[Plane]) -> tuple[int, HttpProxy]:
-            rows = [row for row in TABLE if row.plane in plane and row.op != "health.get"]
+        def inner(owner: object, planes: set[Plane]) -> Inner:
+            rows = [row for row in TABLE if row.plane in planes and row.op != "health.get"]
             app = bind(rows, [owner], door=door, audit=guards.audit, limits=settings.limits)
-            port = await stack.enter_async_context(serve(Inner(app, TOKEN.proven_by)))
-            proxy = HttpProxy(f"http://127.0.0.1:{port}", TOKEN, ASSERTIONS, name="the plane")
-            stack.push_async_callback(proxy.close)
-            return port, proxy
+            return Inner(app, TOKEN.proven_by)
 
-        control_port, to_control = await plane(control, {Plane.CONTROL, Plane.OBSERVABILITY})
-        _, to_execution = await plane(execution, {Plane.EXECUTION})
+        control_port = await stack.enter_async_context(serve(inner(control, {Plane.CONTROL, Plane.OBSERVABILITY})))
+        to_control = HttpProxy(f"http://127.0.0.1:{control_port}", TOKEN, ASSERTIONS, name="the control plane")
+        stack.push_async_callback(to_control.close)
+        comet = RpcServer(
+            "127.0.0.1:0",
+            TOKEN,
+            ASSERTIONS,
+            invoker=FakeInvoker(),
+            application=inner(execution, {Plane.EXECUTION}),
+            healthy=_healthy,
+            drain_s=1,
+        )
+        stack.push_async_callback(comet.close)
+        await comet.start()
+        to_execution = CometConnection(f"127.0.0.1:{comet.port}", TOKEN, ASSERTIONS)
+        stack.push_async_callback(to_execution.close)
+        await to_execution.start()
         zenith = bind(
             TABLE,
             [Zenith()],
@@ -155,7 +174,7 @@ async def planes(database: Database) -> AsyncIterator[Planes]:
             limits=settings.limits,
             endpoints=forwarding(
                 TABLE,
-                {Plane.CONTROL: to_control, Plane.EXECUTION: to_execution},
+                {Plane.CONTROL: to_control, Plane.EXECUTION: to_execution.proxy},
                 here=["health.get"],
                 door=guards.door,
                 audit=guards.audit,
@@ -173,7 +192,9 @@ async def test_each_operation_reaches_its_plane(planes: Planes) -> None:
     client = planes.api.client
     for prefix in ("", "/v1"):
         assert (await client.get(f"{prefix}/functions/a%2Fb")).json() == {"name": "a/b"}
-        assert (await client.get(f"{prefix}/stats")).json()["you"] == "operator"
+        stats = await client.get(f"{prefix}/stats")
+        assert stats.json()["you"] == "operator"
+        assert len(stats.headers.get_list("x-request-id")) == 1
         assert (await client.get(f"{prefix}/metrics")).json() == {"from": "control"}
         assert (await client.get(f"{prefix}/health")).json() == {"from": "zenith"}
 
