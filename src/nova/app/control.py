@@ -1,11 +1,10 @@
 """The control plane: the handlers of everything that is configured, and the platform's own pages."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from nova.api.system import Standing
 from nova.api.table import routes
-from nova.app.core import Security, Stores
+from nova.app.core import Known, Stores
 from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
 from nova.control.aliases import AliasHandlers
@@ -20,13 +19,15 @@ from nova.control.settings import LiveSettings, SettingsHandlers
 from nova.control.tenants import TenantHandlers
 from nova.control.uploads import Uploads
 from nova.control.versions import VersionHandlers
-from nova.observability.health import HealthHandlers
+from nova.observability.health import HealthHandlers, Planes
 from nova.runtimes.registry import Runtimes
+from nova.scheduling.schedules import ScheduleHandlers
 from nova.store.migrate import pending
+from nova.store.schedules import ScheduleStore
 
 
 def control_handlers(
-    settings: Settings, stores: Stores, security: Security, live: LiveSettings, runtimes: Runtimes, enforcer: Enforcer
+    settings: Settings, stores: Stores, known: Known, live: LiveSettings, runtimes: Runtimes, enforcer: Enforcer
 ) -> list[object]:
     functions, versions, blobs = stores.functions, stores.versions, stores.blobs
     uploads = Uploads(settings.limits)
@@ -41,8 +42,9 @@ def control_handlers(
         RuntimeHandlers(runtimes),
         DescriptionHandlers(routes()),
         SettingsHandlers(stores.db, stores.settings, live),
-        KeyHandlers(stores.db, stores.keys, security.keys, security.directory, rates, SYSTEM_CLOCK),
-        TenantHandlers(stores.db, stores.tenants, security.directory, rates),
+        KeyHandlers(stores.db, stores.keys, known.keys, known.directory, rates, SYSTEM_CLOCK),
+        ScheduleHandlers(stores.db, ScheduleStore(stores.db), functions, versions, SYSTEM_CLOCK),
+        TenantHandlers(stores.db, stores.tenants, known.directory, rates),
     ]
 
 
@@ -50,13 +52,12 @@ def health_handlers(
     stores: Stores,
     *,
     draining: Callable[[], bool],
-    planes: Callable[[], Mapping[str, Standing]],
-    fleet: Callable[[], Mapping[str, Any]],
+    planes: Planes,
+    fleet: Callable[[], Mapping[str, Any]] | None = None,
 ) -> HealthHandlers:
     async def migrated() -> bool:
         return not await pending(stores.dsn)
 
-    ping: Callable[[], Awaitable[bool]] = stores.db.ping
     return HealthHandlers(
-        ping=ping, migrated=migrated, draining=draining, planes=planes, fleet=fleet, clock=SYSTEM_CLOCK
+        ping=stores.db.ping, migrated=migrated, draining=draining, planes=planes, fleet=fleet, clock=SYSTEM_CLOCK
     )

@@ -6,10 +6,13 @@ from nova.app.process import Process
 from nova.clock import SYSTEM_CLOCK
 from nova.control.settings import LiveSettings
 from nova.errors import NovaError
+from nova.security.assertion import Assertions
 from nova.security.guards import Door, DoorEvents
 from nova.security.identity import KeyRing
 from nova.security.limits import RateLimiter
 from nova.security.scope import Directory
+from nova.security.service import ServiceToken, load_token
+from nova.security.service_door import ServiceDoor
 from nova.store.aliases import AliasStore
 from nova.store.apikeys import KeyStore
 from nova.store.audit import AuditStore
@@ -47,10 +50,19 @@ class Stores:
 
 
 @dataclass(frozen=True, slots=True)
-class Security:
-    door: Door
+class Known:
+    """Keys and tenants, in memory."""
+
     keys: KeyRing
     directory: Directory
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What processes of the platform prove themselves to each other with."""
+
+    token: ServiceToken
+    assertions: Assertions
 
 
 async def open_stores(process: Process, *, alone: bool) -> Stores:
@@ -90,11 +102,25 @@ async def open_settings(process: Process, stores: Stores) -> LiveSettings:
     )
 
 
-async def open_security(process: Process, stores: Stores, events: DoorEvents) -> Security:
-    """The door with everything it knows in memory."""
-    settings, services = process.settings, process.services
-    keys = await services.start(KeyRing(stores.keys, stores.listener, settings.auth.api_keys, SYSTEM_CLOCK))
-    directory = await services.start(Directory(stores.tenants, stores.listener))
+async def open_known(process: Process, stores: Stores) -> Known:
+    services = process.services
+    keys = KeyRing(stores.keys, stores.listener, process.settings.auth.api_keys, SYSTEM_CLOCK)
+    return Known(await services.start(keys), await services.start(Directory(stores.tenants, stores.listener)))
+
+
+async def open_trust(process: Process, stores: Stores) -> Trust:
+    token = await load_token(stores.db, process.settings.grpc.service_token)
+    return Trust(token, Assertions(token, SYSTEM_CLOCK))
+
+
+def front_door(process: Process, known: Known, events: DoorEvents) -> Door:
+    """The door of whoever clients speak to."""
+    settings = process.settings
     limiter = RateLimiter(settings.rate_limit, SYSTEM_CLOCK)
-    door = Door(settings.auth, settings.http, keys, directory, limiter, SYSTEM_CLOCK, events=events)
-    return Security(door, keys, directory)
+    return Door(settings.auth, settings.http, known.keys, known.directory, limiter, SYSTEM_CLOCK, events=events)
+
+
+def inner_door(process: Process, known: Known, trust: Trust, events: DoorEvents) -> ServiceDoor:
+    """The door of a plane behind zenith: it believes what zenith signed, and nothing else."""
+    origins = process.settings.http.cors_origins
+    return ServiceDoor(trust.token, trust.assertions, known.directory, origins=origins, events=events)

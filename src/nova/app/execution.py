@@ -20,18 +20,23 @@ from nova.execution.executor import Executor
 from nova.execution.exposition import Exposition
 from nova.execution.figures import FigureHandlers
 from nova.execution.fleet import InstanceFleet
+from nova.execution.idempotent import IdempotentInvoker
 from nova.execution.launch import launch_for
 from nova.execution.logs import LogBatcher
 from nova.execution.metrics import Metrics
 from nova.execution.recorder import CallRecorder
 from nova.execution.records import RecordHandlers
-from nova.execution.retention import LogRetention
 from nova.execution.rollover import Rollover
 from nova.execution.snapshots import SnapshotMaker
 from nova.execution.tail import LogFeed
+from nova.observability.spans import SpanWriter
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
+from nova.store.idempotency import IdempotencyStore
+from nova.store.spans import SpanStore
 
+DAYS_AHEAD = 2
+"""Partitions of call records that are there before the first record; later ones are aurora's duty."""
 _BUILD_GRACE_S = 0.5
 """A build that does not end within this at shutdown is handed back: nobody waits on a connection for it."""
 _UIDS_EACH = 20_000
@@ -54,6 +59,7 @@ class ExecutionPlane:
             strict_limits=settings.execution.strict_limits,
         )
         self.metrics = metrics
+        self.spans = SpanWriter(SpanStore(stores.db))
         self.logs = LogBatcher(stores.invocations, settings.executor, home / "spill")
         self.artifacts = Artifacts(
             stores.blobs,
@@ -79,6 +85,7 @@ class ExecutionPlane:
             refused=self.metrics.refused,
             drain_s=settings.daemon.drain_s,
         )
+        self.invoker = IdempotentInvoker(self.executor, IdempotencyStore(stores.db))
         self.exposition = Exposition(
             self.metrics, self.logs.counts, self.executor.stats, namespace=settings.metrics.namespace
         )
@@ -86,13 +93,13 @@ class ExecutionPlane:
 
     async def start(self, services: ServiceGroup) -> None:
         settings, stores = self._settings, self._stores
+        await services.start(self.spans)
         await services.start(self.logs)
-        await services.start(
-            LogRetention(stores.invocations, settings.executor, SYSTEM_CLOCK, self.metrics.rows_deleted)
-        )
+        await stores.invocations.prepare_days(SYSTEM_CLOCK.now().date(), DAYS_AHEAD)
         await services.start(self.router)
         await services.start(self.artifacts)
         await services.start(self.executor)
+        await services.start(self.invoker)
         await services.start(Rollover(self.catalog, self.fleet))
         builder = Builder(
             stores.db,

@@ -5,18 +5,20 @@ import structlog
 from nova.api.system import Standing
 from nova.api.table import routes
 from nova.app.control import control_handlers, health_handlers
-from nova.app.core import Security, Stores, open_security, open_settings, open_stores
+from nova.app.core import Known, Stores, front_door, open_known, open_settings, open_stores
+from nova.app.duties import observe, open_leases, schedule
+from nova.app.events import Accepting, work_off
 from nova.app.execution import ExecutionPlane
+from nova.app.http import HttpSide
 from nova.app.process import Process, Progress
+from nova.app.series import series_handlers
 from nova.config_sources import Loaded
 from nova.control.settings import LiveSettings
 from nova.execution.executor import Executor
 from nova.execution.metrics import Metrics
 from nova.gateway.front import Front
 from nova.http.bind import bind
-from nova.http.protocol import ConnectionLimits
-from nova.http.server import HttpServer
-from nova.listen import Address, listening_socket
+from nova.listen import Address
 from nova.observability.readings import ReadingHandlers
 from nova.security.guards import Door
 
@@ -40,48 +42,49 @@ class Nova(Process):
 
     async def compose(self) -> None:
         settings, services = self.settings, self.services
-        socket = listening_socket(self._address)
-        services.callback(socket.close)
-        host, port = socket.getsockname()[:2]
-        self._url = f"http://{Address(host, port).shown}"
+        side = HttpSide(self, "nova", self._address, public=True)
+        self._url = side.url
         stores = await open_stores(self, alone=True)
         live = await open_settings(self, stores)
         self.say("preparing the sandbox")
         metrics = Metrics(settings.metrics)
-        security = await open_security(self, stores, metrics)
+        known = await open_known(self, stores)
+        door = front_door(self, known, metrics)
         execution = ExecutionPlane(settings, stores, metrics, settings.data_dir)
         await execution.start(services)
         self.default_network = execution.router.default_network("auto").isolation_mode
+        accepting = Accepting(stores, metrics)
+        await accepting.start(services)
         application = bind(
             routes(),
-            self._handlers(stores, security, live, execution),
-            door=security.door,
+            [*self._handlers(stores, known, live, execution), *accepting.handlers()],
+            door=door,
             audit=stores.audit,
             limits=settings.limits,
             elsewhere=Front.OPS,
         )
         front = Front(
-            execution.executor,
-            security.door,
+            execution.invoker,
+            door,
             stores.audit,
             application,
             limits=settings.limits,
             overhead=metrics.overhead,
         )
-        limits = ConnectionLimits(
-            max_connections=settings.http.max_connections, header_timeout_s=settings.http.header_timeout
-        )
-        await services.start(HttpServer(front, [socket], limits=limits, drain_s=settings.daemon.drain_s))
-        services.callback(lambda: _drain(security.door, execution.executor))
+        await work_off(settings, stores, metrics, services, accepting.notices, execution.invoker)
+        leases = await open_leases(self, stores)
+        await schedule(self, stores, leases, execution.executor, metrics)
+        await observe(self, stores, leases, metrics)
+        await side.serve(front, hand_over=False)
+        services.callback(lambda: _drain(door, execution.executor))
         log.info("ready", url=self.url)
 
-    def _handlers(
-        self, stores: Stores, security: Security, live: LiveSettings, execution: ExecutionPlane
-    ) -> list[object]:
+    def _handlers(self, stores: Stores, known: Known, live: LiveSettings, execution: ExecutionPlane) -> list[object]:
         executor = execution.executor
         return [
-            *control_handlers(self.settings, stores, security, live, execution.runtimes, execution.router),
+            *control_handlers(self.settings, stores, known, live, execution.runtimes, execution.router),
             *execution.handlers(),
+            *series_handlers(self.settings, stores, execution.spans),
             health_handlers(
                 stores,
                 draining=lambda: executor.draining,
@@ -104,5 +107,7 @@ def _standing(stores: Stores, execution: ExecutionPlane) -> dict[str, Standing]:
         "zenith": "ok",
         "nova": "ok" if stores.listener.connected else "degraded",
         "comet": "ok" if execution.able else "down",
+        "corona": "ok",
+        "nebula": "ok",
         "aurora": "degraded" if execution.logs.in_outage else "ok",
     }

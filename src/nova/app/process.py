@@ -22,6 +22,7 @@ class Process:
         self.settings = loaded.settings
         self.services = ServiceGroup()
         self.say = on_progress
+        self._leaving = asyncio.Event()
 
     async def start(self) -> None:
         """Everything up, or nothing left behind. Raises DataDirectoryBusy, OSError, NovaError or RuntimeError."""
@@ -40,13 +41,17 @@ class Process:
         raise NotImplementedError
 
     async def wait(self) -> None:
-        """Until SIGINT or SIGTERM."""
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        """Until SIGINT, SIGTERM, or a successor that has taken over."""
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
-        await stop.wait()
+            loop.add_signal_handler(number, self.leave)
+        await self._leaving.wait()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+    def leave(self) -> None:
+        """Let :meth:`wait` return: this process has done its part."""
+        self._leaving.set()
 
     async def close(self) -> None:
         """End what :meth:`start` began, in reverse. Idempotent."""

@@ -101,7 +101,7 @@ def daemon(
 
             return ControlPlane(loaded, address=address, take_over=take_over, on_progress=talk.step)
 
-        return serving.serve(loaded, make, warning=address.warning)
+        return serving.serve(loaded, "nova", make, warning=address.warning)
 
     end(work)
 
@@ -143,7 +143,7 @@ def comet_daemon(
 
         return Comet(loaded, on_progress=talk.step)
 
-    end(lambda: serving.serve(loaded, make))
+    end(lambda: serving.serve(loaded, "comet", make))
 
 
 @corona_app.command("daemon")
@@ -163,7 +163,7 @@ def corona_daemon(
 
         return Corona(loaded, comets=_comets(comet_grpc), health=health_addr, on_progress=talk.step)
 
-    end(lambda: serving.serve(loaded, make))
+    end(lambda: serving.serve(loaded, "corona", make))
 
 
 @nebula_app.command("daemon")
@@ -183,7 +183,7 @@ def nebula_daemon(
 
         return Nebula(loaded, comets=_comets(comet_grpc), health=health_addr, on_progress=talk.step)
 
-    end(lambda: serving.serve(loaded, make))
+    end(lambda: serving.serve(loaded, "nebula", make))
 
 
 @aurora_app.command("daemon")
@@ -206,7 +206,7 @@ def aurora_daemon(
 
             return Aurora(loaded, address=address, on_progress=talk.step)
 
-        return serving.serve(loaded, make, warning=address.warning)
+        return serving.serve(loaded, "aurora", make, warning=address.warning)
 
     end(work)
 
@@ -218,7 +218,7 @@ def zenith_serve(
         str, typer.Option("--nova-url", metavar="URL", help="The control plane.")
     ] = "http://127.0.0.1:9001",
     comet_grpc: Annotated[
-        str, typer.Option("--comet-grpc", metavar="ADDR[,ADDR…]", help="Comets; those that register are found besides.")
+        str, typer.Option("--comet-grpc", metavar="ADDR[,ADDR…]", help="The comets; '' finds those that registered.")
     ] = "127.0.0.1:9090",
     config: Config = None,
     pg_dsn: Dsn = None,
@@ -245,7 +245,7 @@ def zenith_serve(
                 on_progress=talk.step,
             )
 
-        return serving.serve(loaded, make, warning=address.warning)
+        return serving.serve(loaded, "zenith", make, warning=address.warning)
 
     end(work)
 

@@ -127,14 +127,14 @@ async def _migrate(dsn: str, check: bool) -> int:
     return 1 if check and due else 0
 
 
-def serve(loaded: Loaded, make: Callable[[Talk], "Process"], *, warning: str | None = None) -> int:
+def serve(loaded: Loaded, plane: str, make: Callable[[Talk], "Process"], *, warning: str | None = None) -> int:
     """One plane, until SIGINT or SIGTERM; returns the exit code. ``make`` imports and builds it."""
 
     async def until_signal(process: "Process", _talk: Talk) -> int:
         await process.wait()
         return 0
 
-    return _run(loaded, make, until_signal, warning=warning, quiet=False)
+    return _run(loaded, make, until_signal, warning=warning, quiet=False, plane=plane)
 
 
 P = TypeVar("P", bound="Process")
@@ -147,12 +147,13 @@ def _run(
     *,
     warning: str | None,
     quiet: bool,
+    plane: str = "nova",
 ) -> int:
     """Start, work, close. ``quiet``: the log is for warnings only, because something else is being shown."""
     settings = loaded.settings
     shown_by_default = loaded.source("daemon.log_level") == loaded.source("logging.level") == "default"
     level = "warning" if quiet and shown_by_default and settings.logging.format == "text" else settings.log_level
-    configure_logging(level, settings.logging.format)
+    configure_logging(level, settings.logging.format, plane=plane)
     talk = Talk(loaded)
     if warning:
         talk.warn(warning)

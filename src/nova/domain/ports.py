@@ -1,17 +1,31 @@
-"""The two ports through which planes act on each other; everything else crosses through the store."""
+"""The ports through which planes act on each other; everything else crosses through the store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope
+from nova.errors import NovaError
 
 
 class Invoker(Protocol):
     async def invoke(self, call: CallRequest) -> CallResult:
         """Run one call to its end. Raises NovaError when it was refused or its instance was lost."""
         ...
+
+
+class Flight(Protocol):
+    """A call under way."""
+
+    def cancel(self) -> None: ...
+
+
+@runtime_checkable
+class Starter(Protocol):
+    """An invoker that starts a call without a task when there is nothing to wait for, and None when there is."""
+
+    def begin(self, call: CallRequest, done: Callable[[CallResult | NovaError], None]) -> Flight | None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ What never reached it (and what may have been interrupted half-way) frees the ke
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -14,7 +15,7 @@ from nova import payload
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.asyncs import MAX_KEY
 from nova.domain.call import CallRequest, CallResult, StartSource
-from nova.domain.ports import Invoker
+from nova.domain.ports import Flight, Invoker, Starter
 from nova.errors import FunctionError, NovaError, invalid
 from nova.service import Background
 from nova.store.idempotency import IdempotencyStore, Reservation, Stored
@@ -49,6 +50,7 @@ class IdempotentInvoker:
         self, inner: Invoker, store: IdempotencyStore, clock: Clock = SYSTEM_CLOCK, *, lease_s: float = LEASE_S
     ) -> None:
         self._inner = inner
+        self._begin = inner.begin if isinstance(inner, Starter) else None
         self._store = store
         self._clock = clock
         self._lease_s = lease_s
@@ -60,6 +62,12 @@ class IdempotentInvoker:
 
     async def close(self) -> None:
         await self._tasks.close()
+
+    def begin(self, call: CallRequest, done: Callable[[CallResult | NovaError], None]) -> Flight | None:
+        """As the inner invoker, which knows nothing of keys; None for a call with one."""
+        if self._begin is None or call.idempotency_key is not None:
+            return None
+        return self._begin(call, done)
 
     async def invoke(self, call: CallRequest) -> CallResult:
         """As the inner invoker; with a key also ``validation_failed``, ``idempotency_conflict`` and

@@ -20,7 +20,7 @@ from nova.config import LimitSettings
 from nova.domain.call import SAMPLED, CallRequest, CallResult
 from nova.domain.identity import Scope as Place
 from nova.domain.names import is_name
-from nova.domain.ports import Invoker
+from nova.domain.ports import Flight, Invoker, Starter
 from nova.errors import FunctionError, NovaError, as_refusal, draining, internal, not_found
 from nova.gateway import calling, urls
 from nova.http import cors
@@ -45,19 +45,6 @@ _FUNCTIONS = b"/functions/"
 _INVOKE = b"/invoke"
 _URL_PATH = re.compile(rb"(?:/t/([^/]+)/([^/]+))?/fn/([^/]+)(/.*)?", re.DOTALL)
 _JSON = b"content-type: application/json\r\n"
-
-
-class Flight(Protocol):
-    """A call under way."""
-
-    def cancel(self) -> None: ...
-
-
-@runtime_checkable
-class Starter(Protocol):
-    """An invoker that starts a call without a task when there is nothing to wait for, and None when there is."""
-
-    def begin(self, call: CallRequest, done: Callable[[CallResult | NovaError], None]) -> Flight | None: ...
 
 
 @dataclass(slots=True)

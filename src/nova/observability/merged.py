@@ -11,17 +11,16 @@ from nova.observability.readings import wants_text
 
 Ask = Callable[[Req[Empty, Empty], str, str], Awaitable[Mapping[str, bytes]]]
 """``(request, path, accept)`` → the bodies of the 200 answers, by node. Nodes that do not answer are left out."""
-Merge = Callable[[Mapping[str, bytes]], bytes]
-"""Prometheus texts by node → one text with a ``node`` label."""
-_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+Scrape = Callable[[Req[Empty, Empty]], Awaitable[tuple[bytes, str]]]
+"""The series of every node that the caller may see, as one text, and its content type."""
 
 
 class MergedHandlers:
     """``/metrics``, ``/metrics/prometheus`` and ``/stats`` of a cluster."""
 
-    def __init__(self, ask: Ask, merge: Merge) -> None:
+    def __init__(self, ask: Ask, scrape: Scrape) -> None:
         self._ask = ask
-        self._merge = merge
+        self._scrape = scrape
 
     @handles("metrics.get")
     async def metrics(self, req: Req[Empty, Empty]) -> Metrics | Response:
@@ -32,8 +31,8 @@ class MergedHandlers:
 
     @handles("metrics.prometheus")
     async def prometheus(self, req: Req[Empty, Empty]) -> Response:
-        text = self._merge(await self._ask(req, "/metrics/prometheus", "text/plain"))
-        return Response(text, headers={"content-type": _TEXT, "cache-control": "no-store"})
+        text, content_type = await self._scrape(req)
+        return Response(text, headers={"content-type": content_type, "cache-control": "no-store"})
 
     @handles("stats.get")
     async def stats(self, req: Req[Empty, Empty]) -> Stats:

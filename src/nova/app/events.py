@@ -1,0 +1,62 @@
+"""Asynchronous calls: the end of the queue that accepts, and the end that works."""
+
+from nova.app.core import Stores
+from nova.clock import SYSTEM_CLOCK
+from nova.config import Settings
+from nova.domain.ports import Invoker
+from nova.events.accept import Queue
+from nova.events.asyncs import AsyncHandlers
+from nova.events.deliveries import Deliveries
+from nova.events.envelope import KIND as DELIVERY
+from nova.events.jobs import AsyncJobs
+from nova.events.waiting import Endings
+from nova.events.webhook_secrets import WebhookSecrets
+from nova.events.webhooks import WebhookSender
+from nova.execution.metrics import Metrics
+from nova.security import egress
+from nova.service import ServiceGroup
+from nova.store.asyncs import KIND
+from nova.store.jobs import JobStore
+from nova.work.notices import Notices
+from nova.work.runner import Runner
+
+_WEBHOOK_TIMEOUT_S = 30.0
+
+
+class Accepting:
+    """``queue`` is the Acceptor of a process."""
+
+    def __init__(self, stores: Stores, metrics: Metrics) -> None:
+        self._stores = stores
+        self.notices = Notices(stores.db)
+        self.queue = Queue(stores.db, self.notices, events=metrics)
+        self._endings = Endings(stores.listener)
+
+    async def start(self, services: ServiceGroup) -> None:
+        await services.start(self.notices)
+        await services.start(self.queue)
+
+    def handlers(self) -> list[object]:
+        stores = self._stores
+        return [AsyncHandlers(stores.db, self.queue, self._endings, WebhookSecrets(stores.db))]
+
+
+async def work_off(
+    settings: Settings, stores: Stores, metrics: Metrics, services: ServiceGroup, notices: Notices, invoker: Invoker
+) -> None:
+    """Run the jobs of the queue, and send what they ended with to where it belongs."""
+    jobs = await services.start(AsyncJobs(JobStore(stores.db), invoker, notices, events=metrics))
+    sender = await services.start(
+        WebhookSender(egress.client(settings.egress, timeout_s=_WEBHOOK_TIMEOUT_S), SYSTEM_CLOCK)
+    )
+    deliveries = Deliveries(stores.db, sender, WebhookSecrets(stores.db), events=metrics)
+    await services.start(
+        Runner(
+            stores.db,
+            stores.listener,
+            {KIND: jobs.kind(lambda: settings.queue.workers), DELIVERY: deliveries.kind()},
+            lease_s=settings.queue.lease,
+            batch=settings.queue.batch,
+            grace_s=settings.daemon.drain_s,
+        )
+    )

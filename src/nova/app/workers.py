@@ -1,0 +1,96 @@
+"""``corona`` and ``nebula``: the planes that work in the background, as processes of their own."""
+
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from nova.app.cluster import grpc_address, register
+from nova.app.core import Stores, Trust, open_settings, open_stores, open_trust
+from nova.app.duties import open_leases, schedule
+from nova.app.events import work_off
+from nova.app.execution import ExecutionPlane
+from nova.app.home import take_home
+from nova.app.process import Process, Progress
+from nova.app.remote import open_comets
+from nova.config_sources import Loaded
+from nova.execution.executor import Executor
+from nova.execution.metrics import Metrics
+from nova.rpc.comets import Comets
+from nova.rpc.server import RpcServer
+from nova.work.notices import Notices
+
+log = structlog.get_logger(__name__)
+
+
+class Worker(Process):
+    """A plane without requests of its own: it serves grpc.health.v1, and works.
+
+    ``comets`` are addresses to run calls on; without any, this process runs them itself.
+    """
+
+    plane = ""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        comets: Sequence[str],
+        health: str,
+        on_progress: Progress = lambda _step: None,
+    ) -> None:
+        super().__init__(loaded, on_progress=on_progress)
+        self._comets = comets
+        self._health = health
+
+    async def compose(self) -> None:
+        stores = await open_stores(self, alone=False)
+        await open_settings(self, stores)
+        trust = await open_trust(self, stores)
+        metrics = Metrics(self.settings.metrics)
+        invoker = await self._invoker(stores, trust, metrics)
+        await self.work(stores, invoker, metrics)
+
+        async def healthy() -> Mapping[str, bool]:
+            return {self.plane: await stores.db.ping() and stores.listener.connected}
+
+        server = await self.services.start(
+            RpcServer(
+                self._health,
+                trust.token,
+                trust.assertions,
+                healthy=healthy,
+                drain_s=self.settings.daemon.drain_s,
+            )
+        )
+        address = grpc_address(self, self._health, server.port)
+        await register(self, stores, self.plane, address)
+        log.info("ready", plane=self.plane, address=address)
+
+    async def _invoker(self, stores: Stores, trust: Trust, metrics: Metrics) -> Executor | Comets:
+        if self._comets:
+            return await open_comets(self, stores, trust, self._comets)
+        home = take_home(self.settings.data_dir)
+        self.services.callback(home.release)
+        self.say("preparing the sandbox")
+        execution = ExecutionPlane(self.settings, stores, metrics, home.path, home.place)
+        await execution.start(self.services)
+        return execution.executor
+
+    async def work(self, stores: Stores, invoker: Executor | Comets, metrics: Metrics) -> None:
+        """Start what this plane is there for."""
+        raise NotImplementedError
+
+
+class Corona(Worker):
+    plane = "corona"
+
+    async def work(self, stores: Stores, invoker: Executor | Comets, metrics: Metrics) -> None:
+        await schedule(self, stores, await open_leases(self, stores), invoker, metrics)
+
+
+class Nebula(Worker):
+    plane = "nebula"
+
+    async def work(self, stores: Stores, invoker: Executor | Comets, metrics: Metrics) -> None:
+        notices = await self.services.start(Notices(stores.db))
+        await work_off(self.settings, stores, metrics, self.services, notices, invoker)
