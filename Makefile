@@ -4,10 +4,10 @@ PY := $(VENV)/bin/python
 INPUT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run demo test lint format bench lock clean coverage
+.PHONY: help setup setup-dev run demo build build-linux deploy test lint format bench lock clean coverage
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup:
 	@bash scripts/setup.sh run
@@ -20,6 +20,15 @@ run: setup ## Set up, start Nova on 127.0.0.1:9000, deploy and call the examples
 
 demo: setup ## The same on a throw-away directory and a free port; ends by itself
 	@$(VENV)/bin/nova demo $(if $(INPUT),--input "$(INPUT)")
+
+build: setup ## Set up and make bin/: the commands nova, comet, corona, nebula, aurora, zenith, orbit, nova-agent
+	@bash scripts/build.sh
+
+build-linux: build ## Pack what a Linux server needs into dist/; container images are made from it too
+	@bash scripts/build-linux.sh
+
+deploy: ## Install dist/ on a server over ssh, with units for systemd (SERVER=user@host)
+	@bash scripts/deploy.sh "$(SERVER)"
 
 test: setup-dev ## Everything: lint, types, layers, tests with coverage, the store's tests on a second PostgreSQL
 	@bash scripts/test.sh
@@ -37,4 +46,4 @@ lock: setup-dev ## Resolve the dependencies again
 	@bash scripts/lock.sh
 
 clean: ## Remove what was built
-	rm -rf build dist htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
+	rm -rf bin build dist htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache src/*.egg-info

