@@ -69,7 +69,7 @@ class Comet(Process):
                 trust.assertions,
                 invoker=execution.invoker,
                 acceptor=accepting.queue,
-                scaler=execution.executor,
+                scaler=execution.scaler,
                 application=Inner(application, trust.token.proven_by),
                 healthy=healthy,
                 drain_s=settings.daemon.drain_s,

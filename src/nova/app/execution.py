@@ -27,6 +27,7 @@ from nova.execution.metrics import Metrics
 from nova.execution.recorder import CallRecorder
 from nova.execution.records import RecordHandlers
 from nova.execution.rollover import Rollover
+from nova.execution.scaling import LocalScaler
 from nova.execution.snapshots import SnapshotMaker
 from nova.execution.tail import LogFeed
 from nova.observability.spans import SpanWriter
@@ -85,6 +86,7 @@ class ExecutionPlane:
             refused=self.metrics.refused,
             drain_s=settings.daemon.drain_s,
         )
+        self.scaler = LocalScaler(self.catalog, self.fleet, SYSTEM_CLOCK)
         self.invoker = IdempotentInvoker(self.executor, IdempotencyStore(stores.db))
         self.exposition = Exposition(
             self.metrics, self.logs.counts, self.executor.stats, namespace=settings.metrics.namespace

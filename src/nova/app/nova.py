@@ -73,7 +73,7 @@ class Nova(Process):
         )
         await work_off(settings, stores, metrics, services, accepting.notices, execution.invoker)
         leases = await open_leases(self, stores)
-        await schedule(self, stores, leases, execution.executor, metrics)
+        await schedule(self, stores, leases, execution.scaler, metrics)
         await observe(self, stores, leases, metrics)
         await side.serve(front, hand_over=False)
         services.callback(lambda: _drain(door, execution.executor))

@@ -13,9 +13,8 @@ from nova.app.home import take_home
 from nova.app.process import Process, Progress
 from nova.app.remote import open_comets
 from nova.config_sources import Loaded
-from nova.execution.executor import Executor
+from nova.domain.ports import Invoker, Scaler
 from nova.execution.metrics import Metrics
-from nova.rpc.comets import Comets
 from nova.rpc.server import RpcServer
 from nova.work.notices import Notices
 
@@ -47,8 +46,8 @@ class Worker(Process):
         await open_settings(self, stores)
         trust = await open_trust(self, stores)
         metrics = Metrics(self.settings.metrics)
-        invoker = await self._invoker(stores, trust, metrics)
-        await self.work(stores, invoker, metrics)
+        invoker, scaler = await self._runners(stores, trust, metrics)
+        await self.work(stores, invoker, scaler, metrics)
 
         async def healthy() -> Mapping[str, bool]:
             return {self.plane: await stores.db.ping() and stores.listener.connected}
@@ -66,17 +65,19 @@ class Worker(Process):
         await register(self, stores, self.plane, address)
         log.info("ready", plane=self.plane, address=address)
 
-    async def _invoker(self, stores: Stores, trust: Trust, metrics: Metrics) -> Executor | Comets:
+    async def _runners(self, stores: Stores, trust: Trust, metrics: Metrics) -> tuple[Invoker, Scaler]:
+        """Who runs calls, and who keeps instances ready: the comets that were named, or this process."""
         if self._comets:
-            return await open_comets(self, stores, trust, self._comets)
+            comets = await open_comets(self, stores, trust, self._comets)
+            return comets, comets
         home = take_home(self.settings.data_dir)
         self.services.callback(home.release)
         self.say("preparing the sandbox")
         execution = ExecutionPlane(self.settings, stores, metrics, home.path, home.place)
         await execution.start(self.services)
-        return execution.executor
+        return execution.invoker, execution.scaler
 
-    async def work(self, stores: Stores, invoker: Executor | Comets, metrics: Metrics) -> None:
+    async def work(self, stores: Stores, invoker: Invoker, scaler: Scaler, metrics: Metrics) -> None:
         """Start what this plane is there for."""
         raise NotImplementedError
 
@@ -84,13 +85,13 @@ class Worker(Process):
 class Corona(Worker):
     plane = "corona"
 
-    async def work(self, stores: Stores, invoker: Executor | Comets, metrics: Metrics) -> None:
-        await schedule(self, stores, await open_leases(self, stores), invoker, metrics)
+    async def work(self, stores: Stores, invoker: Invoker, scaler: Scaler, metrics: Metrics) -> None:
+        await schedule(self, stores, await open_leases(self, stores), scaler, metrics)
 
 
 class Nebula(Worker):
     plane = "nebula"
 
-    async def work(self, stores: Stores, invoker: Executor | Comets, metrics: Metrics) -> None:
+    async def work(self, stores: Stores, invoker: Invoker, scaler: Scaler, metrics: Metrics) -> None:
         notices = await self.services.start(Notices(stores.db))
         await work_off(self.settings, stores, metrics, self.services, notices, invoker)
