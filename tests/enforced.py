@@ -12,6 +12,7 @@ _ALIASES = "control/test_aliases.py"
 _BUILDS = "control/test_builds.py"
 _RECORDS = "execution/test_records.py"
 _KEYS = "control/test_apikeys.py"
+_SERIES = "observability/test_series.py"
 _TENANTS = "control/test_tenants.py"
 
 ENFORCED: dict[str, str] = {
@@ -115,6 +116,11 @@ ENFORCED: dict[str, str] = {
     "invocations?version": f"{_RECORDS}::test_each_filter_of_a_function_s_logs_selects",
     "runtimes?cursor": "control/test_runtimes.py::test_the_list_pages_through_every_runtime",
     "runtimes?limit": "control/test_runtimes.py::test_the_list_pages_through_every_runtime",
+    "series?function": f"{_SERIES}::test_one_function_or_all_of_the_namespace",
+    "series?range": f"{_SERIES}::test_steps_of_minutes_and_days",
+    "series?step": f"{_SERIES}::test_steps_of_minutes_and_days",
+    "series?timezone": f"{_SERIES}::test_a_heatmap_counts_days_and_hours_of_the_caller_s_time_zone",
+    "series?weeks": f"{_SERIES}::test_a_heatmap_says_how_far_back_its_numbers_reach",
     "system?range": "execution/test_figures.py::test_a_range_is_computed_over_its_calls_and_by_version",
     "system.root": "control/test_settings.py::test_a_hot_key_acts_at_once_and_goes_back",
     "tenants.description": f"{_TENANTS}::test_namespaces_are_renamed_and_deleted_only_while_empty",

@@ -18,6 +18,7 @@ from nova.execution.catalog import Catalog
 from nova.execution.fleet import InstanceFleet
 from nova.execution.flight import Done, Flight, gone, refusal_of
 from nova.execution.slots import BootTimes, Lease, LoadFailed, PoolMoved
+from nova.logcontext import CALL
 
 Recorder = Callable[[CallRequest, FunctionSnapshot, CallResult], None]
 """Takes every finished call that reached an instance or failed to load; must not block or raise."""
@@ -93,6 +94,7 @@ class Executor:
         if self.draining:
             raise draining()
         self.active += 1
+        logged = CALL.set(call)
         try:
             began = self.now()
             deadline = _deadline(call)
@@ -116,6 +118,7 @@ class Executor:
                 return self.not_loaded(call, failure, began)
             return await self._run(call, snapshot, lease, deadline, began, sent)
         finally:
+            CALL.reset(logged)
             self.leave()
 
     def begin(self, call: CallRequest, done: Done) -> Flight | None:
