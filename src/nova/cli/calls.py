@@ -3,20 +3,18 @@
 import json
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from nova.cli import lists
+from nova.cli import asyncs, lists
 from nova.cli.functions import Name
 from nova.cli.output import Column, moment, status, when
 from nova.cli.session import CliError, Session, command
 from nova.cli.watching import changes
 from nova.client import ApiError, Call, Json, TimedOut, Unreachable
-from nova.config import seconds
 
 FUNCTION_ERROR = 6
 
@@ -49,6 +47,16 @@ def invoke(
     sticky_key: Annotated[str | None, typer.Option("--sticky-key", help="Equal keys meet the same version.")] = None,
     tail: Annotated[bool, typer.Option("--tail", help="Show what the call printed.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Call again whenever the file is saved.")] = False,
+    later: Annotated[bool, typer.Option("--async", help="Do not wait: print the id of the job.")] = False,
+    delay: Annotated[
+        float | None, typer.Option("--delay", metavar="SECONDS", min=0, help="With --async: run no earlier.")
+    ] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option("--max-attempts", min=1, help="With --async: executions; as the function says.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--idempotency-key", metavar="KEY", help="With --async: equal keys are one job.")
+    ] = None,
 ) -> None:
     """Call a function and print its result. Exit code 6: the function itself failed."""
     if source not in (None, "-"):
@@ -56,6 +64,14 @@ def invoke(
     if sum(given is not None for given in (source, data, file)) > 1:
         raise CliError("say one of -d, -f and -", 2)
     read = _input(data, "-" if source else file)
+    if later:
+        if watch or tail or sticky_key is not None:
+            raise CliError("--async does not go with --watch, --tail and --sticky-key", 2)
+        wishes = {"qualifier": qualifier, "delay_s": delay, "max_attempts": max_attempts, "idempotency_key": key}
+        asyncs.invoke_later(session, name, read(), wishes)
+        return
+    if delay is not None or max_attempts is not None or key is not None:
+        raise CliError("--delay, --max-attempts and --idempotency-key need --async", 2)
 
     def call() -> Call:
         return session.client.invoke(
@@ -133,13 +149,13 @@ def logs(
     if follow:
         if failed:
             raise CliError("--failed does not go with --follow", 2)
-        _follow(session, name, {"q": search, "request_id": request_id, "since": _since(since)})
+        _follow(session, name, {"q": search, "request_id": request_id, "since": lists.since(since)})
         return
     query = {
         "tail": tail,
         "q": search,
         "request_id": request_id,
-        "since": _since(since),
+        "since": lists.since(since),
         "status": "error" if failed else None,
     }
     page = session.client.call("function.logs", {"name": name}, query)
@@ -150,15 +166,6 @@ def logs(
         session.out.note("no calls")
     for item in reversed(page["items"]):
         _print_call(session, item)
-
-
-def _since(ago: str | None) -> str | None:
-    if ago is None:
-        return None
-    try:
-        return (datetime.now(UTC) - timedelta(seconds=seconds(ago))).isoformat()
-    except (ValueError, OverflowError) as exc:
-        raise CliError(f"--since: {exc}", 2) from None
 
 
 def _print_call(session: Session, item: Json) -> None:
@@ -233,7 +240,7 @@ def list_invocations(
         "function": function,
         "status": "error" if failed else None,
         "cold_start": True if cold else None,
-        "since": _since(since),
+        "since": lists.since(since),
         "min_duration_ms": slower,
         "q": search,
     }

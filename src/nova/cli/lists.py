@@ -1,15 +1,28 @@
 """Lists of every kind: one page, a number of items, or everything."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
+from nova.cli.session import CliError
 from nova.client import Client, Json, Value
+from nova.config import seconds
 
 Limit = Annotated[int | None, typer.Option("--limit", min=1, max=500, help="At most this many (100).")]
 All = Annotated[bool, typer.Option("--all", help="Everything, page by page.")]
 PathParams = Mapping[str, str | int]
+
+
+def since(ago: str | None) -> str | None:
+    """``10m`` ago as a time of the API."""
+    if ago is None:
+        return None
+    try:
+        return (datetime.now(UTC) - timedelta(seconds=seconds(ago))).isoformat()
+    except (ValueError, OverflowError) as exc:
+        raise CliError(f"--since: {exc}", 2) from None
 
 
 def fetch(
