@@ -57,7 +57,8 @@ async def test_what_the_executor_s_parts_log_is_about_the_call(monkeypatch: pyte
 
     async def resolve(call: CallRequest, deadline: float | None = None) -> FunctionSnapshot:
         seen.append(logged())
-        return await whole(call, deadline)
+        found: FunctionSnapshot = await whole(call, deadline)
+        return found
 
     monkeypatch.setattr(rig.shelf, "resolve", resolve)
     for call in (first := make_call("nobody"), second := make_call("nobody")):
