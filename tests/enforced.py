@@ -12,6 +12,7 @@ _ALIASES = "control/test_aliases.py"
 _BUILDS = "control/test_builds.py"
 _RECORDS = "execution/test_records.py"
 _KEYS = "control/test_apikeys.py"
+_ASYNCS = "events/test_asyncs.py"
 _SERIES = "observability/test_series.py"
 _TENANTS = "control/test_tenants.py"
 
@@ -36,6 +37,28 @@ ENFORCED: dict[str, str] = {
     "apikeys.tier": f"{_KEYS}::test_the_tier_sets_the_rate",
     "apikeys?cursor": f"{_KEYS}::test_names_are_unique_and_lists_are_paged",
     "apikeys?limit": f"{_KEYS}::test_names_are_unique_and_lists_are_paged",
+    "asyncs.backoff_base_ms": "events/test_jobs.py::test_three_attempts_are_three_executions_with_growing_pauses",
+    "asyncs.backoff_max_ms": f"{_ASYNCS}::test_the_rules_of_a_call_are_kept",
+    "asyncs.delay_s": "events/test_jobs.py::test_a_delayed_job_starts_in_its_time_and_not_at_the_next_poll",
+    "asyncs.error_contains": f"{_ASYNCS}::test_dead_letters_are_retried_and_purged_by_filter",
+    "asyncs.function": f"{_ASYNCS}::test_dead_letters_are_retried_and_purged_by_filter",
+    "asyncs.idempotency_key": f"{_ASYNCS}::test_a_repeated_key_is_the_first_job",
+    "asyncs.idempotency_ttl_s": f"{_ASYNCS}::test_a_repeated_key_is_the_first_job",
+    "asyncs.max_age_s": "events/test_jobs.py::test_a_job_that_is_too_old_is_not_run",
+    "asyncs.max_attempts": "events/test_jobs.py::test_three_attempts_are_three_executions_with_growing_pauses",
+    "asyncs.not_before": f"{_ASYNCS}::test_a_job_waits_for_its_time",
+    "asyncs.paused": f"{_ASYNCS}::test_the_whole_queue_stands_still_when_the_platform_says_so",
+    "asyncs.payload": f"{_ASYNCS}::test_a_call_is_accepted_run_and_answered",
+    "asyncs.qualifier": f"{_ASYNCS}::test_a_call_is_accepted_run_and_answered",
+    "asyncs.reason": f"{_ASYNCS}::test_the_whole_queue_stands_still_when_the_platform_says_so",
+    "asyncs.since": f"{_ASYNCS}::test_dead_letters_are_retried_and_purged_by_filter",
+    "asyncs?cursor": f"{_ASYNCS}::test_lists_filter_and_page",
+    "asyncs?function": f"{_ASYNCS}::test_lists_filter_and_page",
+    "asyncs?limit": f"{_ASYNCS}::test_lists_filter_and_page",
+    "asyncs?since": f"{_ASYNCS}::test_lists_filter_and_page",
+    "asyncs?status": f"{_ASYNCS}::test_lists_filter_and_page",
+    "asyncs?until": f"{_ASYNCS}::test_lists_filter_and_page",
+    "asyncs?wait_s": f"{_ASYNCS}::test_whoever_waits_is_answered_when_the_job_ends",
     "builds.activate": f"{_BUILDS}::test_a_rebuild_without_activation_leaves_live_alone",
     "builds.version": f"{_BUILDS}::test_what_cannot_be_built_is_refused",
     "builds?cursor": f"{_BUILDS}::test_a_failed_build_can_be_built_again",
