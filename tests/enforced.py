@@ -13,6 +13,8 @@ _BUILDS = "control/test_builds.py"
 _RECORDS = "execution/test_records.py"
 _KEYS = "control/test_apikeys.py"
 _ASYNCS = "events/test_asyncs.py"
+_POLICY = "store/test_asyncs.py::test_a_job_takes_its_rules_from_options_then_policy_then_defaults"
+_TO_FUNCTION = "events/test_deliveries.py::test_success_reaches_a_function_as_an_event"
 _SERIES = "observability/test_series.py"
 _TENANTS = "control/test_tenants.py"
 
@@ -75,6 +77,18 @@ ENFORCED: dict[str, str] = {
     "code.files.executable": f"{_CODE}::test_files_come_back_byte_for_byte",
     "code?path": f"{_CODE}::test_files_come_back_byte_for_byte",
     "code?version": f"{_CODE}::test_code_put_deploys_or_only_publishes",
+    "functions.async_destinations": "events/test_deliveries.py::test_failure_reaches_a_webhook_signed",
+    "functions.async_destinations.on_failure": "events/test_deliveries.py::test_failure_reaches_a_webhook_signed",
+    "functions.async_destinations.on_failure.target": "events/test_deliveries.py::test_failure_reaches_a_webhook_signed",
+    "functions.async_destinations.on_failure.type": "events/test_deliveries.py::test_failure_reaches_a_webhook_signed",
+    "functions.async_destinations.on_success": _TO_FUNCTION,
+    "functions.async_destinations.on_success.target": _TO_FUNCTION,
+    "functions.async_destinations.on_success.type": _TO_FUNCTION,
+    "functions.async_policy": _POLICY,
+    "functions.async_policy.backoff_base_ms": _POLICY,
+    "functions.async_policy.backoff_max_ms": _POLICY,
+    "functions.async_policy.max_age_s": _POLICY,
+    "functions.async_policy.max_attempts": _POLICY,
     "functions.backend": "execution/backends/test_router.py::test_unknown_unavailable_and_unfit_backends_say_why",
     "functions.capture": "execution/test_logs.py::test_capture_policy_and_redaction_hold_in_the_table",
     "functions.capture.max_kb": "execution/test_capture.py::test_a_payload_over_the_limit_is_not_kept_at_all",

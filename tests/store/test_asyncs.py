@@ -51,14 +51,19 @@ async def test_a_job_and_its_work_are_one_transaction(database: Database) -> Non
 
 
 async def test_a_job_takes_its_rules_from_options_then_policy_then_defaults(database: Database) -> None:
-    await function(database, "f", async_policy={"max_attempts": 7, "max_age_s": 60})
-    outcomes = await add(database, job(max_attempts=2), job())
+    policy = {"max_attempts": 7, "backoff_base_ms": 11, "backoff_max_ms": 13, "max_age_s": 60}
+    await function(database, "f", async_policy=policy)
+    await function(database, "plain")
+    outcomes = await add(database, job(max_attempts=2, backoff_max_ms=5), job(), job(function="plain"))
     rows = {
-        str(row["id"]): (row["max_attempts"], row["max_age_s"], row["backoff_base_ms"], row["backoff_max_ms"])
+        str(row["id"]): (row["max_attempts"], row["backoff_base_ms"], row["backoff_max_ms"], row["max_age_s"])
         for row in await database.fetch("SELECT * FROM async_invocations")
     }
-    assert rows[accepted(outcomes[0]).invocation_id] == (2, 60, 1000, 60000)
-    assert rows[accepted(outcomes[1]).invocation_id] == (7, 60, 1000, 60000)
+    assert [rows[accepted(outcome).invocation_id] for outcome in outcomes] == [
+        (2, 11, 5, 60),
+        (7, 11, 13, 60),
+        (3, 1000, 60000, 86400),
+    ]
 
 
 async def test_an_unknown_function_is_refused_and_the_rest_of_the_batch_is_not(database: Database) -> None:
