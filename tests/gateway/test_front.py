@@ -116,7 +116,7 @@ async def test_six_megabytes_pass_and_one_byte_more_does_not(gateway: Gateway) -
         (INVOKE, ["X-Nova-Timeout-S: 0"], 400, "validation_failed"),
         (INVOKE, ["X-Nova-Timeout-S: 901"], 400, "validation_failed"),
         (INVOKE, ["X-Nova-Timeout-S: soon"], 400, "validation_failed"),
-        (INVOKE, ["Idempotency-Key: k"], 422, "unsupported"),
+        (INVOKE, ["X-Nova-Invocation-Type: DryRun"], 400, "validation_failed"),
         (INVOKE, ["X-Nova-Invocation-Type: Event"], 422, "unsupported"),
         (INVOKE, ["X-Nova-Tenant: nobody"], 404, "not_found"),
         (INVOKE, ["X-Nova-Tenant: a b"], 400, "scope_invalid"),

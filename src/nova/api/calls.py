@@ -24,6 +24,9 @@ class InvokeResponse(Model):
     duration_ms: float
     cold_start: bool
     version: int = Field(description="the version that ran")
+    deduplicated: bool | None = Field(
+        None, description="true: the stored answer of an earlier call with the same Idempotency-Key"
+    )
     logs: str | None = Field(None, description="with X-Nova-Log-Type: Tail, the last 4 KiB of what the call printed")
 
 

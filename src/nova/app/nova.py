@@ -69,6 +69,7 @@ class Nova(Process):
             stores.audit,
             application,
             limits=settings.limits,
+            acceptor=accepting.queue,
             overhead=metrics.overhead,
         )
         await work_off(settings, stores, metrics, services, accepting.notices, execution.invoker)

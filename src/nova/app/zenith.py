@@ -91,7 +91,9 @@ class Zenith(Process):
                 limits=settings.limits,
             ),
         )
-        front = Front(comets, door, stores.audit, application, limits=settings.limits, overhead=metrics.overhead)
+        front = Front(
+            comets, door, stores.audit, application, limits=settings.limits, acceptor=comets, overhead=metrics.overhead
+        )
         await side.serve(front, hand_over=True)
         await register(self, stores, "zenith", advertised("", side.address.host, side.address.port))
         log.info("ready", plane="zenith", url=side.url)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from nova.domain.call import CallRequest, CallResult
+from nova.domain.call import Accepted, CallRequest, CallResult
 from nova.domain.names import is_qualifier
 from nova.errors import FieldError, FunctionError, NovaError
 from nova.http.exchange import client_request_id
@@ -24,7 +24,16 @@ _WARM = (
     b"x-nova-executed-version: %d\r\nx-nova-cold-start: false\r\nx-nova-duration-ms: %.3f\r\n"
     b"server-timing: queue;dur=%.3f, instance;dur=0.000, init;dur=0.000, handler;dur=%.3f\r\n"
 )
-WISHES = frozenset({b"x-nova-qualifier", b"x-nova-timeout-s", b"x-nova-sticky-key", b"traceparent", b"x-request-id"})
+WISHES = frozenset(
+    {
+        b"x-nova-qualifier",
+        b"x-nova-timeout-s",
+        b"x-nova-sticky-key",
+        b"traceparent",
+        b"x-request-id",
+        b"idempotency-key",
+    }
+)
 """The headers that :func:`apply_headers` looks at first; without any of them, and a qualifier, it changes nothing."""
 
 
@@ -36,6 +45,8 @@ def apply_headers(call: CallRequest, headers: Headers) -> None:
         raise _bad("qualifier", "a version number, an alias, live or $LATEST")
     if (value := headers.get(b"x-nova-timeout-s")) is not None:
         call.timeout_ms = _timeout_ms(value)
+    if (value := headers.get(b"idempotency-key")) is not None and call.trigger == "http":
+        call.idempotency_key = value.decode("latin-1")
     if (value := headers.get(b"x-nova-sticky-key")) is not None:
         call.sticky_key = value[:_MAX_HEADER].decode("latin-1")
     if (value := headers.get(b"traceparent")) is not None and _TRACEPARENT.fullmatch(value):
@@ -46,13 +57,23 @@ def apply_headers(call: CallRequest, headers: Headers) -> None:
         call.client_request_id = label.decode("ascii")
 
 
-def refuse_unavailable(headers: Headers) -> None:
-    """Ways of calling that this version does not have must not turn into an ordinary call unnoticed."""
-    if b"idempotency-key" in headers:
-        raise NovaError("unsupported", "Idempotency-Key is not available for calls")
+def wants_event(headers: Headers) -> bool:
+    """Is the call one that nobody waits for? Raises ``validation_failed`` for a type that does not exist."""
     kind = headers.get(b"x-nova-invocation-type")
-    if kind is not None and kind != b"RequestResponse":
-        raise NovaError("unsupported", "X-Nova-Invocation-Type: only RequestResponse is available")
+    if kind is None or kind == b"RequestResponse":
+        return False
+    if kind == b"Event":
+        return True
+    raise _bad("X-Nova-Invocation-Type", "RequestResponse or Event")
+
+
+def accepted_response(accepted: Accepted, function: str) -> tuple[int, bytes, bytes]:
+    """Status, header lines and body of the answer to a call that was put into the queue."""
+    lines = b"content-type: application/json\r\nlocation: /async-invocations/%s\r\n" % accepted.invocation_id.encode()
+    if accepted.replayed:
+        lines += b"x-idempotency-status: replay\r\n"
+    body = encode({"invocation_id": accepted.invocation_id, "status": accepted.status, "function": function})
+    return 200 if accepted.replayed else 202, lines, body
 
 
 def _timeout_ms(value: bytes) -> int:
@@ -101,6 +122,8 @@ def invoke_response(result: CallResult, *, tail: bool) -> bytes:
         _BOOL[result.cold_start],
         result.version,
     )
+    if result.deduplicated:
+        body += b',"deduplicated":true'
     if tail:
         body += b',"logs":' + encode(_tail(result.stdout + result.stderr))
     return body + b"}"

@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nova.api.calls import InvokeQuery
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import LimitSettings
-from nova.domain.call import SAMPLED, CallRequest, CallResult
+from nova.domain.call import SAMPLED, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope as Place
 from nova.domain.names import is_name
-from nova.domain.ports import Flight, Invoker, Starter
+from nova.domain.ports import Acceptor, Flight, Invoker, Starter
 from nova.errors import FunctionError, NovaError, as_refusal, draining, internal, not_found
 from nova.gateway import calling, urls
 from nova.http import cors
@@ -106,10 +106,12 @@ class Front:
         management: ASGIApp,
         *,
         limits: LimitSettings,
+        acceptor: Acceptor | None = None,
         clock: Clock = SYSTEM_CLOCK,
         overhead: Callable[[str, float], None] | None = None,
     ) -> None:
         self._invoker = invoker
+        self._acceptor = acceptor
         self._begin = invoker.begin if isinstance(invoker, Starter) else None
         self._door = door
         self._trail = Trail(audit, door)
@@ -168,13 +170,26 @@ class Front:
             headers, peer, INVOKE, target.name, target.tenant, target.namespace, scope[REQUEST_ID]
         )
         admitted = self._now()
-        calling.refuse_unavailable(headers)
+        event = calling.wants_event(headers)
         query = scope["query_string"]
         qualifier = parse_query(InvokeQuery, query).qualifier if query else None
         body = await read_body(receive, headers.get(b"content-length"), self._limits.sync_payload_mb << 20)
         call = self._accept(scope[REQUEST_ID], target, caller, place, body, received, qualifier)
+        if event:
+            await self._queue(call, extra, scope, send)
+            return
         accepted = Accepted(call, headers, extra, admitted, self._now())
         await self._finish(accepted, scope, receive, send)
+
+    async def _queue(self, call: CallRequest, extra: bytes, scope: Scope, send: Send) -> None:
+        """A call that nobody waits for: answered when it is in the queue."""
+        if self._acceptor is None:
+            raise NovaError("unsupported", "X-Nova-Invocation-Type: Event is not available here")
+        key, call.idempotency_key = call.idempotency_key, None
+        accepted = await self._acceptor.accept(call, AsyncOptions(idempotency_key=key))
+        status, lines, body = calling.accepted_response(accepted, call.function)
+        lines += b"x-request-id: %s\r\n" % call.request_id.encode() + extra
+        await _reply(scope, send, status, lines, body)
 
     def direct(self, cycle: Cycle) -> bool:
         """An invoke that has to wait for nothing, without a task; see :class:`~nova.http.cycle.Direct`."""
