@@ -228,6 +228,7 @@ async def test_rates_are_limited_and_shown(gateway: Gateway) -> None:
     """DB7: above the rate a caller gets 429 with the time to wait."""
     rates = gateway.guards.settings.rate_limit
     rates.tiers["standard"].burst_size = 2
+    rates.tiers["standard"].requests_per_second = 0.1  # no token comes back while the test runs
     rates.enabled = True
     first = await gateway.api.client.post(INVOKE)
     assert (first.headers["x-ratelimit-limit"], first.headers["x-ratelimit-remaining"]) == ("2", "1")
