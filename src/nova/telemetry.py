@@ -60,6 +60,7 @@ def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: st
     root = logging.getLogger()
     root.handlers[:] = [handler]
     logging.getLogger("psycopg.pool").setLevel("ERROR")  # an outage is ours to tell, once for each who meets it
+    logging.getLogger("httpx").setLevel("WARNING")  # every request that goes well is no news
     set_level(level)
     structlog.contextvars.bind_contextvars(plane=plane)
 

@@ -1,7 +1,6 @@
 """How a process takes its place in the cluster: its row, and what the rows of others tell."""
 
 import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +14,7 @@ from nova.domain.node import NodeState
 from nova.execution.backends.advertised import AdvertisedBackends
 from nova.execution.backends.base import Capabilities
 from nova.execution.backends.router import BackendRouter
+from nova.execution.node import arch, cores, memory_mb
 from nova.store.listen import Channel
 from nova.store.mirror import Mirror
 from nova.store.nodes import NodeStore
@@ -29,6 +29,7 @@ async def register(
     plane: str,
     address: str,
     *,
+    node_id: str | None = None,
     info: Mapping[str, Any] | None = None,
     load: Callable[[], Mapping[str, Any]] = dict,
     changed: Callable[[NodeState], None] = lambda _state: None,
@@ -46,6 +47,7 @@ async def register(
             info={**host_info(), **(info or {})},
             load=load,
             changed=changed,
+            node_id=node_id,
         )
     )
 
@@ -59,12 +61,11 @@ def grpc_address(process: Process, listens: str, port: int) -> str:
 
 
 def host_info() -> dict[str, Any]:
-    pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
         "version": __version__,
-        "arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
-        "cpu_cores": len(os.sched_getaffinity(0)),
-        "memory_mb": pages * page_size >> 20,
+        "arch": arch(),
+        "cpu_cores": cores(),
+        "memory_mb": memory_mb()[0],
         "pid": os.getpid(),
     }
 

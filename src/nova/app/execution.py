@@ -125,6 +125,11 @@ class ExecutionPlane:
             )
         )
 
+    def load(self) -> dict[str, Any]:
+        """What others may want to know of it every few seconds."""
+        stats = self.executor.stats()
+        return {name: stats[name] for name in ("instances", "inflight", "waiting", "max_instances")}
+
     @property
     def able(self) -> bool:
         """Can functions run here at all?"""
