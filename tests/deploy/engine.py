@@ -58,7 +58,12 @@ class Engine:
         }
 
     def run(
-        self, *argv: str, timeout: float, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True
+        self,
+        *argv: str,
+        timeout: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
     ) -> str:
         """A client's stdout. Raises AssertionError with everything it said when it fails."""
         done = subprocess.run(
