@@ -23,18 +23,18 @@ def nova(*arguments: str, timeout: float = 60, **environment: str) -> subprocess
     )
 
 
-def test_a_second_server_on_the_directory_is_refused(nova_server: NovaServer) -> None:
-    second = nova("up", "--http", "127.0.0.1:0", "--data-dir", str(nova_server.data_dir))
+def test_a_second_server_on_the_directory_is_refused(nova_up: NovaServer) -> None:
+    second = nova("up", "--http", "127.0.0.1:0", "--data-dir", str(nova_up.data_dir))
     assert second.returncode == 1
-    assert f"another nova (process {nova_server.pid}) is running on" in second.stderr
+    assert f"another nova (process {nova_up.pid}) is running on" in second.stderr
     assert "--data-dir" in second.stderr
     assert "Traceback" not in second.stderr
 
 
-def test_a_taken_port_is_said_before_anything_is_started(nova_server: NovaServer, tmp_path: Path) -> None:
-    other = nova("up", "--http", nova_server.address, "--data-dir", str(tmp_path / "data"))
+def test_a_taken_port_is_said_before_anything_is_started(nova_up: NovaServer, tmp_path: Path) -> None:
+    other = nova("up", "--http", nova_up.address, "--data-dir", str(tmp_path / "data"))
     assert other.returncode == 1
-    assert f"cannot listen on {nova_server.address}" in other.stderr
+    assert f"cannot listen on {nova_up.address}" in other.stderr
     assert "Traceback" not in other.stderr
     assert not (tmp_path / "data" / "postgres").exists()
 

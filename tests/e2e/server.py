@@ -105,7 +105,19 @@ class RunningNova:
 
 
 @pytest.fixture(scope="session")
-def nova_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NovaServer]:
-    """One running platform, shared by every test that asks; leave nothing behind in it that others could trip over."""
+def nova_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NovaServer]:
+    """One running ``nova up``, shared by every test that asks; leave nothing behind in it that others could trip over."""
     with RunningNova(tmp_path_factory.mktemp("nova") / "data") as running:
         yield NovaServer(running.url, running.data_dir, running.process.pid, running.log)
+
+
+@pytest.fixture(scope="session", params=["nova up", "six planes"])
+def nova_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NovaServer]:
+    """The platform in both of its shapes: whoever asks runs twice, and must find the same behaviour."""
+    if request.param == "nova up":
+        yield request.getfixturevalue("nova_up")
+        return
+    from tests.e2e.planes import SixPlanes
+
+    with SixPlanes(tmp_path_factory.mktemp("planes") / "data") as planes:
+        yield NovaServer(planes.url, planes.data_dir, planes.pid, planes.log)

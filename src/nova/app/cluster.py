@@ -14,7 +14,7 @@ from nova.domain.node import NodeState
 from nova.execution.backends.advertised import AdvertisedBackends
 from nova.execution.backends.base import Capabilities
 from nova.execution.backends.router import BackendRouter
-from nova.execution.node import arch, cores, memory_mb
+from nova.execution.node import HostCpu, HostMemory, architecture
 from nova.store.listen import Channel
 from nova.store.mirror import Mirror
 from nova.store.nodes import NodeStore
@@ -63,9 +63,9 @@ def grpc_address(process: Process, listens: str, port: int) -> str:
 def host_info() -> dict[str, Any]:
     return {
         "version": __version__,
-        "arch": arch(),
-        "cpu_cores": cores(),
-        "memory_mb": memory_mb()[0],
+        "arch": architecture(),
+        "cpu_cores": HostCpu().cores,
+        "memory_mb": HostMemory().usage_mb()[0],
         "pid": os.getpid(),
     }
 

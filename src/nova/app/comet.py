@@ -12,13 +12,11 @@ from nova.app.execution import ExecutionPlane
 from nova.app.home import take_home
 from nova.app.process import Process
 from nova.app.series import series_handlers
-from nova.domain.node import NodeState
 from nova.execution.metrics import Metrics
-from nova.execution.node import Reporter
+from nova.execution.node import NodeReporter
 from nova.gateway.front import Front
 from nova.http.bind import bind
 from nova.http.inner import Inner
-from nova.ids import new_id
 from nova.observability.readings import ReadingHandlers
 from nova.rpc.server import RpcServer
 from nova.work.membership import node_name
@@ -66,16 +64,11 @@ class Comet(Process):
         async def healthy() -> Mapping[str, bool]:
             return {"": await stores.db.ping() and stores.listener.connected and execution.able}
 
-        node_id = new_id()
-        state: list[NodeState] = ["active"]
-        reporter = Reporter(
+        reporter = NodeReporter(
             execution.executor.stats,
-            node_id=node_id,
+            lambda: execution.exposition.totals(None),
+            execution.working_backends,
             name=node_name(settings.cluster.node_id),
-            address=settings.cluster.address or settings.grpc.addr,
-            state=lambda: "draining" if execution.executor.draining else state[-1],
-            labels=settings.cluster.labels,
-            backends=[name for name, found in execution.router.capabilities.items() if found.available],
         )
         server = await services.start(
             RpcServer(
@@ -86,22 +79,22 @@ class Comet(Process):
                 acceptor=accepting.queue,
                 scaler=execution.scaler,
                 evict=lambda scope, function: execution.fleet.evict(scope, function, ()),
-                report=reporter,
+                report=reporter.report,
                 application=Inner(application, trust.token.proven_by),
                 healthy=healthy,
                 drain_s=settings.daemon.drain_s,
             )
         )
         address = grpc_address(self, settings.grpc.addr, server.port)
-        await register(
+        member = await register(
             self,
             stores,
             "comet",
             address,
-            node_id=node_id,
+            node_id=reporter.node_id,
             info=advertisement(execution.router),
-            load=execution.load,
-            changed=state.append,
+            load=reporter.load,
         )
+        reporter.joined(member)
         services.callback(execution.executor.drain)
         log.info("ready", plane="comet", address=address)

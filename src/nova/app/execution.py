@@ -125,15 +125,14 @@ class ExecutionPlane:
             )
         )
 
-    def load(self) -> dict[str, Any]:
-        """What others may want to know of it every few seconds."""
-        stats = self.executor.stats()
-        return {name: stats[name] for name in ("instances", "inflight", "waiting", "max_instances")}
+    def working_backends(self) -> list[str]:
+        """The names of the backends that make instances here."""
+        return [name for name, found in self.router.capabilities.items() if found.available]
 
     @property
     def able(self) -> bool:
         """Can functions run here at all?"""
-        return any(backend.available for backend in self.router.capabilities.values())
+        return bool(self.working_backends())
 
     def handlers(self) -> list[object]:
         stores = self._stores
