@@ -323,6 +323,27 @@ async def test_an_answer_before_the_body_is_complete_ends_the_exchange() -> None
         assert (client.status, client.body) == (413, b"too much")
 
 
+async def test_an_answer_while_the_client_is_still_sending_gets_through() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": []})
+        await send({"type": "http.response.body", "body": b"too much"})
+
+    async def endless() -> Message:
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"x" * 10_000, "more_body": True}
+
+    async with proxied(app) as comet:
+        for _ in range(50):
+            client = Client()
+            await asyncio.wait_for(comet.proxy(request("POST"), endless, client.send), 5)
+            assert (client.status, client.body) == (413, b"too much")
+            unsigned = request("POST", headers=[(b"x-nova-identity", b"signed-elsewhere")])
+            del unsigned[ADMITTED]
+            with pytest.raises(NovaError) as caught:
+                await asyncio.wait_for(comet.proxy(unsigned, endless, client.send), 5)
+            assert caught.value.code == "unauthenticated"
+
+
 async def test_what_refuses_the_body_at_the_door_is_what_the_client_hears() -> None:
     async def receive() -> Message:
         raise NovaError("payload_too_large", "at most a little")
@@ -393,6 +414,8 @@ async def test_bytes_that_would_split_a_header_are_refused_on_both_ends(byte: by
         for bad_head in heads:
             stream = client_.method("stream_stream", "ProxyHTTP")(metadata=metadata())
             await stream.write(pb.HttpPart(head=bad_head, end=True).SerializeToString())
+            assert pb.HttpPart.FromString(await stream.read()).failure.code == "validation_failed"
+            await stream.done_writing()
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await stream.read()
             assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -154,7 +154,7 @@ def of_rpc(error: grpc.aio.AioRpcError, address: str) -> RemoteFailure:
         if key == TRAILER and isinstance(value, bytes):
             return read(pb.Failure.FromString(value))
     code, said = error.code(), error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL):  # INTERNAL: a write met a stream that had ended
         return lost(address)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return out_of_time("unknown")

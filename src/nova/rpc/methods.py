@@ -16,7 +16,7 @@ from nova.domain.names import is_name
 from nova.domain.node import NodeReport
 from nova.domain.ports import Acceptor, Invoker, Scaler
 from nova.errors import NovaError, draining, invalid, not_found
-from nova.rpc import bridge, identity, messages
+from nova.rpc import bridge_server, identity, messages
 from nova.rpc import nova_pb2 as pb
 from nova.rpc.calls_server import ServedCalls
 from nova.rpc.failures import abort, fill, refusal, text
@@ -186,13 +186,15 @@ class Execution:
 
     async def _proxy(self, _requests: object, context: Context) -> None:
         assert self._ports.application is not None
-        try:
+
+        def admit() -> str | None:
             if self._drained.is_set():
                 raise draining()
-            client = None
-            if text := metadata_of(context).get(IDENTITY):
-                client = self._assertions.caller(text).address
-            await bridge.serve(self._ports.application, context, client, self._background.spawn, self._drained)
+            identity = metadata_of(context).get(IDENTITY)
+            return self._assertions.caller(identity).address if identity else None
+
+        try:
+            await bridge_server.serve(self._ports.application, context, admit, self._background.spawn, self._drained)
         except NovaError as exc:
             await abort(context, exc)
 

@@ -221,14 +221,16 @@ class AsyncResponse(_message.Message):
     def __init__(self, invocation_id: _Optional[str] = ..., status: _Optional[str] = ..., replayed: _Optional[bool] = ...) -> None: ...
 
 class HttpPart(_message.Message):
-    __slots__ = ("head", "body", "end")
+    __slots__ = ("head", "body", "end", "failure")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     head: HttpHead
     body: bytes
     end: bool
-    def __init__(self, head: _Optional[_Union[HttpHead, _Mapping]] = ..., body: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
+    failure: Failure
+    def __init__(self, head: _Optional[_Union[HttpHead, _Mapping]] = ..., body: _Optional[bytes] = ..., end: _Optional[bool] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class HttpHead(_message.Message):
     __slots__ = ("method", "raw_path", "raw_query", "http_version", "scheme", "headers", "status")

@@ -29,6 +29,7 @@ from nova.rpc.transport import (
     REQUEST_ID,
     TRACEPARENT,
     TRACESTATE,
+    being_cancelled,
     channel_options,
     target,
 )
@@ -110,6 +111,8 @@ class CometConnection:
             try:
                 await stream.run()
             except grpc.aio.AioRpcError as exc:
+                if being_cancelled():
+                    raise asyncio.CancelledError from None
                 log.warning("connection to comet broke", address=self.address, error=exc.details())
             finally:
                 self._stream = None
@@ -124,9 +127,13 @@ class CometConnection:
         try:
             async with asyncio.timeout(_HELLO_S):
                 await stream.open()
+            if being_cancelled():
+                raise asyncio.CancelledError
         except BaseException:
             call.cancel()
             self._settle()
+            if being_cancelled():
+                raise asyncio.CancelledError from None
             raise
         return stream
 
@@ -224,6 +231,8 @@ class CometConnection:
         try:
             yield
         except grpc.aio.AioRpcError as exc:
+            if being_cancelled():
+                raise asyncio.CancelledError from None
             raise of_rpc(exc, self.address) from None
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:

@@ -1,5 +1,6 @@
 """How gRPC is set up on both ends: addresses, limits, keepalive, metadata."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -46,6 +47,7 @@ def _common(max_message_mb: int) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),  # of every ping, not only those of keepalive; else a minute
     ]
 
 
@@ -91,6 +93,16 @@ async def next_message(stream: Any) -> bytes | None:
     """The next message of a stream, on either end; None when there are no more."""
     data = await stream.read()
     return None if data is grpc.aio.EOF else data
+
+
+def being_cancelled() -> bool:
+    """Has the running task been asked to end?
+
+    grpc.aio loses such a request while it is opening a stream, and raises the error of the stream that it ended in its place; so
+    whoever goes on after an error of gRPC has to ask.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def metadata_of(context: Context) -> Mapping[str, str]:
