@@ -70,7 +70,7 @@ CMD ["daemon", "--comet-grpc", "comet:9090", "--health-addr", ":9004"]
 
 FROM plane AS aurora-runtime
 EXPOSE 9002
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "http://127.0.0.1:9002/health/ready"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "http://127.0.0.1:9002/health"]
 ENTRYPOINT ["aurora"]
 CMD ["daemon", "--listen", ":9002"]
 

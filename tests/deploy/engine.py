@@ -18,6 +18,7 @@ from pathlib import Path
 START_S = 30.0
 STOP_S = 20.0
 _GROUPS = Path("/sys/fs/cgroup")
+_APART = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 _RUN = """
 set -e
 ip link set lo up
@@ -80,9 +81,10 @@ class Engine:
         return done.stdout
 
     def inside(self, *argv: str, timeout: float) -> "subprocess.CompletedProcess[str]":
-        """A program of the host in the engine's network, where published ports are."""
+        """A program of the host among the engine's processes and in its network, where published ports are."""
+        spaces = [f"--{name}=/proc/{self.pid}/ns/{name}" for name in ("net", "pid")]
         return subprocess.run(
-            ["nsenter", f"--net=/proc/{self.pid}/ns/net", *argv],
+            ["nsenter", *spaces, *argv],
             timeout=timeout,
             capture_output=True,
             text=True,
@@ -97,8 +99,7 @@ def engine(folder: Path) -> Iterator[Engine]:
     log = folder / "dockerd.log"
     with log.open("w") as out:
         outer = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-            + ["sh", "-c", _RUN, "sh", str(folder), f"/{group}"],
+            [*_APART, "sh", "-c", _RUN, "sh", str(folder), f"/{group}"],
             stdout=out,
             stderr=out,
             env={**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,9 @@ COMMANDS = ("nova", "comet", "corona", "nebula", "aurora", "zenith", "orbit")
 
 
 @pytest.fixture(scope="module")
-def bin_folder() -> Iterator[Path]:
+def bin_folder() -> Path:
     subprocess.run(["bash", str(ROOT / "scripts/build.sh")], check=True, capture_output=True, timeout=60)
-    yield ROOT / "bin"
+    return ROOT / "bin"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
