@@ -10,6 +10,7 @@ from nova.scheduling.firing import Firing
 from nova.scheduling.timing import jitter
 from nova.store.db import Database
 from nova.store.listen import Listener
+from nova.store.schedules import RunStatus
 from nova.work.leader import Duty, Leases
 from nova.work.queue import LeaseLost
 from tests.scheduling.support import NOON, HandClock, Stage, function, seconds
@@ -213,6 +214,24 @@ async def test_ten_thousand_that_are_due_in_one_second_all_fire(stage: Stage) ->
     assert await stage.db.one("SELECT count(*) AS n FROM work WHERE kind = 'async'") == {"n": 10_000}
     assert await stage.db.one("SELECT count(*) AS n FROM schedule_runs WHERE status = 'fired'") == {"n": 10_000}
     assert len(await stage.runs(record)) == 1
+
+
+async def test_what_a_busy_leader_is_late_with_is_not_missed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More is due at once than it can fire within the grace: each batch takes half a minute here."""
+    monkeypatch.setattr("nova.scheduling.firing.BATCH", 1)
+    records = [await stage.schedule("1 0 12 * * *", name=f"n{n}") for n in range(4)]
+    decided = stage.counted.decided
+
+    def slow(status: RunStatus) -> None:
+        decided(status)
+        stage.hand.move(30)
+
+    monkeypatch.setattr(stage.counted, "decided", slow)
+    async with stage.leading():
+        await asyncio.sleep(0.05)
+        stage.hand.move(1)
+        for record in records:
+            assert [row["status"] for row in await stage.settled(record, 1)] == ["fired"]
 
 
 async def test_a_suspended_tenants_schedules_hold(stage: Stage) -> None:

@@ -110,12 +110,14 @@ class Firing:
         self._wake = asyncio.Event()
         self._queued = True
         self._mark: tuple[datetime, float] | None = None
+        self._caught_up = 0.0
+        """when there was nothing due last; monotonic"""
         notifications.on(Channel.SCHEDULES, lambda _: self._wake.set())
         notifications.on_reconnect(self._wake.set)
 
     async def lead(self, fence: Fence) -> None:
         """Runs until it is cancelled. Raises LeaseLost when another process leads, ``dependency_unavailable``."""
-        self._queued, self._mark = True, None
+        self._queued, self._mark, self._caught_up = True, None, self._clock.monotonic()
         while True:
             self._wake.clear()
             now = self._clock.now()
@@ -124,6 +126,8 @@ class Firing:
             if self._queued:
                 await self._release(fence, now)
             due_at = await store.next_due(self._db, now + self._lookahead)
+            if due_at is None or due_at > now:
+                self._caught_up = self._clock.monotonic()
             if due_at is None:
                 await self._pause(self._lookahead.total_seconds())
             elif due_at > now:
@@ -197,9 +201,10 @@ class Firing:
         }
         busy = await store.unfinished(conn, watched)
         waiting = await store.count_queued(conn, [r.id for r in records if r.settings.overlap_policy == "queue"])
+        behind = timedelta(seconds=self._clock.monotonic() - self._caught_up)
         for record in records:
             try:
-                planned = plan(record, now)
+                planned = plan(record, now, behind)
             except ValueError as exc:  # it was understood when it was written: the zone data of this host differ
                 await self._write_failed(conn, record, _failed(record, str(exc)), now)
                 continue

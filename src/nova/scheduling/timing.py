@@ -12,7 +12,7 @@ from nova.store.schedules import ScheduleRecord, ScheduleSettings, Timing
 
 GRACE = timedelta(seconds=10)
 """An instant that is late by no more than this fires as usual; a change of leaders takes half of it. One that is later has
-been missed, and ``catch_up`` decides."""
+been missed, and ``catch_up`` decides; unless the leader has been behind all that time, with more to fire than it can."""
 MAX_AT_ONCE = 100
 """Instants of one schedule that are decided in one transaction; the others follow in the next."""
 _JUST_BEFORE = timedelta(microseconds=1)
@@ -62,12 +62,15 @@ def jitter(schedule_id: str, jitter_s: int, instant: datetime) -> timedelta:
     return timedelta(seconds=jitter_s * int.from_bytes(digest[:8], "big") / 2**64)
 
 
-def plan(schedule: ScheduleRecord, now: datetime) -> Plan:
-    """What is due at ``now`` of a schedule whose ``due_at`` has come. Raises ValueError."""
+def plan(schedule: ScheduleRecord, now: datetime, behind: timedelta = timedelta()) -> Plan:
+    """What is due at ``now`` of a schedule whose ``due_at`` has come. Raises ValueError.
+
+    ``behind``: for how long the leader has been firing without a pause.
+    """
     settings, first = schedule.settings, schedule.next_run_at
     if first is None:
         return Plan((), None, "", Timing(schedule.anchor, None, None))
-    missed_until = now - GRACE - timedelta(seconds=settings.jitter_s)
+    missed_until = now - behind - GRACE - timedelta(seconds=settings.jitter_s)
     if first > missed_until:
         return _on_time(schedule, now, first - _JUST_BEFORE)
     if settings.catch_up == "all":
