@@ -129,9 +129,11 @@ class CometConnection:
                 await stream.open()
             if being_cancelled():
                 raise asyncio.CancelledError
-        except BaseException:
+        except BaseException as exc:
             call.cancel()
             self._settle()
+            if isinstance(exc, grpc.aio.AioRpcError) and exc.code() is grpc.StatusCode.UNAUTHENTICATED:
+                log.error("comet does not accept this process's service token", address=self.address)
             if being_cancelled():
                 raise asyncio.CancelledError from None
             raise
