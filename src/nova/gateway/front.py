@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
