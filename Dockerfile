@@ -54,19 +54,19 @@ RUN echo /opt/nova/node >"$(echo /opt/nova/venv/lib/python3*/site-packages)/nova
 EXPOSE 9090
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "grpc://127.0.0.1:9090"]
 ENTRYPOINT ["sh", "/opt/nova/bin/comet.sh"]
-CMD ["daemon", "--grpc", ":9090"]
+CMD ["daemon", "--grpc", "0.0.0.0:9090"]
 
 FROM plane AS corona-runtime
 EXPOSE 9003
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "grpc://127.0.0.1:9003"]
 ENTRYPOINT ["corona"]
-CMD ["daemon", "--comet-grpc", "comet:9090", "--health-addr", ":9003"]
+CMD ["daemon", "--comet-grpc", "comet:9090", "--health-addr", "0.0.0.0:9003"]
 
 FROM plane AS nebula-runtime
 EXPOSE 9004
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "grpc://127.0.0.1:9004"]
 ENTRYPOINT ["nebula"]
-CMD ["daemon", "--comet-grpc", "comet:9090", "--health-addr", ":9004"]
+CMD ["daemon", "--comet-grpc", "comet:9090", "--health-addr", "0.0.0.0:9004"]
 
 FROM plane AS aurora-runtime
 EXPOSE 9002

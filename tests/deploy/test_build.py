@@ -1,5 +1,6 @@
 """``make build``: launchers that work from anywhere, and the agent as one file."""
 
+import hashlib
 import json
 import os
 import socket
@@ -54,7 +55,7 @@ async def test_the_agent_in_one_file_runs_a_function(
     ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         resolved = harness.RUNTIMES.resolve(runtime)
         config = {
-            "token_sha256": harness.hashlib.sha256(harness.TOKEN).hexdigest(),
+            "token_sha256": hashlib.sha256(harness.TOKEN).hexdigest(),
             "instance_id": "instance-1",
             "runtime": resolved.runtime,
             "worker": launch_for(resolved).as_dict(),

@@ -77,7 +77,7 @@ def logs(engine: Engine) -> str:
 
 def test_the_seeded_functions_answer_through_the_published_door(running: Engine) -> None:
     def seeded() -> bool:
-        return state(running, "seeder")["Status"] == "exited"
+        return bool(state(running, "seeder")["Status"] == "exited")
 
     wait_until(seeded, SEED_S, lambda: logs(running))
     assert state(running, "seeder")["ExitCode"] == 0, logs(running)
@@ -116,6 +116,6 @@ def test_a_plane_that_dies_is_started_again(running: Engine) -> None:
 
     def back() -> bool:
         now = state(running, "nebula")
-        return now["Status"] == "running" and now["Pid"] != before["Pid"]
+        return bool(now["Status"] == "running" and now["Pid"] != before["Pid"])
 
     wait_until(back, UP_S, lambda: logs(running))

@@ -18,11 +18,11 @@ app.kubernetes.io/component: {{ .plane }}
 {{- if eq .plane "nova" -}}
 ["daemon", "--http", ":9001", "--planes", "control", "--config", "/etc/nova/nova.json"]
 {{- else if eq .plane "comet" -}}
-["daemon", "--grpc", ":9090", "--config", "/etc/nova/nova.json"]
+["daemon", "--grpc", "0.0.0.0:9090", "--config", "/etc/nova/nova.json"]
 {{- else if eq .plane "corona" -}}
-["daemon", "--comet-grpc", {{ include "nova.comets" . | quote }}, "--health-addr", ":9003", "--config", "/etc/nova/nova.json"]
+["daemon", "--comet-grpc", {{ include "nova.comets" . | quote }}, "--health-addr", "0.0.0.0:9003", "--config", "/etc/nova/nova.json"]
 {{- else if eq .plane "nebula" -}}
-["daemon", "--comet-grpc", {{ include "nova.comets" . | quote }}, "--health-addr", ":9004", "--config", "/etc/nova/nova.json"]
+["daemon", "--comet-grpc", {{ include "nova.comets" . | quote }}, "--health-addr", "0.0.0.0:9004", "--config", "/etc/nova/nova.json"]
 {{- else if eq .plane "aurora" -}}
 ["daemon", "--listen", ":9002", "--config", "/etc/nova/nova.json"]
 {{- else -}}
