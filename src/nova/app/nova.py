@@ -4,6 +4,7 @@ import structlog
 
 from nova.api.system import Standing
 from nova.api.table import routes
+from nova.app.cluster import register
 from nova.app.control import control_handlers, health_handlers
 from nova.app.core import Known, Stores, front_door, open_known, open_settings, open_stores
 from nova.app.duties import observe, open_leases, schedule
@@ -21,6 +22,7 @@ from nova.http.bind import bind
 from nova.listen import Address
 from nova.observability.readings import ReadingHandlers
 from nova.security.guards import Door
+from nova.work.membership import advertised
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +78,12 @@ class Nova(Process):
         leases = await open_leases(self, stores)
         await schedule(self, stores, leases, execution.scaler, metrics)
         await observe(self, stores, leases, metrics)
+        if settings.grpc.enabled:
+            from nova.app.rpc import serve_execution  # takes its time, and most never need it
+
+            await serve_execution(self, stores, known, execution, accepting, metrics)
         await side.serve(front, hand_over=False)
+        await register(self, stores, "nova", advertised("", side.address.host, side.address.port))
         services.callback(lambda: _drain(door, execution.executor))
         log.info("ready", url=self.url)
 

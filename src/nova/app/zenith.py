@@ -8,13 +8,13 @@ from nova.api.system import Standing
 from nova.api.table import Plane, routes
 from nova.app.asking import Asking
 from nova.app.cluster import register
-from nova.app.comet import READINGS
 from nova.app.control import health_handlers
 from nova.app.control_plane import HEALTH
 from nova.app.core import front_door, open_known, open_settings, open_stores, open_trust
 from nova.app.http import HttpSide
 from nova.app.process import Process, Progress
 from nova.app.remote import open_comets
+from nova.app.rpc import READINGS
 from nova.clock import SYSTEM_CLOCK
 from nova.config_sources import Loaded
 from nova.execution.metrics import Metrics

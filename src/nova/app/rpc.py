@@ -1,0 +1,96 @@
+"""The execution plane over gRPC: for ``comet``, and for a ``nova up`` that others may call too."""
+
+from collections.abc import Mapping
+
+from nova.api.table import Plane, Route, routes
+from nova.app.cluster import advertisement, grpc_address, register
+from nova.app.core import Known, Stores, inner_door, open_trust
+from nova.app.events import Accepting
+from nova.app.execution import ExecutionPlane
+from nova.app.process import Process
+from nova.app.series import series_handlers
+from nova.execution.metrics import Metrics
+from nova.execution.node import NodeReporter
+from nova.gateway.front import Front
+from nova.http.bind import bind
+from nova.http.inner import Inner
+from nova.observability.readings import ReadingHandlers
+from nova.rpc.server import RpcServer
+from nova.work.membership import node_name
+
+READINGS = frozenset({"metrics.get", "metrics.prometheus"})
+"""Operations of observability that every comet answers for itself; whoever asks adds up."""
+
+
+def table() -> list[Route]:
+    """What a comet answers behind ProxyHTTP."""
+    mine = (row for row in routes() if row.plane is Plane.EXECUTION or row.op in READINGS)
+    return [row for row in mine if row.op not in Front.OPS]
+
+
+def reporter_of(process: Process, execution: ExecutionPlane) -> NodeReporter:
+    """What this process says of itself."""
+    return NodeReporter(
+        execution.executor.stats,
+        lambda: execution.exposition.totals(None),
+        execution.working_backends,
+        name=node_name(process.settings.cluster.node_id),
+    )
+
+
+async def serve_execution(
+    process: Process,
+    stores: Stores,
+    known: Known,
+    execution: ExecutionPlane,
+    accepting: Accepting,
+    metrics: Metrics,
+) -> str:
+    """Serve ``nova.v1.Execution`` at ``grpc.addr`` and join the cluster as a comet; where others reach it."""
+    settings, services = process.settings, process.services
+    trust = await open_trust(process, stores)
+    application = bind(
+        table(),
+        [
+            *execution.handlers(),
+            *accepting.handlers(),
+            *series_handlers(settings, stores, execution.spans),
+            ReadingHandlers(execution.exposition),
+        ],
+        door=inner_door(process, known, trust, metrics),
+        audit=stores.audit,
+        limits=settings.limits,
+    )
+
+    async def healthy() -> Mapping[str, bool]:
+        return {"comet": await stores.db.ping() and stores.listener.connected and execution.able}
+
+    reporter = reporter_of(process, execution)
+    server = await services.start(
+        RpcServer(
+            settings.grpc.addr,
+            trust.token,
+            trust.assertions,
+            invoker=execution.invoker,
+            acceptor=accepting.queue,
+            scaler=execution.scaler,
+            evict=lambda scope, function: execution.fleet.evict(scope, function, ()),
+            report=reporter.report,
+            application=Inner(application, trust.token.proven_by),
+            healthy=healthy,
+            drain_s=settings.daemon.drain_s,
+        )
+    )
+    address = grpc_address(process, settings.grpc.addr, server.port)
+    member = await register(
+        process,
+        stores,
+        "comet",
+        address,
+        node_id=reporter.node_id,
+        info=advertisement(execution.router),
+        load=reporter.load,
+    )
+    reporter.joined(member)
+    services.callback(execution.executor.drain)
+    return address
