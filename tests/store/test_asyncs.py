@@ -1,6 +1,7 @@
 """Accepting jobs: what is committed, what is refused, and what an idempotency key does."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -134,6 +135,51 @@ async def test_a_key_is_free_again_when_it_has_expired_or_its_job_is_deleted(dat
     for outcome in await add(database, job(b"2", idempotency_key="a"), job(b"2", idempotency_key="b")):
         assert not accepted(outcome).replayed
     assert accepted(first).status == "queued"
+
+
+async def test_finished_jobs_are_kept_as_long_as_they_should_be(database: Database) -> None:
+    """DB6: what succeeded and what is dead have times of their own; what is queued is never too old."""
+    await function(database)
+    outcomes = [accepted(outcome) for outcome in await add(database, *(job(idempotency_key=key) for key in "abcde"))]
+    ages = [("succeeded", 8), ("cancelled", 6), ("dlq", 8), ("dlq", 31)]
+    for outcome, (status, days) in zip(outcomes, ages, strict=False):
+        await database.run(
+            "UPDATE async_invocations SET status = %(status)s, finished_at = now() - make_interval(days => %(days)s)"
+            " WHERE id = %(id)s",
+            status=status,
+            days=days,
+            id=outcome.invocation_id,
+        )
+    now = datetime.now(UTC)
+    before = (now - timedelta(days=7), now - timedelta(days=30))
+    assert await asyncs.delete_finished(database, *before, limit=1) == 1
+    assert await asyncs.delete_finished(database, *before, limit=9) == 1
+    assert await asyncs.delete_finished(database, *before, limit=9) == 0
+    left = await database.fetch("SELECT idempotency_key AS key FROM async_invocations ORDER BY key")
+    assert [row["key"] for row in left] == ["b", "c", "e"]
+    assert left == await database.fetch("SELECT key FROM idempotency_keys ORDER BY key")
+
+
+async def test_the_jobs_of_a_deleted_function_go_with_it(database: Database) -> None:
+    function_id = await function(database)
+    await function(database, "g")
+    await add(database, job(idempotency_key="k"), job(), job(function="g"))
+    await database.run("UPDATE async_invocations SET status = 'dlq' WHERE idempotency_key = 'k'")
+    async with database.transaction() as conn:
+        await asyncs.delete_of_function(conn, Scope(), "f", function_id)
+    assert [row["function_name"] for row in await database.fetch("SELECT * FROM async_invocations")] == ["g"]
+    assert len(await database.fetch("SELECT id FROM work")) == 1
+    assert await database.fetch("SELECT key FROM idempotency_keys") == []
+
+
+async def test_a_job_that_was_held_by_mistake_goes_on(database: Database) -> None:
+    await function(database)
+    stray, meant = [accepted(outcome) for outcome in await add(database, job(), job())]
+    await database.run("UPDATE work SET run_at = 'infinity'")
+    await database.run("UPDATE async_invocations SET paused = true WHERE id = %(id)s", id=meant.invocation_id)
+    await asyncs.tidy(database)
+    due = await database.fetch("SELECT id::text AS id FROM work WHERE run_at <= now()")
+    assert due == [{"id": stray.invocation_id}]
 
 
 async def test_counts_follow_every_change(database: Database) -> None:

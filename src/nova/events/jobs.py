@@ -3,6 +3,7 @@
 A job may be executed more than once (its worker died, or the answer was lost); its outcome is written once.
 """
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -83,13 +84,20 @@ class AsyncJobs:
         self._events = events or NoEvents()
         self._clock = clock
         self._tasks = Background("jobs")
+        self._writing = 0
+        self._room = asyncio.Event()
         self._group: GroupCommit[tuple[str, Outcomes], None] = GroupCommit(
             "outcomes", self._write, writers=_WRITERS, weigh=lambda item: _weight(item[1])
         )
 
     def kind(self, workers: int | Callable[[], int]) -> Kind:
-        """``workers`` jobs run here at once."""
-        return Kind(self, workers, max_attempts=None, claim=self.claim)
+        """``workers`` jobs run here at once; those whose outcome is being written do not count, up to as many again."""
+
+        def limit() -> int:
+            at_once = workers() if callable(workers) else workers
+            return at_once + min(self._writing, at_once)
+
+        return Kind(self, limit, max_attempts=None, claim=self.claim, room=self._room)
 
     async def start(self) -> None:
         self._tasks.spawn("tidy", self._tidy())
@@ -198,7 +206,12 @@ class AsyncJobs:
         self._events.job_ended(job.scope, job.function, status)
 
     async def _put(self, item: WorkItem, outcome: Outcomes) -> None:
-        await self._group.put((item.owner, outcome))
+        self._writing += 1
+        self._room.set()
+        try:
+            await self._group.put((item.owner, outcome))
+        finally:
+            self._writing -= 1
 
     async def _write(self, batch: Sequence[tuple[str, Outcomes]]) -> Sequence[BaseException | None]:
         written: frozenset[str] = frozenset()

@@ -134,6 +134,17 @@ async def delete_finished(db: Database, before_ok: datetime, before_dlq: datetim
     return int(row["deleted"]) if row else 0
 
 
+async def delete_of_function(conn: Connection, scope: Scope, function: str, function_id: str) -> None:
+    """Delete the jobs of a function that is deleted in this transaction. One that runs ends, and its outcome is dropped."""
+    await conn.run(
+        sql.delete_of_function,
+        tenant=scope.tenant,
+        namespace=scope.namespace,
+        function=function,
+        function_id=function_id,
+    )
+
+
 async def tidy(db: Database, *, limit: int = 1000) -> None:
     """Once a minute, by anybody: let go on what was held by mistake, and forget rates that nobody asks for any more."""
     await db.run(sql.unpark_stray, limit=limit)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import psycopg
@@ -60,8 +60,9 @@ Claim = Callable[[str, int, float], Awaitable[Claimed]]
 class Kind:
     """How work of one kind is run here. ``backoff_s`` is about the first retry's delay; it doubles each time.
 
-    ``concurrency`` as a callable is asked before each claim. ``max_attempts`` None: the handler counts for itself, and
-    ``give_up`` is never called. ``claim`` replaces the queue's own, which knows nothing of the noun's table.
+    ``concurrency`` as a callable is asked before each claim; whoever makes it grow meanwhile sets ``room``.
+    ``max_attempts`` None: the handler counts for itself, and ``give_up`` is never called. ``claim`` replaces the queue's own,
+    which knows nothing of the noun's table.
     """
 
     handler: WorkHandler
@@ -71,6 +72,7 @@ class Kind:
     backoff_s: float = 1
     backoff_max_s: float = 60
     claim: Claim | None = None
+    room: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def limit(self) -> int:
@@ -92,7 +94,7 @@ class _Lane:
         self.kind = kind
         self.running = 0
         self.due = asyncio.Event()
-        self.room = asyncio.Event()
+        self.room = kind.room
         self.due.set()
 
     @property

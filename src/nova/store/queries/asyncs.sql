@@ -3,10 +3,10 @@
 -- name: add -- all of it, or nothing for a job whose function is not there
 WITH input AS (
     SELECT * FROM unnest(
-        %(ids)s::uuid[], %(tenants)s::text[], %(namespaces)s::text[], %(functions)s::text[], %(function_ids)s::uuid[],
-        %(qualifiers)s::text[], %(payloads)b::text[], %(max_attempts)s::int[], %(backoff_bases)s::int[],
-        %(backoff_maxes)s::int[], %(max_ages)s::int[], %(delays)s::float8[], %(depths)s::int[], %(sources)s::text[],
-        %(callers)s::text[], %(traceparents)s::text[], %(tracestates)s::text[], %(keys)s::text[]
+        %(ids)b::uuid[], %(tenants)b::text[], %(namespaces)b::text[], %(functions)b::text[], %(function_ids)b::uuid[],
+        %(qualifiers)b::text[], %(payloads)b::text[], %(max_attempts)b::int[], %(backoff_bases)b::int[],
+        %(backoff_maxes)b::int[], %(max_ages)b::int[], %(delays)b::float8[], %(depths)b::int[], %(sources)b::text[],
+        %(callers)b::text[], %(traceparents)b::text[], %(tracestates)b::text[], %(keys)b::text[]
     ) AS i (id, tenant_id, namespace, function_name, function_id, qualifier, payload, max_attempts, backoff_base_ms,
             backoff_max_ms, max_age_s, delay_s, depth, source, caller, traceparent, tracestate, idempotency_key)
 ), known AS (
@@ -37,8 +37,8 @@ SELECT id::text AS id FROM known
 -- name: take_keys -- in one order, so that two batches cannot wait for each other. An expired key is free again.
 INSERT INTO idempotency_keys AS k (tenant_id, namespace, realm, key, request_hash, state, subject, expires_at)
 SELECT tenant_id, namespace, realm, key, request_hash, 'done', subject, now() + make_interval(secs => ttl_s)
-FROM unnest(%(tenants)s::text[], %(namespaces)s::text[], %(realms)s::text[], %(keys)s::text[], %(hashes)b::bytea[],
-            %(subjects)s::uuid[], %(ttls)s::int[])
+FROM unnest(%(tenants)b::text[], %(namespaces)b::text[], %(realms)b::text[], %(keys)b::text[], %(hashes)b::bytea[],
+            %(subjects)b::uuid[], %(ttls)b::int[])
      AS i (tenant_id, namespace, realm, key, request_hash, subject, ttl_s)
 ORDER BY 1, 2, 3, 4
 ON CONFLICT (tenant_id, namespace, realm, key) DO UPDATE
@@ -50,21 +50,21 @@ RETURNING subject::text AS subject
 -- name: held_keys
 SELECT i.no, k.subject::text AS id, k.request_hash = i.request_hash AS same,
        CASE WHEN a.status = 'queued' AND w.lease_until > now() THEN 'running' ELSE a.status END AS status
-FROM unnest(%(nos)s::int[], %(tenants)s::text[], %(namespaces)s::text[], %(realms)s::text[], %(keys)s::text[],
+FROM unnest(%(nos)b::int[], %(tenants)b::text[], %(namespaces)b::text[], %(realms)b::text[], %(keys)b::text[],
             %(hashes)b::bytea[]) AS i (no, tenant_id, namespace, realm, key, request_hash)
 JOIN idempotency_keys k USING (tenant_id, namespace, realm, key)
 JOIN async_invocations a ON a.id = k.subject
 LEFT JOIN work w ON w.id = a.id
 
 -- name: drop_keys
-DELETE FROM idempotency_keys WHERE subject = ANY (%(subjects)s::uuid[]) AND state = 'done'
+DELETE FROM idempotency_keys WHERE subject = ANY (%(subjects)b::uuid[]) AND state = 'done'
   AND (tenant_id, namespace, realm, key) IN (
-      SELECT * FROM unnest(%(tenants)s::text[], %(namespaces)s::text[], %(realms)s::text[], %(keys)s::text[]))
+      SELECT * FROM unnest(%(tenants)b::text[], %(namespaces)b::text[], %(realms)b::text[], %(keys)b::text[]))
 
 -- name: delete -- finished jobs only, with the keys they hold
 WITH gone AS (
     DELETE FROM async_invocations
-    WHERE id = ANY (%(ids)s::uuid[]) AND tenant_id = %(tenant)s AND namespace = %(namespace)s AND status <> 'queued'
+    WHERE id = ANY (%(ids)b::uuid[]) AND tenant_id = %(tenant)s AND namespace = %(namespace)s AND status <> 'queued'
     RETURNING id, tenant_id, namespace, 'async/' || function_name AS realm, idempotency_key
 ), keys AS (
     DELETE FROM idempotency_keys k USING gone g
@@ -138,7 +138,7 @@ WITH again AS (
     SET status = 'queued', paused = false, attempt = 0, generation = generation + 1,
         max_attempts = coalesce(%(max_attempts)s, max_attempts), output = NULL, error = NULL, request_id = NULL,
         version = NULL, queued_at = now(), next_run_at = now(), finished_at = NULL
-    WHERE id = ANY (%(ids)s::uuid[]) AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+    WHERE id = ANY (%(ids)b::uuid[]) AND tenant_id = %(tenant)s AND namespace = %(namespace)s
       AND status IN ('dlq', 'cancelled')
     RETURNING id, tenant_id, namespace, function_id
 )
@@ -272,3 +272,16 @@ FROM work WHERE kind = 'async' AND tenant_id = %(tenant)s AND namespace = %(name
 
 -- name: totals -- for the metrics: every tenant's numbers
 SELECT tenant_id AS tenant, status, sum(jobs)::bigint AS jobs FROM async_counts GROUP BY 1, 2
+
+-- name: delete_of_function -- every job, whatever its state, with its place in the queue and its key
+WITH gone AS (
+    DELETE FROM async_invocations
+    WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND function_name = %(function)s
+      AND function_id = %(function_id)s
+    RETURNING id, tenant_id, namespace, 'async/' || function_name AS realm, idempotency_key
+), keys AS (
+    DELETE FROM idempotency_keys k USING gone g
+    WHERE k.tenant_id = g.tenant_id AND k.namespace = g.namespace AND k.realm = g.realm AND k.key = g.idempotency_key
+      AND k.subject = g.id
+)
+DELETE FROM work w USING gone g WHERE w.id = g.id AND w.kind = 'async'

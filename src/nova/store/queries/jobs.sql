@@ -41,14 +41,14 @@ SET attempts = a.attempts || jsonb_build_array(jsonb_build_object(
         'error', jsonb_build_object('type', 'Nova.WorkerLost', 'message', 'the worker was lost under the call',
                                     'stack', '[]'::jsonb))),
     started_at = coalesce(a.started_at, g.lost_at)
-FROM unnest(%(ids)s::uuid[], %(lost)s::timestamptz[]) AS g (id, lost_at)
+FROM unnest(%(ids)b::uuid[], %(lost)b::timestamptz[]) AS g (id, lost_at)
 WHERE a.id = g.id AND jsonb_array_length(a.attempts) < %(kept)s
 
 -- name: end
 WITH given AS (
-    SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::bigint[], %(statuses)s::text[], %(numbers)s::int[],
-                         %(request_ids)s::uuid[], %(versions)s::int[], %(outputs)b::text[], %(errors)b::text[],
-                         %(attempts)b::text[], %(started)s::timestamptz[])
+    SELECT * FROM unnest(%(ids)b::uuid[], %(fences)b::bigint[], %(statuses)b::text[], %(numbers)b::int[],
+                         %(request_ids)b::uuid[], %(versions)b::int[], %(outputs)b::text[], %(errors)b::text[],
+                         %(attempts)b::text[], %(started)b::timestamptz[])
          AS g (id, fence, status, attempt, request_id, version, output, error, attempts, started_at)
 ), held AS (
     DELETE FROM work w USING given g WHERE w.id = g.id AND w.fence = g.fence AND w.owner = %(owner)s RETURNING w.id
@@ -65,9 +65,9 @@ RETURNING a.id::text AS id
 
 -- name: send_on -- to the outbox, for jobs whose end this transaction has written
 WITH given AS (
-    SELECT * FROM unnest(%(ids)s::uuid[], %(tenants)s::text[], %(namespaces)s::text[], %(sources)s::text[],
-                         %(function_ids)s::uuid[], %(types)s::text[], %(targets)s::text[], %(callers)s::text[],
-                         %(depths)s::int[], %(events)b::text[])
+    SELECT * FROM unnest(%(ids)b::uuid[], %(tenants)b::text[], %(namespaces)b::text[], %(sources)b::text[],
+                         %(function_ids)b::uuid[], %(types)b::text[], %(targets)b::text[], %(callers)b::text[],
+                         %(depths)b::int[], %(events)b::text[])
          AS g (id, tenant_id, namespace, source, function_id, target_type, target, caller, depth, event)
 ), outbox AS (
     INSERT INTO event_outbox (id, tenant_id, namespace, source, function_id, target_type, target, caller, depth, event)
@@ -79,8 +79,8 @@ INSERT INTO work (id, kind, tenant_id, namespace, subject) SELECT id, 'delivery'
 
 -- name: put_back -- to be tried again; a paused job, or one of a paused function, waits for whoever resumes it
 WITH given AS (
-    SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::bigint[], %(delays)s::float8[], %(forgiven)s::int[],
-                         %(attempts)b::text[], %(started)s::timestamptz[])
+    SELECT * FROM unnest(%(ids)b::uuid[], %(fences)b::bigint[], %(delays)b::float8[], %(forgiven)b::int[],
+                         %(attempts)b::text[], %(started)b::timestamptz[])
          AS g (id, fence, delay_s, forgiven, attempts, started_at)
 ), released AS (
     UPDATE work w

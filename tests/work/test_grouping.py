@@ -1,0 +1,81 @@
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from nova.errors import NovaError
+from nova.work.grouping import GroupCommit
+
+pytestmark = pytest.mark.anyio
+
+
+class Writer:
+    """Writes when it is let; an item of -1 is refused by itself, one of -2 takes its batch with it."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = asyncio.Event()
+
+    async def write(self, items: Sequence[int]) -> Sequence[int | BaseException]:
+        self.batches.append(list(items))
+        await self.go.wait()
+        if -2 in items:
+            raise NovaError("dependency_unavailable", "away")
+        return [NovaError("not_found", "no") if item == -1 else item * 10 for item in items]
+
+
+async def test_those_who_come_together_are_written_together_and_answered_apart() -> None:
+    writer = Writer()
+    group = GroupCommit("test", writer.write, writers=1)
+    first = [asyncio.create_task(group.put(item)) for item in (1, -1, 2)]
+    while not writer.batches:
+        await asyncio.sleep(0)
+    later = [asyncio.create_task(group.put(item)) for item in (3, -2)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in first + later)
+    writer.go.set()
+    answers = await asyncio.gather(*first, *later, return_exceptions=True)
+    assert writer.batches == [[1, -1, 2], [3, -2]]
+    assert [answers[0], answers[2]] == [10, 20]
+    codes = [answer.code for answer in answers if isinstance(answer, NovaError)]
+    assert codes == ["not_found", "dependency_unavailable", "dependency_unavailable"]
+
+
+async def test_a_batch_is_bounded_in_number_and_weight() -> None:
+    writer = Writer()
+    writer.go.set()
+    group = GroupCommit("test", writer.write, batch=3, writers=1, weigh=lambda item: item, max_weight=10)
+    await asyncio.gather(*(group.put(item) for item in (1, 1, 1, 1, 50, 6, 5)))
+    assert writer.batches == [[1, 1, 1], [1], [50], [6], [5]]
+
+
+async def test_too_many_are_refused_and_closing_writes_what_was_taken() -> None:
+    writer = Writer()
+    group = GroupCommit("test", writer.write, batch=1, writers=1, max_waiting=2)
+    tasks = [asyncio.create_task(group.put(item)) for item in (1, 2)]
+    while not writer.batches:
+        await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(group.put(3)))
+    await asyncio.sleep(0)
+    with pytest.raises(NovaError, match="queue_full"):
+        await group.put(4)
+    closing = asyncio.create_task(group.close())
+    await asyncio.sleep(0)
+    with pytest.raises(NovaError, match="draining"):
+        await group.put(5)
+    writer.go.set()
+    await closing
+    assert [task.result() for task in tasks] == [10, 20, 30]
+
+
+async def test_a_caller_who_leaves_does_not_disturb_the_others() -> None:
+    writer = Writer()
+    group = GroupCommit("test", writer.write)
+    gone, stays = asyncio.create_task(group.put(1)), asyncio.create_task(group.put(2))
+    while not writer.batches:
+        await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    writer.go.set()
+    assert await stays == 20
+    assert writer.batches == [[1, 2]]
