@@ -164,10 +164,12 @@ class Roster:
                 heard = True
                 self._heard(comet, report)
         except NovaError:
-            if not heard:
+            if not heard and not comet.leaving:
                 raise
         finally:
             self._silent(comet)
+        if comet.leaving:  # gRPC may lose our cancellation and raise the stream's end in its place
+            raise asyncio.CancelledError
         if not heard:
             raise unreachable(comet.address)
 
