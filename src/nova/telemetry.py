@@ -11,6 +11,8 @@ from typing import Any, Literal
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from nova.logcontext import add_call
+
 SECRET_KEYS = frozenset(
     {"password", "secret", "token", "authorization", "api_key", "key", "dsn", "master_key", "cookie", "env_vars"}
 )
@@ -30,6 +32,7 @@ def configure_logging(level: str = "info", fmt: LogFormat = "text", *, plane: st
     """Route structlog and the standard library's loggers to stderr in one format. Call once, at start."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_call,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         redact,

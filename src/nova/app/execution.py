@@ -30,11 +30,14 @@ from nova.execution.rollover import Rollover
 from nova.execution.scaling import LocalScaler
 from nova.execution.snapshots import SnapshotMaker
 from nova.execution.tail import LogFeed
+from nova.execution.tracing import TracedInvoker
 from nova.observability.spans import SpanWriter
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
 from nova.store.idempotency import IdempotencyStore
 from nova.store.spans import SpanStore
+from nova.tracing import open_tracing
+from nova.work.membership import node_name
 
 DAYS_AHEAD = 2
 """Partitions of call records that are there before the first record; later ones are aurora's duty."""
@@ -78,16 +81,20 @@ class ExecutionPlane:
         self.fleet = InstanceFleet(
             Booter(self.artifacts, self.router, SYSTEM_CLOCK), settings.pool, events=self.metrics
         )
-        recorder = CallRecorder(self.metrics, self.logs)
+        self.tracing = open_tracing(settings.tracing, node=node_name(settings.cluster.node_id), sinks=(self.spans.add,))
+        record = CallRecorder(self.metrics, self.logs).record
+        traced = None if self.tracing is None else TracedInvoker(self.tracing.tracer("comet"), metrics.backend_of)
         self.executor = Executor(
             self.catalog,
             self.fleet,
-            recorder.record,
+            record if traced is None else traced.recorder(record),
             refused=self.metrics.refused,
             drain_s=settings.daemon.drain_s,
         )
         self.scaler = LocalScaler(self.catalog, self.fleet, SYSTEM_CLOCK)
-        self.invoker = IdempotentInvoker(self.executor, IdempotencyStore(stores.db))
+        self.invoker = IdempotentInvoker(
+            self.executor if traced is None else traced.around(self.executor), IdempotencyStore(stores.db)
+        )
         self.exposition = Exposition(
             self.metrics, self.logs.counts, self.executor.stats, namespace=settings.metrics.namespace
         )
@@ -96,6 +103,8 @@ class ExecutionPlane:
     async def start(self, services: ServiceGroup) -> None:
         settings, stores = self._settings, self._stores
         await services.start(self.spans)
+        if self.tracing is not None:
+            await services.start(self.tracing)
         await services.start(self.logs)
         await stores.invocations.prepare_days(SYSTEM_CLOCK.now().date(), DAYS_AHEAD)
         await services.start(self.router)

@@ -18,10 +18,13 @@ from nova.control.settings import LiveSettings
 from nova.execution.executor import Executor
 from nova.execution.metrics import Metrics
 from nova.gateway.front import Front
+from nova.gateway.tracing import at_the_door
 from nova.http.bind import bind
 from nova.listen import Address
+from nova.observability.gauges import PlatformGauges
 from nova.observability.readings import ReadingHandlers
 from nova.security.guards import Door
+from nova.store.gauges import GaugeStore
 from nova.work.membership import advertised
 
 log = structlog.get_logger(__name__)
@@ -66,7 +69,7 @@ class Nova(Process):
             elsewhere=Front.OPS,
         )
         front = Front(
-            execution.invoker,
+            at_the_door(execution.invoker, execution.tracing),
             door,
             stores.audit,
             application,
@@ -89,6 +92,7 @@ class Nova(Process):
 
     def _handlers(self, stores: Stores, known: Known, live: LiveSettings, execution: ExecutionPlane) -> list[object]:
         executor = execution.executor
+        gauges = PlatformGauges(GaugeStore(stores.db), namespace=self.settings.metrics.namespace)
         return [
             *control_handlers(self.settings, stores, known, live, execution.runtimes, execution.router),
             *execution.handlers(),
@@ -99,7 +103,7 @@ class Nova(Process):
                 planes=lambda: _standing(stores, execution),
                 fleet=executor.stats,
             ),
-            ReadingHandlers(execution.exposition),
+            ReadingHandlers(execution.exposition, gauges.read),
         ]
 
 

@@ -21,12 +21,16 @@ from nova.execution.metrics import Metrics
 from nova.gateway.forward import forwarding
 from nova.gateway.front import Front
 from nova.gateway.health import WORKERS, Standings, standing_of
+from nova.gateway.tracing import at_the_door
 from nova.http.bind import bind
 from nova.http.proxy import HttpProxy
 from nova.listen import Address
 from nova.observability.merged import MergedHandlers
+from nova.observability.spans import SpanWriter
 from nova.store.nodes import NodeStore
-from nova.work.membership import advertised
+from nova.store.spans import SpanStore
+from nova.tracing import open_tracing
+from nova.work.membership import advertised, node_name
 
 log = structlog.get_logger(__name__)
 MERGED = frozenset({*READINGS, "stats.get"})
@@ -91,8 +95,18 @@ class Zenith(Process):
                 limits=settings.limits,
             ),
         )
+        spans = await services.start(SpanWriter(SpanStore(stores.db)))
+        tracing = open_tracing(settings.tracing, node=node_name(settings.cluster.node_id), sinks=(spans.add,))
+        if tracing is not None:
+            await services.start(tracing)
         front = Front(
-            comets, door, stores.audit, application, limits=settings.limits, acceptor=comets, overhead=metrics.overhead
+            at_the_door(comets, tracing),
+            door,
+            stores.audit,
+            application,
+            limits=settings.limits,
+            acceptor=comets,
+            overhead=metrics.overhead,
         )
         await side.serve(front, hand_over=True)
         await register(self, stores, "zenith", advertised("", side.address.host, side.address.port))

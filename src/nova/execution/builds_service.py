@@ -1,4 +1,4 @@
-"""Builds as a service of the execution plane: the builder, the loop that feeds it, and the hourly clearing up."""
+"""Builds as a service of the execution plane: the builder, the loop that feeds it, and the hourly clearing up of blobs."""
 
 import structlog
 
@@ -8,13 +8,12 @@ from nova.errors import NovaError
 from nova.execution.builds import Builder
 from nova.service import Background
 from nova.store.blobs import BlobStore
-from nova.store.builds import KIND, BuildStore
+from nova.store.builds import KIND
 from nova.store.db import Database
 from nova.work.runner import Kind, Notifications, Runner
 
 log = structlog.get_logger(__name__)
 _CLEAR_S = 3600
-_BUILDS_KEPT_S = 30 * 86_400
 _BLOBS_KEPT_S = 86_400
 """After the last reference."""
 
@@ -34,7 +33,6 @@ class BuildService:
         grace_s: float,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._builds = BuildStore(db)
         self._blobs = blobs
         self._builder = builder
         self._clock = clock
@@ -58,9 +56,7 @@ class BuildService:
         while True:
             await self._clock.sleep(_CLEAR_S)
             try:
-                while await self._builds.retire(older_than_s=_BUILDS_KEPT_S):
-                    pass
                 while await self._blobs.sweep(older_than_s=_BLOBS_KEPT_S):
                     pass
             except NovaError as error:
-                log.warning("cannot clear up builds and blobs", error=error.detail)
+                log.warning("cannot clear up blobs", error=error.detail)

@@ -1,6 +1,6 @@
 """``/metrics``: what the platform has counted, as JSON with plain names or as Prometheus text."""
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 from starlette.responses import Response
@@ -10,6 +10,10 @@ from nova.api.table import Empty
 from nova.domain.identity import Scope
 from nova.http.handler import Req, handles
 
+Platform = Callable[[Collection[str] | None], Awaitable[str]]
+"""The platform's own gauges in the classic format; None: of every tenant."""
+_EOF = b"# EOF\n"
+"""The end of an OpenMetrics text."""
 _TEXT_TYPES = ("text/plain", "application/openmetrics-text")
 
 
@@ -37,8 +41,10 @@ class Readings(Protocol):
 class ReadingHandlers:
     """A caller sees the series of its own tenants; the platform's own identities see all of them."""
 
-    def __init__(self, readings: Readings) -> None:
+    def __init__(self, readings: Readings, platform: Platform | None = None) -> None:
+        """``platform`` gives the platform's own series besides, in a process that answers for all of it."""
         self._readings = readings
+        self._platform = platform
 
     @handles("metrics.get")
     async def metrics(self, req: Req[Empty, Empty]) -> Metrics | Response:
@@ -58,7 +64,11 @@ class ReadingHandlers:
 
     @handles("metrics.prometheus")
     async def prometheus(self, req: Req[Empty, Empty]) -> Response:
-        text, content_type = self._readings.prometheus(req.http.headers.get("accept", ""), req.identity.visible_tenants)
+        tenants = req.identity.visible_tenants
+        text, content_type = self._readings.prometheus(req.http.headers.get("accept", ""), tenants)
+        if self._platform is not None:
+            body, end = (text.removesuffix(_EOF), _EOF) if text.endswith(_EOF) else (text, b"")
+            text = body + (await self._platform(tenants)).encode() + end
         return Response(text, headers={"content-type": content_type, "cache-control": "no-store"})
 
 
