@@ -249,3 +249,26 @@ async def test_outcomes_are_written_after_an_outage(database: Database) -> None:
     async with nebula(database, Calls(script)) as plane:
         row = await plane.ended(await plane.accept())
     assert (row["status"], row["output"]) == ("succeeded", '{"n": 1}')
+
+
+async def test_an_outcome_that_cannot_be_stored_spoils_no_other(database: Database) -> None:
+    """Jobs whose outcomes share a transaction with one that PostgreSQL refuses are written all the same."""
+    await function(database)
+
+    async def script(call: CallRequest) -> CallResult:
+        return result(call, b"no JSON" if call.payload == b"13" else call.payload)
+
+    async with nebula(database, Calls(script), start=False) as plane:
+        ids = [await plane.accept(str(n).encode(), max_attempts=2) for n in (12, 13, 14)]
+        await plane.runner.start()
+        for job_id in (ids[0], ids[2]):
+            row = await plane.ended(job_id)
+            assert (row["status"], row["attempt"]) == ("succeeded", 1)
+        await database.run("UPDATE work SET run_at = now()")
+        async with asyncio.timeout(20):
+            while not (row := await plane.row(ids[1]))["finished_at"]:
+                await database.run("UPDATE work SET run_at = now() WHERE lease_until IS NULL")
+                await asyncio.sleep(0.05)
+        await plane.runner.close()
+    assert row["status"] == "dlq"
+    assert len(plane.calls.seen) == 4

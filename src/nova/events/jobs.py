@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+import psycopg
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
@@ -217,7 +218,13 @@ class AsyncJobs:
         written: frozenset[str] = frozenset()
         for owner in {owner for owner, _ in batch}:
             mine = [outcome for whose, outcome in batch if whose == owner]
-            written |= await self._persist(owner, mine)
+            try:
+                written |= await self._persist(owner, mine)
+            except psycopg.DataError:
+                if len(batch) == 1:
+                    raise
+                # something that PostgreSQL does not take must not keep the others' outcomes from being written
+                return [await self._alone(item) for item in batch]
         ended = [o for _, o in batch if isinstance(o, Ended) and o.id in written]
         if ended:
             self._notices.ended([end.id for end in ended])
@@ -227,6 +234,13 @@ class AsyncJobs:
         if any(end.event is not None for end in ended):
             self._notices.work(envelope.KIND)
         return [None if outcome.id in written else LeaseLost(outcome.id) for _, outcome in batch]
+
+    async def _alone(self, item: tuple[str, Outcomes]) -> BaseException | None:
+        try:
+            (answer,) = await self._write([item])
+        except (psycopg.DataError, NovaError) as error:
+            return error
+        return answer
 
     async def _persist(self, owner: str, outcomes: Sequence[Outcomes]) -> frozenset[str]:
         ordered = sorted(outcomes, key=lambda outcome: outcome.id)
