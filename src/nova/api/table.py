@@ -109,6 +109,7 @@ _NOUNS = (
     "runtimes",
     "apikeys",
     "tenants",
+    "cluster",
     "system",
 )
 

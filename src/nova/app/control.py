@@ -21,8 +21,10 @@ from nova.control.uploads import Uploads
 from nova.control.versions import VersionHandlers
 from nova.observability.health import HealthHandlers, Planes
 from nova.runtimes.registry import Runtimes
+from nova.scheduling.nodes import ClusterHandlers
 from nova.scheduling.schedules import ScheduleHandlers
 from nova.store.migrate import pending
+from nova.store.nodes import NodeStore
 from nova.store.schedules import ScheduleStore
 
 
@@ -44,6 +46,7 @@ def control_handlers(
         SettingsHandlers(stores.db, stores.settings, live),
         KeyHandlers(stores.db, stores.keys, known.keys, known.directory, rates, SYSTEM_CLOCK),
         ScheduleHandlers(stores.db, ScheduleStore(stores.db), functions, versions, SYSTEM_CLOCK),
+        ClusterHandlers(stores.db, NodeStore(stores.db)),
         TenantHandlers(stores.db, stores.tenants, known.directory, rates),
     ]
 
