@@ -22,7 +22,6 @@ RUN sh install.sh locked dist/wheelhouse /opt/nova/venv runtime.txt
 COPY dist/nova dist/nova
 RUN sh install.sh nova dist/nova /opt/nova/venv
 
-# Node.js for functions: only where functions run.
 FROM system AS node
 WORKDIR /build
 COPY dist/wheelhouse/node wheels
@@ -38,7 +37,14 @@ WORKDIR /var/lib/nova
 STOPSIGNAL SIGTERM
 USER nova
 
-FROM plane AS nova-runtime
+# Where functions run, and where it is decided which runtimes there are: Node.js beside Python.
+FROM plane AS runtimes
+USER root
+COPY --from=node /opt/nova/node /opt/nova/node
+RUN echo /opt/nova/node >"$(echo /opt/nova/venv/lib/python3*/site-packages)/nova-node.pth"
+USER nova
+
+FROM runtimes AS nova-runtime
 EXPOSE 9001
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "http://127.0.0.1:9001/health/ready"]
 ENTRYPOINT ["nova"]
@@ -46,11 +52,9 @@ CMD ["daemon", "--http", ":9001", "--planes", "control"]
 
 # Runs functions: as root, because hard limits and network rules of instances need it. A container of it needs
 # --cap-add SYS_ADMIN --cap-add NET_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined
-FROM plane AS comet-runtime
-COPY --from=node /opt/nova/node /opt/nova/node
+FROM runtimes AS comet-runtime
 COPY deploy/image/comet.sh /opt/nova/bin/comet.sh
 USER root
-RUN echo /opt/nova/node >"$(echo /opt/nova/venv/lib/python3*/site-packages)/nova-node.pth"
 EXPOSE 9090
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "grpc://127.0.0.1:9090"]
 ENTRYPOINT ["sh", "/opt/nova/bin/comet.sh"]
