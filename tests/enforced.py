@@ -17,6 +17,7 @@ _POLICY = "store/test_asyncs.py::test_a_job_takes_its_rules_from_options_then_po
 _TO_FUNCTION = "events/test_deliveries.py::test_success_reaches_a_function_as_an_event"
 _SERIES = "observability/test_series.py"
 _TENANTS = "control/test_tenants.py"
+_NODES = "scheduling/test_nodes.py"
 
 ENFORCED: dict[str, str] = {
     "aliases.description": f"{_ALIASES}::test_an_alias_names_a_version_or_splits",
@@ -66,6 +67,12 @@ ENFORCED: dict[str, str] = {
     "builds?cursor": f"{_BUILDS}::test_a_failed_build_can_be_built_again",
     "builds?limit": f"{_BUILDS}::test_a_failed_build_can_be_built_again",
     "calls?qualifier": "execution/test_sandboxed_calls.py::test_each_qualifier_runs_its_own_version",
+    "cluster.labels": f"{_NODES}::test_an_operator_changes_state_and_labels",
+    "cluster.state": f"{_NODES}::test_an_operator_changes_state_and_labels",
+    "cluster?cursor": f"{_NODES}::test_nodes_are_listed_filtered_and_paged",
+    "cluster?limit": f"{_NODES}::test_nodes_are_listed_filtered_and_paged",
+    "cluster?plane": f"{_NODES}::test_nodes_are_listed_filtered_and_paged",
+    "cluster?state": f"{_NODES}::test_nodes_are_listed_filtered_and_paged",
     "code.code": f"{_CODE}::test_code_put_deploys_or_only_publishes",
     "code.code_path": f"{_CODE}::test_code_path_copies_at_once",
     "code.dependency_files": f"{_CODE}::test_a_deploy_that_must_be_built_leaves_the_live_version_serving",
