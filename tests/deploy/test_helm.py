@@ -49,7 +49,8 @@ def test_every_plane_is_a_deployment_with_a_service_on_its_port() -> None:
 
 def test_probes_ask_what_each_plane_answers() -> None:
     objects = rendered()
-    for plane in ("zenith", "nova", "aurora"):
+    assert container(objects, "aurora")["readinessProbe"]["httpGet"]["path"] == "/health"
+    for plane in ("zenith", "nova"):
         probes = container(objects, plane)
         asked = [probes[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")]
         assert asked == ["/health/startup", "/health/ready", "/health/live"]

@@ -30,9 +30,9 @@ app.kubernetes.io/component: {{ .plane }}
 {{- end }}
 {{- end }}
 
-{{/* Planes with HTTP answer /health/*; the others grpc.health.v1, which readiness and liveness ask alike. */}}
+{{/* Zenith and nova answer /health/*, aurora /health, the others grpc.health.v1. */}}
 {{- define "nova.probes" -}}
-{{- if or (eq .plane "zenith") (eq .plane "nova") (eq .plane "aurora") -}}
+{{- if or (eq .plane "zenith") (eq .plane "nova") -}}
 startupProbe:
   httpGet: {path: /health/startup, port: main}
   periodSeconds: 2
@@ -45,6 +45,18 @@ livenessProbe:
   httpGet: {path: /health/live, port: main}
   periodSeconds: 10
   timeoutSeconds: 5
+{{- else if eq .plane "aurora" -}}
+startupProbe:
+  httpGet: {path: /health, port: main}
+  periodSeconds: 2
+  failureThreshold: 60
+readinessProbe:
+  httpGet: {path: /health, port: main}
+  periodSeconds: 5
+  timeoutSeconds: 3
+livenessProbe:
+  tcpSocket: {port: main}
+  periodSeconds: 10
 {{- else -}}
 startupProbe:
   grpc: {port: {{ .port }}}
