@@ -71,5 +71,7 @@ async def observing(database: Database, folder: Path, settings: Settings | None 
 
 def pool_row(name: str = "hello", tenant: str = "default", **numbers: int) -> dict[str, Any]:
     """A pool as the fleet describes it."""
-    zeros = dict.fromkeys(("instances", "booting", "ready", "busy", "draining", "stopping", "inflight", "waiting"), 0)
+    zeros = dict.fromkeys(
+        ("instances", "booting", "ready", "busy", "draining", "stopping", "inflight", "free", "waiting"), 0
+    )
     return {"tenant": tenant, "namespace": "default", "function": name, "version": 1, **zeros, **numbers}

@@ -17,6 +17,7 @@ POOL = {
     "function": "hello",
     "version": 3,
     "ready": 2,
+    "free": 2,
     "busy": 1,
     "evicted": False,
 }

@@ -27,18 +27,18 @@ class NodeMemory:
 
     def capacity(self) -> int:
         """How many instances fit at most."""
-        total, _ = self._measure()
+        total, _ = self.measure()
         return max(16, total // (INSTANCE_FLOOR_MB << 20))
 
     def low(self, now: float) -> bool:
         """Is there no room for another instance? Measured at most four times a second."""
         if now - self._read_at >= _FRESH_S:
-            total, available = self._measure()
+            total, available = self.measure()
             self._read_at = now
             self._low = available < total * MIN_AVAILABLE
         return self._low
 
-    def _measure(self) -> tuple[int, int]:
+    def measure(self) -> tuple[int, int]:
         """Total and available bytes: the host's, or the control group's when that is tighter."""
         fields = dict(line.split(":", 1) for line in self._meminfo.read_text().splitlines())
         total = int(fields["MemTotal"].split()[0]) << 10

@@ -406,6 +406,7 @@ def pool_stats(pool: Pool) -> dict[str, Any]:
         "draining": labels.count("draining"),
         "stopping": pool.stopping,
         "inflight": pool.inflight,
+        "free": sum(member.concurrency - member.inflight for member in pool.available),
         "waiting": len(pool.waiters),
         "calls": pool.calls,
         "boots": pool.boots,

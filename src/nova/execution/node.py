@@ -34,7 +34,7 @@ class Member(Protocol):
 class HostMemory(NodeMemory):
     def usage_mb(self) -> tuple[int, int]:
         """Total and used memory of the machine as this process may use it, in MiB."""
-        total, available = self._measure()
+        total, available = self.measure()
         return total >> 20, (total - available) >> 20
 
 
@@ -187,7 +187,7 @@ def _warm(pool: Mapping[str, Any]) -> WarmPool:
         function=pool["function"],
         version=pool["version"],
         instances=pool["ready"] + pool["busy"],
-        free=pool["ready"],
+        free=pool["free"],
     )
 
 

@@ -21,7 +21,12 @@ from nova.service import Background
 log = structlog.get_logger(__name__)
 Row = dict[str, Any]
 _NAME = re.compile(r"^-- name: (\w+)\s*(?:--.*)?$", re.MULTILINE)
-_unavailable = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+_unavailable = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    PoolTimeout,
+)
 
 
 class Queries:
