@@ -129,6 +129,17 @@ async def test_a_repeated_key_is_the_first_job(database: Database) -> None:
         assert await plane.invoke(**wish) != first
 
 
+async def test_the_key_may_come_as_a_header(database: Database) -> None:
+    async with serving(database) as plane:
+        first = await plane.invoke(payload=1, idempotency_key="order-1")
+        key = {"Idempotency-Key": "order-1"}
+        again = await plane.client.post("/functions/f/invoke-async", json={"payload": 1}, headers=key)
+        assert again.json()["invocation_id"] == first
+        other = {"payload": 1, "idempotency_key": "order-2"}
+        answer = await plane.client.post("/functions/f/invoke-async", json=other, headers=key)
+        assert fields(problem(answer, 400, "validation_failed")) == ["idempotency_key"]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

@@ -400,3 +400,17 @@ async def test_instances_and_stats_tell_what_is_there(rig: Rig) -> None:
     rig.backend.answer_all()
     await task
     assert await rig.executor.instances(Scope("other"), "hello") == []
+
+
+async def test_a_node_that_is_set_aside_refuses_until_it_is_taken_back(rig: Rig) -> None:
+    rig.executor.set_aside(True)
+    with pytest.raises(NovaError) as refused:
+        await rig.executor.invoke(make_call())
+    assert refused.value.code == "draining"
+    rig.executor.set_aside(False)
+    assert (await rig.invoke()).error is None
+    rig.executor.drain()
+    rig.executor.set_aside(False)  # the operator's word does not keep a process that ends
+    with pytest.raises(NovaError) as ending:
+        await rig.executor.invoke(make_call())
+    assert ending.value.code == "draining"

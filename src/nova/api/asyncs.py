@@ -225,6 +225,7 @@ ROUTES = (
         body=InvokeAsync,
         answer=AcceptedJob,
         status=202,
+        idempotent=True,
         tag="async",
     ),
     Route(

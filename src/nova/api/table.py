@@ -88,6 +88,8 @@ class Route:
     """True: only platform identities, whatever the permission (settings, runtimes, tenants)."""
     scoped: bool = True
     """False: acts outside any namespace, so the scope headers do not matter (tenants, settings, descriptions)."""
+    idempotent: bool = False
+    """True: the handler honours ``Idempotency-Key``; elsewhere a POST with one is refused rather than ignored."""
     tag: str = ""
 
     @property

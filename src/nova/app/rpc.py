@@ -90,6 +90,7 @@ async def serve_execution(
         node_id=reporter.node_id,
         info=advertisement(execution.router),
         load=reporter.load,
+        changed=lambda state: execution.executor.set_aside(state == "draining"),
     )
     reporter.joined(member)
     services.callback(execution.executor.drain)

@@ -30,6 +30,7 @@ from nova.http import paging
 from nova.http.handler import Answer, Req, handles
 from nova.payload import encode
 from nova.security.access import require
+from nova.store import asyncs
 from nova.store.db import Connection
 from nova.store.functions import NO_SUCH_FUNCTION, FunctionFilter, FunctionRecord, FunctionStore, announce
 from nova.store.versions import VersionRecord, VersionStore
@@ -147,6 +148,7 @@ class FunctionHandlers:
     async def delete(self, req: Req[None, Empty]) -> None:
         async with self._deployer.writing() as conn:
             function, _ = await self._locked(conn, req.scope, req.params["name"], req.if_match)
+            await asyncs.delete_of_function(conn, req.scope, function.name, function.id)
             await self._functions.delete(conn, function.id)
             await announce(conn, req.scope, function.name, NO_SUCH_FUNCTION)
 

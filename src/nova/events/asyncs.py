@@ -102,7 +102,7 @@ class AsyncHandlers:
             backoff_max_ms=body.backoff_max_ms,
             max_age_s=body.max_age_s,
             delay_s=self._delay_s(body),
-            idempotency_key=body.idempotency_key,
+            idempotency_key=_key(body, req),
             **({} if body.idempotency_ttl_s is None else {"idempotency_ttl_s": body.idempotency_ttl_s}),
         )
         accepted = await self._acceptor.accept(call, options)
@@ -338,6 +338,14 @@ def _before(cursor: str | None) -> str | None:
     if not _is_id(str(values[0])):
         raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before")
     return str(values[0])
+
+
+def _key(body: InvokeAsync, req: Req[InvokeAsync, Empty]) -> str | None:
+    """The key of the body, or of the header. Raises ``validation_failed`` for two that differ."""
+    header = req.http.headers.get("idempotency-key")
+    if header is not None and body.idempotency_key not in (None, header):
+        raise invalid("idempotency_key", "is another one than in the Idempotency-Key header")
+    return header or body.idempotency_key
 
 
 def _is_id(text: str) -> bool:

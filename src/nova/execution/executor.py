@@ -55,6 +55,7 @@ class Executor:
         self._ended = asyncio.Event()
         self.active = 0
         """calls that were accepted and have not been answered"""
+        self._ending = False
         self.draining = False
         """no new calls: the server is shutting down"""
 
@@ -70,9 +71,13 @@ class Executor:
         await self._fleet.close()
         await self._all_ended(ENDED_S)
 
+    def set_aside(self, aside: bool) -> None:
+        """Refuse new calls for as long as an operator drains this node; those in flight finish."""
+        self.draining = aside or self._ending
+
     def drain(self) -> None:
         """Refuse new calls from now on."""
-        self.draining = True
+        self._ending = self.draining = True
 
     async def _all_ended(self, limit_s: float) -> None:
         if self.active:

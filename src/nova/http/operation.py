@@ -75,7 +75,7 @@ class Operation:
         self, exchange: Exchange, params: Mapping[str, str], caller: Caller, scope: Scope
     ) -> Req[Any, Any]:
         route = self.route
-        if exchange.method == "POST" and b"idempotency-key" in exchange.headers:
+        if exchange.method == "POST" and b"idempotency-key" in exchange.headers and not route.idempotent:
             raise NovaError("unsupported", "Idempotency-Key is not available on this route")
         query = parse_query(route.query, exchange.scope["query_string"])
         request: Req[Any, Any] = Req(
