@@ -1,11 +1,15 @@
 """The six planes as processes of their own, for tests: started together, killed one by one, restarted in place."""
 
+import contextlib
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -27,8 +31,10 @@ class Plane:
     process: "subprocess.Popen[bytes] | None" = None
     more: list["subprocess.Popen[bytes]"] = field(default_factory=list)
     """predecessors that drain"""
+    _log_from: int = 0
 
     def start(self, *flags: str) -> None:
+        self._log_from = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [str(BIN / self.argv[0]), *self.argv[1:], *flags],
@@ -42,6 +48,49 @@ class Plane:
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    def succeed(self, *flags: str) -> None:
+        """Start a successor beside the process that runs; whoever asks ends the predecessor, or waits for its end."""
+        assert self.process is not None
+        self.more.append(self.process)
+        self.start(*flags)
+
+    def predecessors_end(self) -> None:
+        """Wait until every predecessor has drained and ended, each without an error."""
+        for process in self.more:
+            code = process.wait(STOP_LIMIT_S)
+            assert code == 0, f"{self.name} ended with {code}:\n{self.tail()}"
+        self.more.clear()
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def ready(self) -> bool:
+        """Has the process that was started last said so?"""
+        assert self.alive, f"{self.name} ended:\n{self.tail()}"
+        return self.said("ready")
+
+    def said(self, message: str, **fields: str) -> bool:
+        """Is there such a record in the log since the last start?"""
+        return any(record.get("msg") == message and fields.items() <= record.items() for record in self.records())
+
+    def records(self) -> Iterator[Mapping[str, Any]]:
+        """The log since the last start."""
+        if not self.log.exists():
+            return
+        with self.log.open(errors="replace") as log:
+            log.seek(self._log_from)
+            for line in log:
+                with contextlib.suppress(ValueError):
+                    record = json.loads(line)
+                    if isinstance(record, dict):
+                        yield record
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -65,9 +114,9 @@ class Plane:
 
 
 class SixPlanes:
-    """Six processes on one data directory; use as a context manager. ``comets``: how many of them."""
+    """Six processes on one data directory; use as a context manager. ``comets``: how many of them. ``settings``: of all."""
 
-    def __init__(self, data_dir: Path, *, comets: int = 1) -> None:
+    def __init__(self, data_dir: Path, *, comets: int = 1, settings: Mapping[str, object] | None = None) -> None:
         self.data_dir = data_dir
         logs = data_dir.with_suffix(".logs")
         logs.mkdir(parents=True, exist_ok=True)
@@ -78,6 +127,11 @@ class SixPlanes:
         grpc_addresses = ",".join(f"127.0.0.1:{port}" for port in self.comet_ports)
         nova_url = ["--nova-url", f"http://{at['nova']}"]
         common = ["--data-dir", str(data_dir), "--log-format", "json"]
+        if settings is not None:
+            config = logs / "nova.json"
+            config.write_text(json.dumps(settings))
+            common += ["--config", str(config)]
+        self._logs = logs
         argvs = {
             "nova": ["nova", "daemon", "--planes", "control", "--http", at["nova"]],
             "corona": ["corona", "daemon", "--comet-grpc", grpc_addresses, "--health-addr", at["corona"]],
@@ -104,7 +158,50 @@ class SixPlanes:
         for name in ("zenith", *(n for n in self.planes if n != "zenith")):
             plane = self.planes[name]
             if plane.process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    plane.send(signal.SIGCONT)
                 plane.stop()
+            for predecessor in plane.more:
+                predecessor.kill()
+                predecessor.wait()
+
+    def add(self, name: str, like: str) -> Plane:
+        """One more process of a plane that exists, not started yet. It has a port of its own."""
+        model = self.planes[like]
+        port = self.ports[name] = free_port()
+        argv = [part.replace(f":{self.ports[like]}", f":{port}") for part in model.argv]
+        plane = self.planes[name] = Plane(name, argv, self._logs / f"{name}.log")
+        return plane
+
+    def remove(self, name: str) -> None:
+        """Stop a process that :meth:`add` made, and forget it."""
+        plane = self.planes.pop(name)
+        if plane.process is not None:
+            plane.stop()
+
+    def health(self) -> Mapping[str, str]:
+        """What zenith says of each plane."""
+        answer = httpx.get(self.url + "/health", trust_env=False, timeout=10)
+        said: dict[str, str] = answer.json()["planes"]
+        return said
+
+    def well(self) -> bool:
+        """Does zenith say that everything works?"""
+        try:
+            return set(self.health().values()) == {"ok"}
+        except (httpx.TransportError, ValueError, KeyError):
+            return False
+
+    def heal(self) -> None:
+        """Start what is dead, let run what was stopped, and wait until all is well."""
+        for plane in self.planes.values():
+            if not plane.alive:
+                plane.start()
+            plane.send(signal.SIGCONT)
+        deadline = time.monotonic() + READY_LIMIT_S
+        while not (all(plane.ready for plane in self.planes.values()) and self.well()):
+            assert time.monotonic() < deadline, f"not well within {READY_LIMIT_S} s:\n{self.planes['zenith'].tail()}"
+            time.sleep(0.05)
 
     @property
     def pid(self) -> int:
