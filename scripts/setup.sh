@@ -32,6 +32,16 @@ if [ "$profile" = dev ]; then
   command -v npm >/dev/null || missing+=(npm)
   command -v curl >/dev/null || missing+=(curl)
   [ -f /usr/include/linux/unistd.h ] || missing+=(linux-libc-dev)
+  # what is deployed is tested: an engine of the test's own, a server to copy to, units
+  [ -x /usr/sbin/dockerd ] || command -v dockerd >/dev/null || missing+=(docker.io)
+  [ -x /usr/bin/docker-compose ] || missing+=(docker-compose)
+  command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
+  [ -x /usr/sbin/iptables ] || missing+=(iptables)
+  [ -x /usr/sbin/sshd ] || missing+=(openssh-server)
+  command -v ssh >/dev/null || missing+=(openssh-client)
+  command -v rsync >/dev/null || missing+=(rsync)
+  command -v openssl >/dev/null || missing+=(openssl)
+  command -v systemd-analyze >/dev/null || missing+=(systemd)
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
