@@ -2,8 +2,8 @@
 # Style, types and the layers of the house.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/ruff format --check --quiet src tests bench scripts
-.venv/bin/ruff check --quiet src tests bench scripts
+.venv/bin/ruff format --check --quiet src tests bench scripts deploy
+.venv/bin/ruff check --quiet src tests bench scripts deploy
 .venv/bin/mypy
 .venv/bin/mypy --strict --exclude bench/functions bench
 .venv/bin/lint-imports --no-logo

@@ -40,7 +40,7 @@ def test_json_and_yaml_files_set_the_same_value(tmp_path: Path) -> None:
         ),
         ({"flags": {"pool.idle": 1}}, "pool.idle: no such setting"),
         ({"environ": {"NOVA_IDLE_TTL": "soon"}}, "pool.idle_ttl: .*a duration.*NOVA_IDLE_TTL"),
-        ({"flags": {"tracing.enabled": True}}, "tracing.enabled"),
+        ({"flags": {"secrets.enabled": True}}, "secrets.enabled"),
     ],
 )
 def test_what_does_not_exist_or_fit_is_refused_by_name(source: dict[str, dict[str, object]], message: str) -> None:
@@ -86,3 +86,8 @@ def test_lists_come_by_comma_and_maps_as_json() -> None:
     )
     assert loaded.settings.http.cors_origins == ["https://a", "https://b"]
     assert loaded.settings.pool.runtime_pool.runtimes == {"python": 7}
+
+
+def test_an_empty_variable_is_an_empty_text(tmp_path: Path) -> None:
+    loaded = load(environ={"NOVA_PG_DSN": "", "NOVA_DATA_DIR": str(tmp_path)})
+    assert loaded.settings.postgres.dsn == ""

@@ -109,7 +109,7 @@ def apply_table(loaded: Loaded, rows: Mapping[str, Any]) -> list[str]:
 def parse_text(key: str, text: str) -> Any:
     """A value given as text (environment, ``--set``): lists by comma, maps and lists of objects as JSON."""
     default = KEYS[key].default
-    if isinstance(default, dict) or text[:1] in "[{":
+    if isinstance(default, dict) or text.startswith(("[", "{")):
         try:
             return json.loads(text)
         except json.JSONDecodeError as exc:

@@ -147,6 +147,13 @@ async def test_health_is_its_own_state() -> None:
         assert (await client.get("/health")).status_code == 503
 
 
+async def test_probes_tell_a_process_that_lives_from_one_that_serves() -> None:
+    for standing, ready in (({"postgres": "ok"}, 200), ({"postgres": "degraded"}, 200), ({"postgres": "down"}, 503)):
+        async with client_of(_app(standing)) as client:
+            codes = [(await client.get(f"/health/{probe}")).status_code for probe in ("live", "ready", "startup")]
+            assert codes == [200, ready, ready]
+
+
 async def test_metrics_are_for_those_who_are_admitted() -> None:
     async with client_of(_app()) as client, client_of(_app(), "203.0.113.7") as stranger:
         answer = await client.get("/metrics")

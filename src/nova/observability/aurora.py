@@ -20,7 +20,7 @@ _METHODS = ("GET", "HEAD")
 class AuroraApp:
     """ASGI. ``standing`` tells how this process is; other paths go to ``others``, or are unknown without it.
 
-    ``/health`` is for everybody and says no more than a state; ``/metrics`` asks ``admit``.
+    ``/health`` and the probes below it are for everybody and say no more than a state; ``/metrics`` asks ``admit``.
     """
 
     def __init__(
@@ -35,7 +35,13 @@ class AuroraApp:
         self._admit = admit
         self._standing = standing
         self._others = others
-        self._paths = {"/health": self._health, "/metrics": self._metrics}
+        self._paths = {
+            "/health": self._health,
+            "/health/live": self._live,
+            "/health/ready": self._ready,
+            "/health/startup": self._ready,
+            "/metrics": self._metrics,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,10 +64,22 @@ class AuroraApp:
 
     async def _health(self, exchange: Exchange) -> None:
         parts = dict(self._standing())
-        states = set(parts.values())
-        status: Standing = "down" if "down" in states else "degraded" if "degraded" in states else "ok"
+        status = self._status(parts)
         body: dict[str, Any] = {"status": status, "parts": parts}
         await exchange.answer(503 if status == "down" else 200, [(b"content-type", b"application/json")], encode(body))
+
+    async def _live(self, exchange: Exchange) -> None:
+        await exchange.answer(200, [(b"content-type", b"application/json")], encode({"status": "ok"}))
+
+    async def _ready(self, exchange: Exchange) -> None:
+        status = self._status(self._standing())
+        code = 503 if status == "down" else 200
+        await exchange.answer(code, [(b"content-type", b"application/json")], encode({"status": status}))
+
+    @staticmethod
+    def _status(parts: Mapping[str, Standing]) -> Standing:
+        states = set(parts.values())
+        return "down" if "down" in states else "degraded" if "degraded" in states else "ok"
 
     async def _metrics(self, exchange: Exchange) -> None:
         self._admit(exchange.headers, exchange.peer)
