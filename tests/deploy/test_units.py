@@ -1,5 +1,6 @@
 """Units for systemd: complete, and taken by systemd itself."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +14,16 @@ PLANES = {"nova", "comet", "corona", "nebula", "aurora", "zenith"}
 def test_the_target_wants_every_plane() -> None:
     target = next(unit for unit in UNITS if unit.name == "nova.target").read_text()
     wanted = next(line for line in target.splitlines() if line.startswith("Wants="))
-    assert set(wanted.removeprefix("Wants=").split()) == {f"{plane}.service" for plane in PLANES}
+    sockets = {"nova.socket", "zenith.socket"}
+    assert set(wanted.removeprefix("Wants=").split()) == {f"{plane}.service" for plane in PLANES} | sockets
+
+
+@pytest.mark.parametrize("plane", ["nova", "zenith"])
+def test_a_socket_is_where_its_plane_would_listen(plane: str) -> None:
+    units = {unit.name: unit.read_text() for unit in UNITS}
+    (listens,) = re.findall(r"^ListenStream=(\S+)$", units[f"{plane}.socket"], re.MULTILINE)
+    assert re.search(rf"^ExecStart=.*(--listen|--http) {re.escape(listens)}", units[f"{plane}.service"], re.MULTILINE)
+    assert f"Requires={plane}.socket" in units[f"{plane}.service"].splitlines()
 
 
 def test_only_what_runs_functions_is_root_and_keeps_its_groups() -> None:
