@@ -15,13 +15,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import compare as comparing
 from bench.model import Report
-from bench.plan import MEASURES
+from bench.plan import GROUPS, MEASURES
 from bench.run import Options, benchmark
 from bench.table import show
 
 RESULTS = Path(__file__).parent / "results"
 WIDE = 180
 """Columns of a table that no terminal limits."""
+NAMES = (*MEASURES, *GROUPS)
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -31,7 +32,7 @@ def run(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer calls and rounds; numbers only for orientation.")
     ] = False,
-    only: Annotated[list[str] | None, typer.Option("--only", help=f"Repeatable: {', '.join(MEASURES)}.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help=f"Repeatable: {', '.join(NAMES)}.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the JSON report here as well.")] = None,
     skip_peers: Annotated[bool, typer.Option("--skip-peers", help="Measure Nova alone.")] = False,
     nova: Annotated[Path | None, typer.Option("--nova", help="The nova command to measure.")] = None,
@@ -43,9 +44,10 @@ def run(
     """Measure Nova and its peers on this machine. Exit 2 when something could not be measured."""
     if context.invoked_subcommand is not None:
         return
-    wanted = list(dict.fromkeys(only or MEASURES))
-    if unknown := [name for name in wanted if name not in MEASURES]:
-        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; there are {', '.join(MEASURES)}", param_hint="--only")
+    asked = only or list(MEASURES)
+    if unknown := [name for name in asked if name not in NAMES]:
+        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; there are {', '.join(NAMES)}", param_hint="--only")
+    wanted = list(dict.fromkeys(measure for name in asked for measure in GROUPS.get(name, (name,))))
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # unwinds: the servers are stopped
     console = _console()
     options = Options(quick=quick, peers=not skip_peers, label=label)

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ class DriveError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to call and how to know a good answer: status 200 and ``expect`` in the body, spaces aside."""
+    """Where to call and how to know a good answer: ``status``, and ``expect`` in the body, spaces aside."""
 
     port: int
     path: str
@@ -30,6 +31,7 @@ class Target:
     method: str = "POST"
     body: str = BODY
     host: str = "127.0.0.1"
+    status: int = 200
 
     def request(self) -> bytes:
         """The whole request as it goes over the wire."""
@@ -67,7 +69,7 @@ def answers(target: Target, timeout_s: float = 2.0) -> bool:
             while piece := sock.recv(65536):
                 data += piece
                 if b"\r\n\r\n" in data and target.expect.encode() in data.replace(b" ", b""):
-                    return data.startswith(b"HTTP/1.1 200")
+                    return data.startswith(b"HTTP/1.1 %d" % target.status)
     except OSError:
         return False
     return False
@@ -98,6 +100,7 @@ class Caller:
             "port": target.port,
             "request": base64.b64encode(target.request()).decode(),
             "expect": target.expect,
+            "status": target.status,
             "count": count,
             "skip": skip,
             "max_s": max_s,
@@ -155,16 +158,85 @@ def _wrk(target: Target, connections: int, seconds: float) -> Throughput:
 
 
 def _epoll(target: Target, connections: int, seconds: float) -> Throughput:
+    return _totals(json.loads(_run(_CROWD, _command(target, connections, seconds), seconds, None)))
+
+
+_CROWD = [sys.executable, "-I", "-S", str(DRIVERS / "crowd.py")]
+
+
+def _command(target: Target, connections: int, seconds: float, **more: object) -> str:
     command = {
         "host": target.host,
         "port": target.port,
         "request": base64.b64encode(target.request()).decode(),
         "expect": target.expect,
+        "status": target.status,
         "connections": connections,
         "seconds": seconds,
+        **more,
     }
-    script = [sys.executable, "-I", "-S", str(DRIVERS / "crowd.py")]
-    return _totals(json.loads(_run(script, json.dumps(command) + "\n", seconds, None)))
+    return json.dumps(command) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """An exact number of good answers. ``wrong`` counts the others, which were asked for again."""
+
+    calls: int
+    seconds: float
+    wrong: int
+    first_wrong: str
+    collected: list[str]
+    """the values of the key that was asked for"""
+
+
+def burst(
+    target: Target, connections: int, calls: int, *, max_s: float, collect: str | None = None, faults: bool = False
+) -> Burst:
+    """Exactly ``calls`` good answers. DriveError when they did not come in ``max_s``, and for wrong ones unless ``faults``."""
+    text = _command(target, connections, max_s, calls=calls, collect=collect)
+    found = Burst(**json.loads(_run(_CROWD, text, max_s, None)))
+    if found.wrong and not faults:
+        raise DriveError(f"{found.wrong} wrong answers; the first: {found.first_wrong}")
+    if found.calls != calls:
+        raise DriveError(f"{found.calls} of {calls} calls within {max_s:.0f} s; {found.first_wrong}")
+    return found
+
+
+class SteadyCrowd:
+    """Callers in the background, from entering the block until :meth:`end`; wrong answers are counted, not raised."""
+
+    def __init__(self, target: Target, connections: int, max_s: float) -> None:
+        self._command = _command(target, connections, max_s, until_eof=True)
+        self._max_s = max_s
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(_CROWD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if self._process.stdin is None:
+            raise DriveError("the crowd process has no pipe")
+        self._process.stdin.write(self._command)
+        self._process.stdin.flush()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def wait(self, seconds: float) -> None:
+        """Let the callers call; DriveError when they have ended meanwhile."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+            raise DriveError("the crowd ended before its time")
+
+    def end(self) -> Burst:
+        """What was counted. DriveError when it ended by itself: nobody called any more while something was measured."""
+        if self._process.poll() is not None:
+            raise DriveError(f"the crowd ended before its time, which was {self._max_s:.0f} s")
+        try:
+            answer, _ = self._process.communicate(timeout=30)
+        except subprocess.TimeoutExpired as error:
+            raise DriveError("the crowd did not end") from error
+        return Burst(**json.loads(answer))
 
 
 def _run(command: list[str], text: str, seconds: float, env: dict[str, str] | None) -> str:

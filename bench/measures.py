@@ -7,13 +7,16 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+import psycopg
+
 from bench.driving import Answer, Caller, DriveError, Target, answers, crowd
 from bench.model import Better, Problem, Row
-from bench.plan import BARS, Plan
+from bench.plan import BARS, OURS, Plan
 from bench.processes import Server, ServerFailed, pss_mb, rss_mb, total_pss_mb
 from bench.stats import middle, percentile
-from bench.subjects.base import Peer, Say
-from bench.subjects.nova import NAME, NODE, PYTHON, ApiError, Language, Nova
+from bench.subjects.base import Peer, Say, SetupFailed
+from bench.subjects.control import NODE, PYTHON, ApiError, Language
+from bench.subjects.nova import NAME, Nova
 
 PEER_READY_LIMIT_S = 30.0
 WARM_UP_S = 1.0
@@ -23,7 +26,7 @@ PHASE = re.compile(r"([a-z_]+);dur=([0-9.]+)")
 class Attempt:
     """A block whose failure is written down as a problem of the report; the run goes on after it."""
 
-    EXPECTED = (DriveError, ApiError, ServerFailed, PermissionError)
+    EXPECTED = (DriveError, ApiError, ServerFailed, SetupFailed, PermissionError, psycopg.Error)
 
     def __init__(self, problems: list[Problem], subject: str, measure: str) -> None:
         self._problems, self._subject, self._measure = problems, subject, measure
@@ -64,6 +67,7 @@ class Run:
         better: Better = "lower",
         rounds: list[float] | None = None,
         facts: Mapping[str, float] | None = None,
+        note: str = "",
     ) -> None:
         self.rows.append(
             Row(
@@ -76,6 +80,7 @@ class Run:
                 bar=BARS.get((measure, metric)) if subject == NAME else None,
                 rounds=rounds or [],
                 facts=dict(facts or {}),
+                note=note,
             )
         )
 
@@ -198,9 +203,12 @@ def instance_memory(run: Run, nova: Nova, language: Language, count: int) -> Non
             nova.delete(name)
 
 
-def warm_latency(run: Run, targets: Mapping[str, Target]) -> None:
-    """One caller. The subjects take turns round by round, so that a busy moment of the machine hits all of them."""
-    plan, measure = run.plan, "warm_latency"
+def warm_latency(run: Run, targets: Mapping[str, Target], measure: str = "warm_latency") -> dict[str, list[float]]:
+    """One caller; returns the median of each round by subject.
+
+    The subjects take turns round by round, so that a busy moment of the machine hits all of them.
+    """
+    plan = run.plan
     series = {name: Rounds(target) for name, target in targets.items()}
     for number in range(plan.warm_rounds):
         for name, rounds in list(series.items()):
@@ -219,10 +227,11 @@ def warm_latency(run: Run, targets: Mapping[str, Target]) -> None:
         run.add(measure, "p50", name, percentile(rounds.samples, 50), "µs", rounds=rounds.values, facts=facts)
         run.add(measure, "p90", name, percentile(rounds.samples, 90), "µs", rounds=rounds.p90)
         run.add(measure, "p99", name, percentile(rounds.samples, 99), "µs", rounds=rounds.p99)
+    return {name: rounds.values for name, rounds in series.items()}
 
 
-def throughput(run: Run, measure: str, targets: Mapping[str, Target], callers: int) -> None:
-    """Calls per second at so many callers, the subjects in turns.
+def throughput(run: Run, measure: str, targets: Mapping[str, Target], callers: int) -> dict[str, list[float]]:
+    """Calls per second at so many callers, the subjects in turns; returns each round's by subject.
 
     Nova is taken at its median round and a peer at its best: how gunicorn's workers share the connections is chance,
     and can halve what functions-framework does.
@@ -245,8 +254,9 @@ def throughput(run: Run, measure: str, targets: Mapping[str, Target], callers: i
         facts = {"callers": float(callers)}
         if rounds.p99:
             facts |= {"p50_us": middle(rounds.samples), "p99_us": middle(rounds.p99)}
-        rate = middle(rounds.values) if name == NAME else max(rounds.values)
+        rate = middle(rounds.values) if name in OURS else max(rounds.values)
         run.add(measure, "rate", name, rate, "calls/s", better="higher", rounds=rounds.values, facts=facts)
+    return {name: rounds.values for name, rounds in series.items()}
 
 
 def process_mode(run: Run, nova: Nova) -> None:

@@ -23,7 +23,8 @@ class Bar(_Record):
 
 class Row(_Record):
     """One measured number of one subject. ``rounds`` are its values per round, for judging noise; ``facts`` are
-    by-products of the same measurement (phases of a call, counts) in the units their names say."""
+    by-products of the same measurement (phases of a call, counts) in the units their names say; ``note`` says what a
+    number cannot, such as the first wrong answer of those that were counted."""
 
     measure: str
     metric: str
@@ -34,6 +35,7 @@ class Row(_Record):
     bar: Bar | None = None
     rounds: list[float] = Field(default_factory=list)
     facts: dict[str, float] = Field(default_factory=dict)
+    note: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -14,7 +14,21 @@ MEASURES = {
     "warm_latency": "one caller, one keep-alive connection, warm function",
     "warm_throughput": "32 callers, warm function",
     "process_mode": "a fresh process for each call, 4 callers",
+    "planes_latency": "six processes beside nova up, one caller",
+    "planes_throughput": "six processes beside nova up, 32 callers",
+    "two_comets": "two comets on a core each beside one, a function that burns 10 ms of CPU",
+    "restarts": "failed requests while functions are deployed and every plane is restarted",
+    "async_ack": "accepting a job, one caller",
+    "async_rate": "jobs from being accepted to having succeeded",
+    "chaos": "jobs lost, ended twice or dead while comets and nebulas are killed",
 }
+GROUPS = {
+    "planes": ("planes_latency", "planes_throughput", "two_comets", "restarts"),
+    "queue": ("async_ack", "async_rate", "chaos"),
+}
+"""Names for several measures."""
+OURS = frozenset({"nova", "six planes", "one comet", "two comets"})
+"""Shapes of the platform: none is another one's peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +51,19 @@ class Plan:
     from_zero_rounds: int
     callers: int = 32
     process_callers: int = 4
+    burn_callers: int = 8
+    deploys: int = 20
+    jobs: int = 10_000
+    """per round"""
+    peer_jobs: int = 2_000
+    """the peer's, per round: its rate does not depend on their number"""
+    job_rounds: int = 3
+    job_callers: int = 32
+    job_limit_s: float = 120.0
+    """per round"""
+    chaos_jobs: int = 10_000
+    kills: int = 100
+    chaos_limit_s: float = 1800.0
     cold_call_limit_s: float = 30.0
     round_limit_s: float = 30.0
 
@@ -66,6 +93,13 @@ QUICK = Plan(
     instances_python=10,
     instances_node=4,
     from_zero_rounds=1,
+    deploys=3,
+    jobs=2_000,
+    peer_jobs=400,
+    job_rounds=2,
+    chaos_jobs=500,
+    kills=5,
+    chaos_limit_s=240.0,
 )
 
 BARS = {
@@ -78,7 +112,19 @@ BARS = {
     ("startup", "existing"): Bar(limit=3),
     ("startup", "empty"): Bar(limit=6),
     ("daemon_memory", "rss"): Bar(limit=150),
+    ("planes_latency", "above_nova_up"): Bar(limit=700),
+    ("planes_throughput", "of_nova_up"): Bar(limit=0.55),
+    ("two_comets", "times_one"): Bar(limit=1.5),
+    ("restarts", "failed"): Bar(limit=0),
+    ("async_ack", "p50"): Bar(limit=2000),
+    ("async_rate", "rate"): Bar(limit=2000),
+    ("chaos", "lost"): Bar(limit=0),
+    ("chaos", "ended_twice"): Bar(limit=0),
+    ("chaos", "dead"): Bar(limit=0),
 }
 """By measure and metric, in the row's unit. They bind Nova only. Process mode aims at 500 calls/s for each core."""
 
-RATIO_BARS = {("warm_throughput", "rate", "functions-framework"): Bar(limit=2)}
+RATIO_BARS = {
+    ("warm_throughput", "rate", "functions-framework"): Bar(limit=2),
+    ("async_rate", "rate", "procrastinate"): Bar(limit=5),
+}

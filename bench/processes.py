@@ -152,6 +152,28 @@ class Server:
             sleep(0.002)
         raise ServerFailed(f"{self.name} was not ready within {limit_s:.0f} s:\n{self.tail()}")
 
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def said(self, text: str) -> bool:
+        """Is this in its log? With a log of its own for each launch it tells what this process has said."""
+        return text in self._log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """SIGKILL for the one process, as a fault: what it leaves behind is for the others to deal with."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait_end(self, limit_s: float) -> None:
+        """Until it has ended by itself; ServerFailed when it has not, or not with 0."""
+        try:
+            code = self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise ServerFailed(f"{self.name} did not end within {limit_s:.0f} s:\n{self.tail()}") from None
+        if code != 0:
+            raise ServerFailed(f"{self.name} ended with {code}:\n{self.tail()}")
+
     def stop(self) -> None:
         """SIGTERM, ``STOP_GRACE_S``, then SIGKILL for whatever of its tree is left. Safe to call twice."""
         family = tree(self.pid)

@@ -12,22 +12,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import measures
+from bench import measures, plane_measures, queue_measures
 from bench.driving import Caller, Target, crowd_driver
 from bench.measures import Run
 from bench.model import Machine, Problem, Ratio, Report, Row
-from bench.plan import FULL, QUICK, RATIO_BARS
+from bench.plan import FULL, GROUPS, OURS, QUICK, RATIO_BARS
 from bench.processes import rss_mb
 from bench.subjects import nova as nova_subject
 from bench.subjects.base import Peer, Say, SetupFailed
+from bench.subjects.control import PYTHON
 from bench.subjects.functions_framework import FunctionsFramework
-from bench.subjects.nova import NAME, PYTHON, Nova
+from bench.subjects.nova import NAME, Nova
 from bench.subjects.workerd import Workerd
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nova-bench"
 FROM_ZERO = {"cold_python": FunctionsFramework.name, "cold_node": Workerd.name}
 """The peer that stands beside each cold start: the one that runs the same language."""
 WARM = ("warm_latency", "warm_throughput")
+BESIDE_PEERS = {*FROM_ZERO, *WARM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +56,18 @@ def benchmark(only: Collection[str], options: Options, say: Say) -> Report:
         folder = Path(tempfile.mkdtemp(prefix="nova-bench-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         run = Run(QUICK if options.quick else FULL, options.nova, folder, stack.enter_context(Caller()), say)
-        ready_peers = set_up_peers(run, report) if options.peers else []
+        ready_peers = set_up_peers(run, report) if options.peers and set(only) & BESIDE_PEERS else []
         if "startup" in only:
             measures.startup(run)
         for peer in ready_peers:
             for measure in only:
                 if FROM_ZERO.get(measure) == peer.name:
                     measures.from_zero(run, peer, measure)
-        if set(only) - {"startup"}:
-            _on_running_subjects(run, only, ready_peers, stack)
+        if set(only) - {"startup", *GROUPS["planes"], *GROUPS["queue"]}:
+            with ExitStack() as servers:
+                _on_running_subjects(run, only, ready_peers, servers)
+        plane_measures.planes(run, only)
+        queue_measures.queue(run, only, report, peers=options.peers)
         report.rows, report.problems = run.rows, [*report.problems, *run.problems]
     report.ratios = ratios(report.rows)
     report.machine.load_after = os.getloadavg()[0]
@@ -135,7 +140,7 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
     found = []
     for row in rows:
         mine = ours.get((row.measure, row.metric))
-        if row.subject == NAME or mine is None or not mine.value or not row.value:
+        if row.subject in OURS or mine is None or not mine.value or not row.value:
             continue
         better = mine.value / row.value if row.better == "higher" else row.value / mine.value
         found.append(

@@ -96,6 +96,7 @@ def show(report: Report, console: Console) -> None:
     if report.rows:
         parts.append(row_table(report.rows, facts=console.width >= 150))
     parts += [Text(f"not measured: {p.subject}, {p.measure}: {p.reason}", style="bold red") for p in report.problems]
+    parts += [Text(f"{row.measure} {row.metric}: {row.note}", style="yellow") for row in report.rows if row.note]
     missed = report.missed()
     if missed:
         parts.append(Text(f"{len(missed)} of the promised numbers missed", style="bold red"))

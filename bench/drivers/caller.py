@@ -3,7 +3,8 @@
 Runs as its own process (``python -I -S caller.py``), takes one JSON command a line on stdin and answers one JSON line:
 
     {"host", "port", "request": <base64 of a whole HTTP request>, "expect": <in every good body, spaces aside>,
-     "count", "max_s", "skip": <calls at the front that warm up and are not counted>}
+     "count", "max_s", "skip": <calls at the front that warm up and are not counted>,
+     "status": <of a good answer; default 200>}
     → {"us": [...], "wrong": n, "first_wrong": text, "head": <head of the last answer>, "body": <last body>}
 
 Only the standard library and only what a blocking client costs; the connection is made again, off the clock, when the
@@ -77,13 +78,14 @@ def run(caller: Caller, command: dict[str, object]) -> dict[str, object]:
     request = base64.b64decode(str(command["request"]))
     expect = str(command["expect"]).encode()
     count, skip = int(str(command["count"])), int(str(command["skip"]))
+    status = f"http/1.1 {command.get('status', 200)}".encode()
     deadline = monotonic() + float(str(command["max_s"]))
     samples: list[float] = []
     wrong, first_wrong, head, body = 0, "", b"", b""
     for index in range(skip + count):
         try:
             head, body, took = caller.call(request)
-            good = head.startswith(b"http/1.1 200") and expect in body.replace(b" ", b"")
+            good = head.startswith(status) and expect in body.replace(b" ", b"")
             problem = "" if good else (head.split(b"\r\n", 1)[0] + b" " + body[:300]).decode(errors="replace")
         except OSError as error:
             caller.drop()

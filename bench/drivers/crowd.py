@@ -1,12 +1,18 @@
-"""Many callers from one process: an epoll loop over keep-alive connections, for machines without wrk.
+"""Many callers from one process: an epoll loop over keep-alive connections.
 
-Runs as ``python -I -S crowd.py`` with one JSON command on stdin:
+It stands in for wrk on machines without it, and does what wrk cannot: an exact number of calls, calls until it is told to
+end, and servers that go away in between. Runs as ``python -I -S crowd.py`` with one JSON command on stdin:
 
-    {"host", "port", "request": <base64>, "expect", "connections", "seconds"}
-    → {"calls", "wrong", "seconds", "first_wrong"}
+    {"host", "port", "request": <base64>, "expect", "connections", "seconds",
+     "status": <of a good answer; default 200>,
+     "calls": <end after exactly so many good answers; default: only the time ends it>,
+     "collect": <a key of the answers, which are JSON; its values are returned>,
+     "until_eof": <end as well when stdin is closed>}
+    → {"calls", "wrong", "seconds", "first_wrong", "collected": [...]}
 
-Each connection sends its next request as soon as its answer is complete. Slower than wrk by the cost of Python per
-call, the same for every subject; the report names the driver, and ``compare`` warns when two runs used different ones.
+Each connection sends its next request as soon as its answer is complete. What was answered wrongly, or not at all, is
+counted and sent again; a connection that cannot be made is counted too. Slower than wrk by the cost of Python per call,
+the same for every subject; the report names the driver, and ``compare`` warns when two runs used different ones.
 """
 
 import base64
@@ -16,74 +22,120 @@ import select
 import socket
 import sys
 from time import monotonic
+from typing import Any
 
 IDLE_LIMIT_S = 10.0
 """Without any answer for so long the run ends: a server that hangs must not hang the benchmark."""
+RECONNECT_S = 0.02
 
 
 class Crowd:
-    def __init__(self, address: tuple[str, int], request: bytes, expect: bytes) -> None:
-        self.address = address
-        self.request = request
-        self.expect = expect
+    def __init__(self, command: dict[str, Any]) -> None:
+        self.address = (command["host"], command["port"])
+        self.request = base64.b64decode(command["request"])
+        self.expect = command["expect"].encode()
+        self.status = b"HTTP/1.1 %d" % command.get("status", 200)
+        self.limit = command.get("calls") or sys.maxsize
+        self.key = command.get("collect")
         self.poll = select.epoll()
         self.sockets: dict[int, socket.socket] = {}
         self.buffers: dict[int, bytes] = {}
-        self.calls = self.wrong = 0
+        self.idle: list[int] = []
+        self.missing = command["connections"]
+        self.calls = self.wrong = self.asked = 0
         self.first_wrong = ""
+        self.collected: list[object] = []
 
     def connect(self) -> None:
-        sock = socket.create_connection(self.address, timeout=5)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sockets[sock.fileno()] = sock
-        self.buffers[sock.fileno()] = b""
-        self.poll.register(sock.fileno(), select.EPOLLIN)
-        sock.sendall(self.request)
+        """Make what is missing of the connections; one that is refused waits for the next time."""
+        while self.missing:
+            try:
+                sock = socket.create_connection(self.address, timeout=5)
+            except OSError as error:
+                self.failed(repr(error))
+                return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.missing -= 1
+            self.sockets[sock.fileno()] = sock
+            self.poll.register(sock.fileno(), select.EPOLLIN)
+            self.ask(sock.fileno())
 
-    def reconnect(self, fd: int) -> None:
+    def ask(self, fd: int) -> None:
+        self.buffers[fd] = b""
+        if self.asked >= self.limit:
+            self.idle.append(fd)
+            return
+        self.asked += 1
+        try:
+            self.sockets[fd].sendall(self.request)
+        except OSError as error:
+            self.asked -= 1
+            self.failed(repr(error))
+            self.drop(fd)
+
+    def failed(self, what: str) -> None:
+        self.wrong += 1
+        self.first_wrong = self.first_wrong or what
+
+    def drop(self, fd: int) -> None:
         self.poll.unregister(fd)
         del self.buffers[fd]
         self.sockets.pop(fd).close()
-        self.connect()
+        self.missing += 1
 
     def readable(self, fd: int) -> None:
         try:
-            data = self.sockets[fd].recv(65536)
+            data, what = self.sockets[fd].recv(65536), "the server closed the connection"
         except OSError as error:
-            data, self.first_wrong = b"", self.first_wrong or repr(error)
+            data, what = b"", repr(error)
         if not data:
-            self.wrong += 1
-            self.first_wrong = self.first_wrong or "the server closed the connection"
-            self.reconnect(fd)
+            if fd in self.idle:
+                self.idle.remove(fd)
+            else:
+                self.asked -= 1
+                self.failed(what)
+            self.drop(fd)
             return
         data = self.buffers[fd] + data
         if not complete(data):
             self.buffers[fd] = data
             return
-        if data.startswith(b"HTTP/1.1 200") and self.expect in data.replace(b" ", b""):
+        if data.startswith(self.status) and self.expect in data.replace(b" ", b""):
             self.calls += 1
+            if self.key is not None:
+                self.collected.append(json.loads(data.partition(b"\r\n\r\n")[2])[self.key])
         else:
-            self.wrong += 1
-            self.first_wrong = self.first_wrong or data[:400].decode(errors="replace")
+            self.asked -= 1
+            self.failed(data[:400].decode(errors="replace"))
         if b"\r\nconnection: close" in data.lower():
-            self.reconnect(fd)
+            self.drop(fd)
         else:
-            self.buffers[fd] = b""
-            self.sockets[fd].sendall(self.request)
+            self.ask(fd)
 
-    def run(self, connections: int, seconds: float) -> float:
-        for _ in range(connections):
-            self.connect()
-        start = now = monotonic()
-        while now - start < seconds:
-            events = self.poll.poll(IDLE_LIMIT_S)
-            if not events:
-                self.wrong += 1
-                self.first_wrong = self.first_wrong or f"no answer at all for {IDLE_LIMIT_S:.0f} s"
+    def again(self) -> None:
+        """Whoever stands idle asks for those that failed."""
+        while self.idle and self.asked < self.limit:
+            self.ask(self.idle.pop())
+
+    def run(self, seconds: float, until_eof: bool) -> float:
+        end = sys.stdin.fileno() if until_eof else -1
+        if until_eof:
+            self.poll.register(end, select.EPOLLIN | select.EPOLLHUP)
+        self.connect()
+        start = now = heard = monotonic()
+        while now - start < seconds and self.calls < self.limit:
+            events = self.poll.poll(RECONNECT_S if self.missing else 1.0)
+            if any(fd == end for fd, _ in events):
                 break
             for fd, _ in events:
                 self.readable(fd)
             now = monotonic()
+            heard = now if events else heard
+            if now - heard > IDLE_LIMIT_S:
+                self.failed(f"no answer at all for {IDLE_LIMIT_S:.0f} s")
+                break
+            self.connect()
+            self.again()
         return monotonic() - start
 
 
@@ -101,9 +153,10 @@ def complete(data: bytes) -> bool:
 def main() -> None:
     gc.disable()
     command = json.loads(sys.stdin.readline())
-    crowd = Crowd((command["host"], command["port"]), base64.b64decode(command["request"]), command["expect"].encode())
-    took = crowd.run(command["connections"], command["seconds"])
-    print(json.dumps({"calls": crowd.calls, "wrong": crowd.wrong, "seconds": took, "first_wrong": crowd.first_wrong}))
+    crowd = Crowd(command)
+    took = crowd.run(command["seconds"], command.get("until_eof", False))
+    answer = {"calls": crowd.calls, "wrong": crowd.wrong, "seconds": took, "first_wrong": crowd.first_wrong}
+    print(json.dumps({**answer, "collected": crowd.collected}))
 
 
 if __name__ == "__main__":

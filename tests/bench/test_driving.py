@@ -2,9 +2,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import pytest
-from bench.driving import Caller, DriveError, Target, answers, crowd
+from bench.driving import Caller, DriveError, SteadyCrowd, Target, answers, burst, crowd
 
 from bench import driving
 
@@ -138,3 +139,70 @@ def test_our_own_crowd_reports_wrong_answers(monkeypatch: pytest.MonkeyPatch) ->
     shed = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
     with serving(lambda number: (shed, False)) as target, pytest.raises(DriveError, match="503"):
         crowd(target, 2, 0.1)
+
+
+def test_a_burst_asks_exactly_so_often_and_collects() -> None:
+    asked: list[int] = []
+
+    def answer(number: int) -> tuple[bytes, bool]:
+        asked.append(number)
+        return GOOD, False
+
+    with serving(answer) as target:
+        found = burst(target, 4, 50, max_s=10, collect="hello")
+    assert len(asked) == found.calls == 50
+    assert found.collected == ["bench"] * 50
+
+
+def test_a_burst_asks_again_for_what_failed_and_counts_it() -> None:
+    shed = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+
+    def answer(number: int) -> tuple[bytes, bool]:
+        if number == 3:
+            return b"", True
+        return (shed if number == 7 else GOOD), False
+
+    with serving(answer) as target:
+        found = burst(target, 4, 50, max_s=10, faults=True)
+    assert (found.calls, found.wrong) == (50, 2)
+    with serving(answer) as target, pytest.raises(DriveError, match="2 wrong answers"):
+        burst(target, 4, 50, max_s=10)
+
+
+def test_a_burst_gives_up_in_time() -> None:
+    with serving(lambda number: (GOOD, False)) as target, pytest.raises(DriveError, match="of 10000000 calls"):
+        burst(target, 2, 10_000_000, max_s=0.1)
+
+
+def test_another_status_can_be_the_good_one(caller: Caller) -> None:
+    accepted = GOOD.replace(b"200 OK", b"202 Accepted")
+    with serving(lambda number: (accepted, False)) as target:
+        with pytest.raises(DriveError, match="202"):
+            caller.series(target, 1)
+        target = replace(target, status=202)
+        assert len(caller.series(target, 5).us) == 5
+        assert burst(target, 2, 5, max_s=5).calls == 5
+
+
+def test_steady_callers_count_closed_connections_and_go_on() -> None:
+    enough = threading.Event()
+
+    def answer(number: int) -> tuple[bytes, bool]:
+        if number >= 20:
+            enough.set()
+        return (b"", True) if number in (3, 7) else (GOOD, False)
+
+    with serving(answer) as target, SteadyCrowd(target, 2, 30) as callers:
+        assert enough.wait(10)
+        found = callers.end()
+    assert found.wrong == 2
+    assert found.calls > 10
+    assert "closed" in found.first_wrong
+
+
+def test_steady_callers_that_ended_are_noticed() -> None:
+    with serving(lambda number: (GOOD, False)) as target, SteadyCrowd(target, 1, 0.01) as callers:
+        with pytest.raises(DriveError, match="before its time"):
+            callers.wait(10)
+        with pytest.raises(DriveError, match="before its time"):
+            callers.end()
