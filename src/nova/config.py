@@ -275,7 +275,9 @@ class SchedulesSettings(Section):
 
 
 class RetentionSettings(Section):
-    async_days: int = Field(7, ge=1, le=3650, description="finished async calls are kept so long", json_schema_extra=HOT)
+    async_days: int = Field(
+        7, ge=1, le=3650, description="finished async calls are kept so long", json_schema_extra=HOT
+    )
     dlq_days: int = Field(30, ge=1, le=3650, description="dead letters are kept so long", json_schema_extra=HOT)
     schedule_runs_days: int = Field(
         30, ge=1, le=3650, description="the history of schedules is kept so long", json_schema_extra=HOT

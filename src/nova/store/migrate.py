@@ -55,7 +55,9 @@ async def migrate(dsn: str) -> list[Migration]:
                 " (version int PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
             )
             await conn.execute("ALTER TABLE schema_migrations ADD COLUMN IF NOT EXISTS min_code int NOT NULL DEFAULT 0")
-            done: dict[int, int] = dict(await (await conn.execute("SELECT version, min_code FROM schema_migrations")).fetchall())
+            done: dict[int, int] = dict(
+                await (await conn.execute("SELECT version, min_code FROM schema_migrations")).fetchall()
+            )
             ahead = done.keys() - {m.version for m in known}
             if any(done[version] > known[-1].version for version in ahead):
                 raise RuntimeError(
