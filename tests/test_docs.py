@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,10 +16,11 @@ import typer.core
 import typer.main
 from bench.plan import MEASURES
 from pydantic import BaseModel
+from standardwebhooks import Webhook
 
 from nova.agent import frames
 from nova.api import functions
-from nova.cli import nova, orbit
+from nova.cli import nova, orbit, planes
 from nova.store.listen import Channel
 from nova.store.migrate import available
 from tests.agent.harness import guest
@@ -26,7 +28,18 @@ from tests.agent.harness import guest
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "SPECIFICATION.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-PROGRAMS = {"nova": typer.main.get_command(nova.app), "orbit": typer.main.get_command(orbit.app)}
+APPS = {
+    "nova": nova.app,
+    "orbit": orbit.app,
+    "comet": planes.comet_app,
+    "corona": planes.corona_app,
+    "nebula": planes.nebula_app,
+    "aurora": planes.aurora_app,
+    "zenith": planes.zenith_app,
+}
+PROGRAMS = {name: typer.main.get_command(app) for name, app in APPS.items()}
+NAMES = "|".join(["make", *APPS])
+BIN = r"(?:\.venv|\.)/bin/"
 TARGETS = frozenset(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -57,12 +70,12 @@ def prose(text: str) -> str:
 
 def commands(text: str) -> Iterator[list[str]]:
     """Every command line of ours that a page shows: in blocks, after a prompt or not, and in running text."""
-    shown = re.findall(r"^ {4}(?:\$ )?((?:make|nova|orbit|\.venv/bin/\w+) .*)$", text, re.MULTILINE)
-    shown += re.findall(r"`((?:make|nova|orbit) [^`]+)`", prose(text))
+    shown = re.findall(rf"^ {{4}}(?:\$ )?((?:{NAMES}|{BIN}\w+) .*)$", text, re.MULTILINE)
+    shown += re.findall(rf"`((?:{NAMES}) [^`]+)`", prose(text))
     for line in shown:
         for part in re.split(r"\s(?:&&|\|)\s", line.replace(r"\|", "|")):
             words = shlex.split(part.split("  #")[0].replace("…", ""), comments=True)
-            if words and (program := words[0].removeprefix(".venv/bin/")) in ("make", "nova", "orbit"):
+            if words and (program := re.sub(f"^{BIN}", "", words[0])) in ("make", *APPS):
                 yield [program, *words[1:]]
 
 
@@ -104,9 +117,10 @@ def test_every_command_exists(page: Path) -> None:
 
 def test_commands_that_do_not_exist_would_be_noticed() -> None:
     """The check above is one."""
-    text = "    $ orbit deploi x\n\n    orbit list --colour\n\nSay `make runn`, `nova config shw` or `orbit versions list hello`."
+    text = "    $ orbit deploi x\n\n    orbit list --colour\n\n    ./bin/zenith serve --comets x\n\n"
+    text += "Say `make runn`, `nova config shw` or `orbit versions list hello`."
     assert [words for words in commands(text) if problem(words) is None] == [["orbit", "versions", "list", "hello"]]
-    assert len(list(commands(text))) == 5
+    assert len(list(commands(text))) == 6
 
 
 def test_tables_made_from_the_code_are_up_to_date() -> None:
@@ -162,6 +176,28 @@ def test_every_frame_is_described() -> None:
     types = {value for name, value in vars(frames).items() if isinstance(value, int) and name not in bounds}
     assert types
     assert {number for number in types if not re.search(rf"^\| {number} \|", page, re.MULTILINE)} == set()
+
+
+def test_the_receiver_of_the_page_takes_what_is_signed_and_nothing_else() -> None:
+    found = re.search(r"```python\n(.*?)```", (DOCS / "async.md").read_text(), re.DOTALL)
+    assert found is not None
+    page: dict[str, Any] = {}
+    exec(found[1], page)
+    secret, now, body = f"whsec_{'c2VjcmV0' * 4}", datetime.now(UTC), '{"type": "nova.async.failed"}'
+
+    def verified(sent_at: datetime, body: str, other: str | None = None) -> bool:
+        headers = {
+            "webhook-id": "event",
+            "webhook-timestamp": str(int(sent_at.timestamp())),
+            "webhook-signature": Webhook(other or secret).sign("event", sent_at, '{"type": "nova.async.failed"}'),
+        }
+        answer: bool = page["verified"](secret, headers, body.encode())
+        return answer
+
+    assert verified(now, body)
+    assert not verified(now, body.replace("failed", "succeeded"))
+    assert not verified(now, body, other=f"whsec_{'b3RoZXIh' * 4}")
+    assert not verified(now - timedelta(hours=1), body)
 
 
 @pytest.mark.anyio
