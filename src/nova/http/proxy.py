@@ -5,6 +5,7 @@ beyond what the sockets hold; a client that leaves takes its request at the upst
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
@@ -50,6 +51,9 @@ _IDLE_S = 0.75
 """A free connection is not used again after this long; the upstream's own grace at its end is longer, so none is lost."""
 _CONNECT_S = 2.0
 _WRITE_S = 30.0
+_RECEIVE_BUFFER = 256 << 10
+"""of the kernel, for each connection to the upstream. One turn of the event loop may read all of it, wanted or not: this is what
+a client who does not read his answer costs."""
 
 
 class HttpProxy:
@@ -70,7 +74,8 @@ class HttpProxy:
         self._name = name
         self._timeout = httpx.Timeout(answer_timeout_s, connect=_CONNECT_S, write=_WRITE_S, pool=None).as_dict()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE_S)
-        self._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+        buffer = (socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        self._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False, socket_options=[buffer])
 
     async def start(self) -> None:
         """Connections are made when they are needed."""

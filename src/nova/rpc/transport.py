@@ -36,6 +36,9 @@ _PING_MS = 5000
 _PING_TIMEOUT_MS = 5000
 _MAX_STREAMS = 1024
 _METADATA_BYTES = 16 << 10
+_WINDOW_BYTES = 256 << 10
+"""What is read ahead of one stream. gRPC would let it grow with the connection's speed, to megabytes that a client who does not
+read his answer keeps in memory here."""
 
 
 def _common(max_message_mb: int) -> list[tuple[str, Any]]:
@@ -43,6 +46,8 @@ def _common(max_message_mb: int) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", max_message_mb << 20),
         ("grpc.max_receive_message_length", max_message_mb << 20),
         ("grpc.max_metadata_size", _METADATA_BYTES),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.keepalive_time_ms", _PING_MS),
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
