@@ -35,3 +35,8 @@ def test_the_trace_is_there_when_the_call_has_one(state: str) -> None:
     decoded = json.loads(context)
     assert (decoded["traceparent"], decoded["tracestate"]) == ("00-abc-def-01", state)
     assert split_call(call_line(b"[1]", context)) == (b"[1]", context)
+
+
+def test_a_call_that_is_tried_again_says_so() -> None:
+    encoder = ContextEncoder(snapshot_of(spec_of("python")))
+    assert json.loads(encoder.encode("0199-a", 1, attempt=3))["attempt"] == 3

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 class Worker(Process):
     """A plane without requests of its own: it serves grpc.health.v1, and works.
 
-    ``comets`` are addresses to run calls on; without any, this process runs them itself.
+    ``comets`` are addresses to run calls on, none of them: those that registered; None: this process runs calls itself.
     """
 
     plane = ""
@@ -33,7 +33,7 @@ class Worker(Process):
         self,
         loaded: Loaded,
         *,
-        comets: Sequence[str],
+        comets: Sequence[str] | None,
         health: str,
         on_progress: Progress = lambda _step: None,
     ) -> None:
@@ -67,7 +67,7 @@ class Worker(Process):
 
     async def _runners(self, stores: Stores, trust: Trust, metrics: Metrics) -> tuple[Invoker, Scaler]:
         """Who runs calls, and who keeps instances ready: the comets that were named, or this process."""
-        if self._comets:
+        if self._comets is not None:
             comets = await open_comets(self, stores, trust, self._comets)
             return comets, comets
         home = take_home(self.settings.data_dir)

@@ -44,14 +44,14 @@ class Zenith(Process):
         *,
         address: Address,
         nova_url: str,
-        comets: Sequence[str],
+        comets: Sequence[str] | None,
         take_over: bool,
         on_progress: Progress = lambda _step: None,
     ) -> None:
         super().__init__(loaded, on_progress=on_progress)
         self._address = address
         self._nova_url = nova_url
-        self._comets = comets
+        self._comets = comets or ()
         self._take_over = take_over
 
     async def compose(self) -> None:

@@ -26,7 +26,9 @@ _EVERY_PLANE = {"control", "execution", "scheduling", "events", "observability",
 Comets = Annotated[
     str | None,
     typer.Option(
-        "--comet-grpc", metavar="ADDR[,ADDR…]", help="Comets to run calls on; default: run them in this process."
+        "--comet-grpc",
+        metavar="ADDR[,ADDR…]|auto",
+        help="Comets to run calls on; auto: those that registered; default: run calls in this process.",
     ),
 ]
 Health = Annotated[str, typer.Option("--health-addr", metavar="ADDR", help="Where grpc.health.v1 is served.")]
@@ -51,8 +53,14 @@ def _address(loaded: Loaded, text: str, insecure: bool) -> Address:
     return parse(text, open_access=loaded.settings.auth.enabled == "false", insecure=insecure)
 
 
-def _comets(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+def _comets(text: str | None) -> list[str] | None:
+    """Addresses; none of them for ``auto``, which finds the comets that registered; None when nothing was said."""
+    if text is None or text.strip() == "auto":
+        return None if text is None else []
+    addresses = [part.strip() for part in text.split(",") if part.strip()]
+    if not addresses:
+        raise invalid("comet-grpc", "host:port, several with commas between, or auto")
+    return addresses
 
 
 def daemon(
@@ -218,7 +226,7 @@ def zenith_serve(
         str, typer.Option("--nova-url", metavar="URL", help="The control plane.")
     ] = "http://127.0.0.1:9001",
     comet_grpc: Annotated[
-        str, typer.Option("--comet-grpc", metavar="ADDR[,ADDR…]", help="The comets; '' finds those that registered.")
+        str, typer.Option("--comet-grpc", metavar="ADDR[,ADDR…]|auto", help="The comets; auto: those that registered.")
     ] = "127.0.0.1:9090",
     config: Config = None,
     pg_dsn: Dsn = None,

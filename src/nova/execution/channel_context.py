@@ -18,15 +18,19 @@ class ContextEncoder:
             "mode": snapshot.mode,
             "tenant": snapshot.scope.tenant,
             "namespace": snapshot.scope.namespace,
-            "attempt": 1,
         }
-        self._fixed = b", " + encode(fixed)[1:]
+        self._fixed = b", " + encode(fixed)[1:-1]
 
     def encode(
-        self, request_id: str, deadline_ms: int, traceparent: str | None = None, tracestate: str | None = None
+        self,
+        request_id: str,
+        deadline_ms: int,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        attempt: int = 1,
     ) -> bytes:
         """``deadline_ms`` is Unix time. The request id is always the first member: bootstraps find it without parsing."""
         own = b'{"request_id": "%b", "deadline_ms": %d' % (request_id.encode(), deadline_ms)
         if traceparent:
             own += b', "traceparent": %b, "tracestate": %b' % (encode(traceparent), encode(tracestate or ""))
-        return own + self._fixed
+        return b'%b%b, "attempt": %d}' % (own, self._fixed, attempt)

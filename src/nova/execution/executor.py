@@ -200,7 +200,9 @@ class Executor:
             limit = deadline
         member = lease.member
         deadline_ms = int((self._clock.now().timestamp() + limit - sent) * 1000)
-        context = member.pool.context.encode(call.request_id, deadline_ms, call.traceparent, call.tracestate)
+        context = member.pool.context.encode(
+            call.request_id, deadline_ms, call.traceparent, call.tracestate, call.attempt
+        )
         return member.instance.channel.call(WorkerCall(call.request_id, call.payload, context, limit))
 
     def finish(

@@ -11,22 +11,20 @@ app.kubernetes.io/component: {{ .plane }}
 {{- with .Values.image.registry }}{{ . }}/{{ end }}{{ .plane }}-runtime:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
-{{/* Workers and zenith find every comet by a headless service; those that register are found besides. */}}
-{{- define "nova.comets" -}}{{ .Release.Name }}-comet:9090{{- end }}
-
+{{/* Workers and zenith find the comets that registered: each pod by its own address. */}}
 {{- define "nova.args" -}}
 {{- if eq .plane "nova" -}}
 ["daemon", "--http", ":9001", "--planes", "control", "--config", "/etc/nova/nova.json"]
 {{- else if eq .plane "comet" -}}
 ["daemon", "--grpc", "0.0.0.0:9090", "--config", "/etc/nova/nova.json"]
 {{- else if eq .plane "corona" -}}
-["daemon", "--comet-grpc", {{ include "nova.comets" . | quote }}, "--health-addr", "0.0.0.0:9003", "--config", "/etc/nova/nova.json"]
+["daemon", "--comet-grpc", "auto", "--health-addr", "0.0.0.0:9003", "--config", "/etc/nova/nova.json"]
 {{- else if eq .plane "nebula" -}}
-["daemon", "--comet-grpc", {{ include "nova.comets" . | quote }}, "--health-addr", "0.0.0.0:9004", "--config", "/etc/nova/nova.json"]
+["daemon", "--comet-grpc", "auto", "--health-addr", "0.0.0.0:9004", "--config", "/etc/nova/nova.json"]
 {{- else if eq .plane "aurora" -}}
 ["daemon", "--listen", ":9002", "--config", "/etc/nova/nova.json"]
 {{- else -}}
-["serve", "--listen", ":9000", "--nova-url", "http://{{ .Release.Name }}-nova:9001", "--comet-grpc", {{ include "nova.comets" . | quote }}, "--config", "/etc/nova/nova.json"]
+["serve", "--listen", ":9000", "--nova-url", "http://{{ .Release.Name }}-nova:9001", "--comet-grpc", "auto", "--config", "/etc/nova/nova.json"]
 {{- end }}
 {{- end }}
 
