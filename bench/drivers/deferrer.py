@@ -13,7 +13,7 @@ import sys
 from time import monotonic
 
 import psycopg
-from procrastinate_app import app, hello
+from procrastinate_app import app, hello  # type: ignore[import-not-found]
 
 POLL_S = 0.05
 DONE = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 
 import psycopg
 import structlog
@@ -17,7 +18,7 @@ from nova import payload
 from nova.clock import SYSTEM_CLOCK, Clock, rfc3339
 from nova.domain.asyncs import JobError, Outcome, backoff_s
 from nova.domain.call import CallRequest, CallResult, Trigger
-from nova.domain.identity import Grant, Identity
+from nova.domain.identity import Grant, Identity, Scope
 from nova.domain.ports import Invoker
 from nova.errors import NovaError
 from nova.events import envelope
@@ -270,13 +271,7 @@ def _call(attempt: _Attempt) -> CallRequest:
         scope=job.scope,
         function=job.function,
         payload=job.payload,
-        identity=Identity(
-            subject=job.caller,
-            tenants=frozenset({job.scope.tenant}),
-            namespaces=frozenset({job.scope.namespace}),
-            grants=(_MAY_INVOKE,),
-            default_scope=job.scope,
-        ),
+        identity=_identity(job.caller, job.scope),
         received=attempt.began,
         qualifier=job.qualifier,
         trigger=trigger,
@@ -288,6 +283,18 @@ def _call(attempt: _Attempt) -> CallRequest:
 
 
 _MAY_INVOKE = Grant(frozenset({"function:invoke"}))
+
+
+@lru_cache(maxsize=1024)
+def _identity(subject: str, scope: Scope) -> Identity:
+    """One object for many jobs: what is signed of it is remembered by the object."""
+    return Identity(
+        subject=subject,
+        tenants=frozenset({scope.tenant}),
+        namespaces=frozenset({scope.namespace}),
+        grants=(_MAY_INVOKE,),
+        default_scope=scope,
+    )
 
 
 def _away(error: BaseException) -> bool:

@@ -34,7 +34,7 @@ class CallStream:
         self._now = now
         self._limit = limit
         self._loop = asyncio.get_running_loop()
-        self._outbox: Outbox[pb.CallBatch] = Outbox(pb.CallBatch)
+        self._outbox: Outbox[pb.CallBatch] = Outbox(pb.CallBatch, lambda: self.unanswered)
         self._waiting: dict[int, asyncio.Future[pb.Result]] = {}
         self._turns: deque[asyncio.Future[None]] = deque()
         self._seq = 0

@@ -42,7 +42,7 @@ class ServedCalls:
         self._now = now
         self._limit = limit
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._outbox: Outbox[pb.ResultBatch] = Outbox(pb.ResultBatch)
+        self._outbox: Outbox[pb.ResultBatch] = Outbox(pb.ResultBatch, lambda: self._unwritten)
         self._unwritten = 0
         self._idle = asyncio.Event()
         self._idle.set()
