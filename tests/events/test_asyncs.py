@@ -14,6 +14,7 @@ from nova.api import asyncs as contract
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.errors import FunctionError
+from nova.events.accepting import AcceptHandlers
 from nova.events.asyncs import AsyncHandlers
 from nova.events.webhook_secrets import WebhookSecrets
 from nova.ids import new_id
@@ -60,8 +61,8 @@ class Plane:
 async def serving(database: Database, calls: Calls | None = None, *, start: bool = True) -> AsyncIterator[Plane]:
     await function(database)
     async with nebula(database, calls, start=start) as queue:
-        owner = AsyncHandlers(database, queue.queue, queue.endings, WebhookSecrets(database))
-        async with management(database, [owner], contract.ROUTES) as api:
+        owners = [AcceptHandlers(queue.queue), AsyncHandlers(database, queue.endings, WebhookSecrets(database))]
+        async with management(database, owners, contract.ROUTES) as api:
             yield Plane(queue, api)
 
 

@@ -5,6 +5,7 @@ from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
 from nova.domain.ports import Invoker
 from nova.events.accept import Queue
+from nova.events.accepting import AcceptHandlers
 from nova.events.asyncs import AsyncHandlers
 from nova.events.deliveries import Deliveries
 from nova.events.envelope import KIND as DELIVERY
@@ -38,7 +39,7 @@ class Accepting:
 
     def handlers(self) -> list[object]:
         stores = self._stores
-        return [AsyncHandlers(stores.db, self.queue, self._endings, WebhookSecrets(stores.db))]
+        return [AcceptHandlers(self.queue), AsyncHandlers(stores.db, self._endings, WebhookSecrets(stores.db))]
 
 
 async def work_off(

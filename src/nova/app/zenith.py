@@ -17,6 +17,7 @@ from nova.app.remote import open_comets
 from nova.app.rpc import READINGS
 from nova.clock import SYSTEM_CLOCK
 from nova.config_sources import Loaded
+from nova.events.accepting import AcceptHandlers
 from nova.execution.metrics import Metrics
 from nova.gateway.forward import forwarding
 from nova.gateway.front import Front
@@ -35,6 +36,8 @@ from nova.work.membership import advertised, node_name
 log = structlog.get_logger(__name__)
 MERGED = frozenset({*READINGS, "stats.get"})
 """What zenith answers by asking every comet."""
+ACCEPTED = frozenset({"function.invoke_async"})
+"""What zenith hands to a comet's queue itself: a message costs half of a request that is carried on."""
 
 
 class Zenith(Process):
@@ -75,11 +78,12 @@ class Zenith(Process):
 
         standings = Standings({"nova": lambda: standing_of(nova), "comet": comet}, workers, SYSTEM_CLOCK)
         table = list(routes())
-        here = HEALTH | MERGED | set(Front.OPS)
+        here = HEALTH | MERGED | ACCEPTED | set(Front.OPS)
         application = bind(
             table,
             [
                 MergedHandlers(asking, asking.scrape),
+                AcceptHandlers(comets),
                 health_handlers(stores, draining=lambda: side.draining, planes=standings),
             ],
             door=door,

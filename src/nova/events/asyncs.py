@@ -1,7 +1,6 @@
 """The routes of asynchronous invocations."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -11,13 +10,11 @@ from pydantic_core import to_json
 
 from nova import payload
 from nova.api.asyncs import (
-    AcceptedJob,
     Changed,
     DeadLetters,
     DlqQuery,
     GlobalPause,
     GlobalPauseView,
-    InvokeAsync,
     Job,
     JobDetail,
     JobFailure,
@@ -34,14 +31,12 @@ from nova.api.asyncs import (
 )
 from nova.api.table import Empty, Page
 from nova.clock import SYSTEM_CLOCK, Clock
-from nova.domain.asyncs import MAX_DELAY_S, JobStatus
-from nova.domain.call import AsyncOptions, CallRequest
-from nova.domain.ports import Acceptor
+from nova.domain.asyncs import JobStatus
 from nova.errors import NovaError, invalid, not_found
 from nova.events.waiting import Endings
 from nova.events.webhook_secrets import WebhookSecrets
 from nova.http import paging
-from nova.http.handler import Answer, Req, handles
+from nova.http.handler import Req, handles
 from nova.security import access
 from nova.store import asyncs, work
 from nova.store.asyncs_admin import AsyncStore, DeadFilter, JobFilter
@@ -63,12 +58,11 @@ _SAME = tuple(name for name in Job.model_fields if name not in {"function", "err
 
 
 class AsyncHandlers:
-    """Serves ``nova.api.asyncs``. ``acceptor`` commits the calls that ``invoke-async`` brings."""
+    """Serves ``nova.api.asyncs`` but for what brings new calls (:mod:`nova.events.accepting`)."""
 
     def __init__(
         self,
         db: Database,
-        acceptor: Acceptor,
         endings: Endings,
         secrets: WebhookSecrets,
         *,
@@ -76,51 +70,9 @@ class AsyncHandlers:
     ) -> None:
         self._db = db
         self._store = AsyncStore(db)
-        self._acceptor = acceptor
         self._endings = endings
         self._secrets = secrets
         self._clock = clock
-
-    @handles("function.invoke_async")
-    async def invoke(self, req: Req[InvokeAsync, Empty]) -> Answer:
-        body, name = req.body, req.params["name"]
-        value = req.raw_body.get("payload", {})
-        call = CallRequest(
-            request_id=req.request_id,
-            scope=req.scope,
-            function=name,
-            payload=json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(),
-            identity=req.identity,
-            received=self._clock.monotonic(),
-            qualifier=body.qualifier,
-            traceparent=req.http.headers.get("traceparent"),
-            tracestate=req.http.headers.get("tracestate"),
-        )
-        options = AsyncOptions(
-            max_attempts=body.max_attempts,
-            backoff_base_ms=body.backoff_base_ms,
-            backoff_max_ms=body.backoff_max_ms,
-            max_age_s=body.max_age_s,
-            delay_s=self._delay_s(body),
-            idempotency_key=_key(body, req),
-            **({} if body.idempotency_ttl_s is None else {"idempotency_ttl_s": body.idempotency_ttl_s}),
-        )
-        accepted = await self._acceptor.accept(call, options)
-        headers = {"Location": f"/async-invocations/{accepted.invocation_id}"}
-        if accepted.replayed:
-            headers["X-Idempotency-Status"] = "replay"
-        job = {"invocation_id": accepted.invocation_id, "status": accepted.status, "function": name}
-        return Answer(AcceptedJob.model_validate(job), 200 if accepted.replayed else 202, headers)
-
-    def _delay_s(self, body: InvokeAsync) -> float:
-        if body.not_before is None:
-            return body.delay_s or 0.0
-        if body.delay_s is not None:
-            raise invalid("not_before", "cannot go with delay_s")
-        delay_s = max(0.0, (body.not_before - self._clock.now()).total_seconds())
-        if delay_s > MAX_DELAY_S:
-            raise invalid("not_before", f"at most {MAX_DELAY_S // 86_400} days from now")
-        return delay_s
 
     # Looking
 
@@ -338,14 +290,6 @@ def _before(cursor: str | None) -> str | None:
     if not _is_id(str(values[0])):
         raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before")
     return str(values[0])
-
-
-def _key(body: InvokeAsync, req: Req[InvokeAsync, Empty]) -> str | None:
-    """The key of the body, or of the header. Raises ``validation_failed`` for two that differ."""
-    header = req.http.headers.get("idempotency-key")
-    if header is not None and body.idempotency_key not in (None, header):
-        raise invalid("idempotency_key", "is another one than in the Idempotency-Key header")
-    return header or body.idempotency_key
 
 
 def _is_id(text: str) -> bool:
