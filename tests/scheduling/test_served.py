@@ -36,11 +36,11 @@ def test_a_schedule_calls_its_function(nova_server: NovaServer) -> None:
             return [run for run in items if run["outcome"] == "succeeded"]
 
         run = until(succeeded)[-1]
-        client.call("function.delete", {"name": "ticked"})
-        assert client.call("schedule.list", query={"target": "ticked"})["items"] == []
         job = client.call("async.get", {"id": run["invocation_id"]})
         assert job["output"]["type"] == "nova.schedule.fired"
         assert job["output"]["subject"] == "tick"
+        client.call("function.delete", {"name": "ticked"})
+        assert client.call("schedule.list", query={"target": "ticked"})["items"] == []
 
 
 def test_min_replicas_stand_ready_before_the_first_call(nova_server: NovaServer) -> None:
