@@ -18,15 +18,16 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import LimitSettings
 from nova.domain.call import SAMPLED, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope as Place
-from nova.domain.names import is_name
 from nova.domain.ports import Acceptor, Flight, Invoker, Starter
-from nova.errors import FunctionError, NovaError, as_refusal, draining, internal, not_found
+from nova.errors import FunctionError, NovaError, as_refusal, draining, internal
 from nova.gateway import calling, urls
+from nova.gateway.entry import Entry, Knock
+from nova.gateway.replying import lines_of, pairs, reply, text
 from nova.http import cors
 from nova.http.body import ClientGone
 from nova.http.body import read as read_body
 from nova.http.cycle import Cycle, wire_of
-from nova.http.exchange import REQUEST_ID, Exchange, HeaderList, request_id_of
+from nova.http.exchange import REQUEST_ID, Exchange, request_id_of
 from nova.http.operation import parse_query
 from nova.http.routing import decode_segment, without_prefix
 from nova.http.trail import Trail
@@ -39,7 +40,6 @@ from nova.store.audit import AuditStore
 log = structlog.get_logger(__name__)
 INVOKE = "function.invoke"
 URL = "function.url"
-_PERMISSION = "function:invoke"
 _FUNCTIONS = b"/functions/"
 _INVOKE = b"/invoke"
 _URL_PATH = re.compile(rb"(?:/t/([^/]+)/([^/]+))?/fn/([^/]+)(/.*)?", re.DOTALL)
@@ -60,21 +60,6 @@ class Target:
     plain: bool
     wishes: bool
     caller: Caller | None = None
-
-
-@dataclass(slots=True)
-class Knock:
-    """How far a caller came at the door."""
-
-    caller: Caller | None = None
-    place: Place | None = None
-    allowed: bool = False
-
-    def inside(self) -> tuple[Caller, Place]:
-        """Who and where, behind the door."""
-        assert self.caller is not None
-        assert self.place is not None
-        return self.caller, self.place
 
 
 @dataclass(slots=True)
@@ -113,7 +98,7 @@ class Front:
         self._acceptor = acceptor
         self._begin = invoker.begin if isinstance(invoker, Starter) else None
         self._door = door
-        self._trail = Trail(audit, door)
+        self._entry = Entry(door, Trail(audit, door))
         self._management = management
         self._limits = limits
         self._clock = clock
@@ -165,7 +150,7 @@ class Front:
             raise NovaError("method_not_allowed", "allowed here: POST", extra={"allow": ["POST"]})
         target = _target(raw_name, headers)
         peer = scope["client"][0] if scope["client"] else None
-        caller, place, extra = await self._enter(
+        caller, place, extra = await self._entry.enter(
             headers, peer, INVOKE, target.name, target.tenant, target.namespace, scope[REQUEST_ID]
         )
         admitted = self._now()
@@ -188,7 +173,7 @@ class Front:
         accepted = await self._acceptor.accept(call, AsyncOptions(idempotency_key=key))
         status, lines, body = calling.accepted_response(accepted, call.function)
         lines += b"x-request-id: %s\r\n" % call.request_id.encode() + extra
-        await _reply(scope, send, status, lines, body)
+        await reply(scope, send, status, lines, body)
 
     def direct(self, cycle: Cycle) -> bool:
         """An invoke that has to wait for nothing, without a task; see :class:`~nova.http.cycle.Direct`."""
@@ -204,7 +189,7 @@ class Front:
             known = target.caller
             if known is not None and self._door.identify_again(known):
                 knock.caller = known
-            extra = self._pass(knock, target.headers, peer, target.name, target.tenant, target.namespace)
+            extra = self._entry.knock(knock, target.headers, peer, target.name, target.tenant, target.namespace)
             target.caller = knock.caller
             caller, place = knock.inside()
             admitted = self._now()
@@ -215,7 +200,7 @@ class Front:
             if not isinstance(exc, NovaError):
                 log.exception("call failed", request_id=request_id)
             refusal = exc if isinstance(exc, NovaError) else as_refusal(exc) or internal()
-            noted = self._denied(knock, target.headers, peer, INVOKE, target.name, request_id, refusal)
+            noted = self._entry.denied(knock, target.headers, peer, INVOKE, target.name, request_id, refusal)
             cycle.start(partial(self._refuse, request_id, noted, refusal))
             return True
         if flight is None:
@@ -282,7 +267,7 @@ class Front:
         result = await self._run(scope, accepted.call)
         back = self._now()
         lines, body = self._answer(accepted, result)
-        await _reply(scope, send, 200, lines, body)
+        await reply(scope, send, 200, lines, body)
         self._time(accepted, back)
 
     def _accept(
@@ -318,11 +303,11 @@ class Front:
         received = self._now()
         headers: dict[bytes, bytes] = dict(scope["headers"])
         name, at, qualifier = decode_segment(match[3]).partition("@")
-        tenant, namespace = _text(headers.get(b"x-nova-tenant")), _text(headers.get(b"x-nova-namespace"))
+        tenant, namespace = text(headers.get(b"x-nova-tenant")), text(headers.get(b"x-nova-namespace"))
         if match[1] is not None:
             tenant, namespace = decode_segment(match[1]), decode_segment(match[2])
         peer = scope["client"][0] if scope["client"] else None
-        caller, place, extra = await self._enter(
+        caller, place, extra = await self._entry.enter(
             headers, peer, URL, name, tenant, namespace, scope[REQUEST_ID], lenient=True
         )
         limit = self._limits.sync_payload_mb << 20
@@ -343,70 +328,7 @@ class Front:
             return
         answer = urls.answer(result.output)
         head = b"".join(b"%s: %s\r\n" % pair for pair in answer.headers)
-        await _reply(scope, send, answer.status, head + lines, answer.body)
-
-    async def _enter(
-        self,
-        headers: dict[bytes, bytes],
-        peer: str | None,
-        op: str,
-        name: str,
-        tenant: str | None,
-        namespace: str | None,
-        request_id: str,
-        *,
-        lenient: bool = False,
-    ) -> tuple[Caller, Place, bytes]:
-        """Pass the door; see :meth:`_pass` and :meth:`_denied`."""
-        knock = Knock()
-        try:
-            extra = self._pass(knock, headers, peer, name, tenant, namespace, lenient=lenient)
-        except NovaError as exc:
-            await self._denied(knock, headers, peer, op, name, request_id, exc)
-            raise
-        return *knock.inside(), extra
-
-    def _pass(
-        self,
-        knock: Knock,
-        headers: dict[bytes, bytes],
-        peer: str | None,
-        name: str,
-        tenant: str | None,
-        namespace: str | None,
-        *,
-        lenient: bool = False,
-    ) -> bytes:
-        """Who, where, may they, how fast. The bytes are header lines for the answer; ``knock`` says how far it came."""
-        door = self._door
-        caller = knock.caller
-        if caller is None:
-            caller = knock.caller = door.identify(headers, peer, lenient=lenient)
-        knock.place = caller.identity.default_scope or Place()
-        place = knock.place = door.scope(caller, tenant, namespace)
-        door.authorize(caller, _PERMISSION, name)
-        knock.allowed = True
-        bucket = door.charge(caller, place)
-        if not is_name(name):
-            raise not_found("function", name)
-        return b"" if bucket is None else _lines_of(bucket.headers())
-
-    async def _denied(
-        self,
-        knock: Knock,
-        headers: dict[bytes, bytes],
-        peer: str | None,
-        op: str,
-        name: str,
-        request_id: str,
-        exc: NovaError,
-    ) -> None:
-        """Refusals of a proven caller, and of a credential, leave their audit row before they are answered."""
-        if knock.caller is None:
-            await self._trail.refused_login(headers, peer, op, request_id, exc)
-        elif not knock.allowed:
-            place = knock.place or Place()
-            await self._trail.denied(knock.caller, place, op, f"/functions/{name}", request_id, exc)
+        await reply(scope, send, answer.status, head + lines, answer.body)
 
     async def _run(self, scope: Scope, call: CallRequest) -> CallResult:
         """Call the function; a client that leaves takes its call with it."""
@@ -426,7 +348,7 @@ class Front:
         if call.client_request_id is not None:
             lines += b"x-client-request-id: %s\r\n" % call.client_request_id.encode()
         if b"origin" in headers and call.trigger == "http":
-            lines += _lines_of(cors.answer_headers(self._door, headers))
+            lines += lines_of(cors.answer_headers(self._door, headers))
         return lines
 
     def _url_request(
@@ -442,7 +364,7 @@ class Front:
         peer = scope["client"][0] if scope["client"] else None
         proto = scope["scheme"]
         if self._door.trusts(peer):
-            proto = _text(headers.get(b"x-forwarded-proto")) or proto
+            proto = text(headers.get(b"x-forwarded-proto")) or proto
         rest = match[4] or b""
         return urls.UrlRequest(
             request_id=scope[REQUEST_ID],
@@ -467,7 +389,7 @@ class Front:
         """502; what the function said is for those who may read its logs."""
         error = result.error or FunctionError("Nova.InvalidOutput", "there is no output")
         shown = {"error": error.as_dict()} if access.allowed(caller.identity, "log:read", name) else {}
-        exchange.extra = _pairs(lines)
+        exchange.extra = pairs(lines)
         await exchange.refuse(NovaError("function_error", "the function failed", extra=shown))
 
     def _exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
@@ -476,35 +398,8 @@ class Front:
         return exchange
 
 
-async def _reply(scope: Scope, send: Send, status: int, lines: bytes, body: bytes) -> None:
-    """One write on our own server; ASGI's two messages on any other."""
-    wire = wire_of(scope)
-    if wire is not None:
-        wire.respond(status, lines, body)
-        return
-    headers = [*_pairs(lines), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-def _pairs(lines: bytes) -> HeaderList:
-    found = []
-    for line in lines.split(b"\r\n")[:-1]:
-        name, _, value = line.partition(b": ")
-        found.append((name, value))
-    return found
-
-
-def _lines_of(pairs: HeaderList) -> bytes:
-    return b"".join(b"%s: %s\r\n" % pair for pair in pairs)
-
-
 def _target(raw_name: bytes, headers: dict[bytes, bytes]) -> Target:
-    tenant, namespace = _text(headers.get(b"x-nova-tenant")), _text(headers.get(b"x-nova-namespace"))
+    tenant, namespace = text(headers.get(b"x-nova-tenant")), text(headers.get(b"x-nova-namespace"))
     plain = b"idempotency-key" not in headers and b"x-nova-invocation-type" not in headers
     wishes = not calling.WISHES.isdisjoint(headers)
     return Target(decode_segment(raw_name), headers, tenant, namespace, plain, wishes)
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")

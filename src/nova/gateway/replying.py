@@ -1,0 +1,33 @@
+"""Answers as header lines and bytes."""
+
+from starlette.types import Scope, Send
+
+from nova.http.cycle import wire_of
+from nova.http.exchange import HeaderList
+
+
+async def reply(scope: Scope, send: Send, status: int, lines: bytes, body: bytes) -> None:
+    """One write on our own server; ASGI's two messages on any other."""
+    wire = wire_of(scope)
+    if wire is not None:
+        wire.respond(status, lines, body)
+        return
+    headers = [*pairs(lines), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def pairs(lines: bytes) -> HeaderList:
+    found = []
+    for line in lines.split(b"\r\n")[:-1]:
+        name, _, value = line.partition(b": ")
+        found.append((name, value))
+    return found
+
+
+def lines_of(pairs: HeaderList) -> bytes:
+    return b"".join(b"%s: %s\r\n" % pair for pair in pairs)
+
+
+def text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
