@@ -80,6 +80,8 @@ def test_the_declared_series_move_on_a_running_platform(running: RunningNova) ->
         _deploy(http, "hello")
         for n in range(3):
             http.post("/functions/hello/invoke", json={"n": n, "fail": n == 2})
+        accepted = http.post("/functions/hello/invoke-async", json={"payload": {"n": 9}})
+        http.get(accepted.headers["location"], params={"wait_s": 20})
         http.get("/stats", headers={"X-API-Key": "nk_nobody_knows"})
         text = http.get("/metrics/prometheus").text
     sampled = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
@@ -91,6 +93,9 @@ def test_the_declared_series_move_on_a_running_platform(running: RunningNova) ->
         "build_milliseconds",
         "rate_limited_total",
         "retention_rows_deleted_total",
+        "destination_deliveries_total",
+        "schedule_runs_total",
+        "schedule_lateness_milliseconds",
     }
     for name, series in SERIES.items():
         if name not in quiet:
