@@ -26,6 +26,8 @@ class Process:
 
     async def start(self) -> None:
         """Everything up, or nothing left behind. Raises DataDirectoryBusy, OSError, NovaError or RuntimeError."""
+        # from the first moment on: a process that is told to go while it gets ready ends in order, right after
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.leave)
         await self.services.__aenter__()
         try:
             await self.compose()
@@ -43,8 +45,7 @@ class Process:
     async def wait(self) -> None:
         """Until SIGINT, SIGTERM, or a successor that has taken over."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.leave)
+        loop.add_signal_handler(signal.SIGINT, self.leave)
         await self._leaving.wait()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

@@ -120,8 +120,11 @@ class EmbeddedPostgres:
         while not self._accepts():
             if self._process is None and self._running_pid() is None:
                 self._launch()
-            elif time.monotonic() > deadline or (self._process is not None and self._process.poll() is not None):
+            elif time.monotonic() > deadline or (self._ended() and not self._haunted()):
                 raise RuntimeError(f"PostgreSQL did not start; see {self._data.parent / 'postgres.log'}")
+            elif self._ended():
+                self._process = None
+                time.sleep(0.2)
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -168,6 +171,17 @@ class EmbeddedPostgres:
     def pid(self) -> int | None:
         """Host pid of the postmaster."""
         return self._running_pid()
+
+    def _ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+    def _haunted(self) -> bool:
+        """Is there still something of the server before, dead but not yet reaped? A new one refuses to start beside it."""
+        try:
+            os.kill(int((self._data / "postmaster.pid").read_text().split("\n", 1)[0]), 0)
+        except (OSError, ValueError):
+            return False
+        return self._running_pid() is None
 
     def _launch(self) -> None:
         with (self._data.parent / "postgres.log").open("ab") as output:
