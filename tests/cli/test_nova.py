@@ -172,3 +172,21 @@ def test_migrate_says_what_is_due_and_does_it(empty_dsn: str) -> None:
 
 def test_version() -> None:
     assert nova("version").stdout == "0.1.0\n"
+
+
+def test_a_server_told_to_go_while_it_gets_ready_ends_in_order(tmp_path: Path) -> None:
+    """Told at the moment at which its database is there: nothing of it may be left, or the next start meets it."""
+    data = tmp_path / "data"
+    with subprocess.Popen(
+        [NOVA, "up", "--http", "127.0.0.1:0", "--data-dir", str(data)],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    ) as process:
+        assert process.stderr is not None
+        assert any("preparing the sandbox" in line for line in process.stderr)
+        process.terminate()
+        said = process.stderr.read()
+        assert process.wait(30) == 0, said
+    assert not (data / "postgres" / "postmaster.pid").exists()
