@@ -96,3 +96,15 @@ def test_a_call_with_a_key_is_answered_once_and_repeated_from_memory(platform: P
     event = platform.http.post(path, json={"n": 3}, headers={"x-nova-invocation-type": "Event"})
     assert event.status_code == 202, event.text
     assert ended(platform, event.json()["invocation_id"])["output"] == {"n": 3}
+
+
+def test_what_became_of_jobs_is_counted_whichever_process_ran_them(platform: Platform) -> None:
+    ended(platform, accept(platform, {})["invocation_id"])
+
+    def counted() -> bool:
+        lines = platform.http.get("/metrics/prometheus").text.splitlines()
+        jobs = [line for line in lines if line.startswith("nova_async_jobs_total{") and f'function="{NAME}"' in line]
+        leaders = [line for line in lines if line.startswith("nova_leader{")]
+        return any('status="succeeded"' in line for line in jobs) and len(leaders) > 0
+
+    until(counted, "the series tell of the job, and of who leads")

@@ -1,4 +1,5 @@
-"""Asking every comet the same question over ProxyHTTP, as the caller who wants to know, or as this process."""
+"""What every process counts, as one answer: comets are asked over ProxyHTTP, as the caller who wants to know or as this process;
+all others tell it in their rows."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -7,16 +8,20 @@ import httpx
 import structlog
 
 from nova.api.table import Empty
-from nova.app.core import Trust
+from nova.app.cluster import SERIES
+from nova.app.core import Stores, Trust
 from nova.domain.identity import Identity, Scope
 from nova.errors import NovaError
 from nova.http.handler import Req
+from nova.observability.gauges import PlatformGauges
 from nova.observability.scrape import Scraper, Source
 from nova.rpc.comets import Comets
 from nova.rpc.roster import Connection
 from nova.security import access
 from nova.security.assertion import HEADER
 from nova.security.guards import Caller
+from nova.store.gauges import GaugeStore
+from nova.store.nodes import NodeRecord, NodeStore
 
 log = structlog.get_logger(__name__)
 ASK_TIMEOUT_S = 2.0
@@ -24,12 +29,23 @@ PLATFORM = Caller(Identity("service:platform", frozenset(), grants=(access.grant
 """This process, when nobody's request is behind a question."""
 
 
+def told(record: NodeRecord) -> Source:
+    """The series that a process wrote into its row."""
+
+    async def read() -> str:
+        return str(record.load[SERIES])
+
+    return Source({"node": record.address}, read)
+
+
 class Asking:
     """``comets`` are those that speak now; one that does not answer in time is left out."""
 
-    def __init__(self, comets: Comets, trust: Trust, *, namespace: str) -> None:
+    def __init__(self, comets: Comets, trust: Trust, stores: Stores, *, namespace: str) -> None:
         self._comets = comets
         self._trust = trust
+        self._nodes = NodeStore(stores.db)
+        self._gauges = PlatformGauges(GaugeStore(stores.db), namespace=namespace)
         self._namespace = namespace
 
     async def __call__(self, req: Req[Empty, Empty], path: str, accept: str) -> Mapping[str, bytes]:
@@ -39,12 +55,14 @@ class Asking:
         return {name: body for name, body in zip(connections, bodies, strict=True) if body is not None}
 
     async def scrape(self, req: Req[Empty, Empty]) -> tuple[bytes, str]:
-        """The series that the caller may see, of every comet."""
+        """The series that the caller may see, of every process."""
         scraper = Scraper(lambda: self.sources(Caller(req.identity, None)), namespace=self._namespace)
         return await scraper.scrape(req.http.headers.get("accept", ""))
 
     async def sources(self, caller: Caller = PLATFORM) -> Sequence[Source]:
-        """Every comet as something that series are read from."""
+        """Everything that series are read from. What other processes than comets tell is not told apart by tenant, so only
+        callers who see all of them get it."""
+        tenants = caller.identity.visible_tenants
 
         def source(name: str, connection: Connection) -> Source:
             async def read() -> str:
@@ -55,7 +73,11 @@ class Asking:
 
             return Source({"node": name}, read)
 
-        return [source(name, connection) for name, connection in self._comets.connections().items()]
+        found = [Source({"node": "platform"}, lambda: self._gauges.read(tenants))]
+        found += [source(name, connection) for name, connection in self._comets.connections().items()]
+        if tenants is None:
+            found += [told(record) for record in await self._nodes.telling()]
+        return found
 
     async def _get(
         self, connection: Connection, path: str, accept: str, caller: Caller, scope: Scope | None

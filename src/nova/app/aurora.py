@@ -1,26 +1,22 @@
 """``aurora``: the observability plane as a process of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import structlog
 
 from nova.api.system import Standing
 from nova.app.asking import Asking
-from nova.app.cluster import register
+from nova.app.cluster import own_exposition, register, telling
 from nova.app.core import front_door, open_known, open_settings, open_stores, open_trust
 from nova.app.duties import observe, open_leases
 from nova.app.http import HttpSide
 from nova.app.process import Process, Progress
 from nova.app.remote import open_comets
 from nova.config_sources import Loaded
-from nova.execution.exposition import Exposition
-from nova.execution.logs import LogCounts
 from nova.execution.metrics import Metrics
 from nova.listen import Address
 from nova.observability.aurora import AuroraApp
-from nova.observability.gauges import PlatformGauges
-from nova.observability.scrape import Scraper, Source
-from nova.store.gauges import GaugeStore
+from nova.observability.scrape import Scraper
 from nova.work.membership import advertised
 
 log = structlog.get_logger(__name__)
@@ -42,19 +38,7 @@ class Aurora(Process):
         comets = await open_comets(self, stores, trust, ())
         await observe(self, stores, await open_leases(self, stores), metrics)
         namespace = settings.metrics.namespace
-        asking = Asking(comets, trust, namespace=namespace)
-        own = Exposition(metrics, LogCounts(), lambda: {"pools": []}, namespace=namespace)
-        platform = PlatformGauges(GaugeStore(stores.db), namespace=namespace)
-
-        async def sources() -> Sequence[Source]:
-            async def here() -> str:
-                return own.prometheus("", None)[0].decode()
-
-            return [
-                Source({"node": "platform"}, platform.read),
-                Source({"node": "aurora"}, here),
-                *await asking.sources(),
-            ]
+        asking = Asking(comets, trust, stores, namespace=namespace)
 
         def admit(headers: Mapping[bytes, bytes], peer: str | None) -> None:
             door.authorize(door.identify(headers, peer), "metrics:read", None, platform=True)
@@ -62,7 +46,8 @@ class Aurora(Process):
         def standing() -> Mapping[str, Standing]:
             return {"aurora": "ok" if stores.listener.connected else "degraded"}
 
-        app = AuroraApp(Scraper(sources, namespace=namespace), admit=admit, standing=standing)
+        app = AuroraApp(Scraper(asking.sources, namespace=namespace), admit=admit, standing=standing)
         await side.serve(app, hand_over=False)
-        await register(self, stores, "aurora", advertised("", side.address.host, side.address.port))
+        address = advertised("", side.address.host, side.address.port)
+        await register(self, stores, "aurora", address, load=telling(own_exposition(self, metrics)))
         log.info("ready", plane="aurora", url=side.url)

@@ -14,6 +14,9 @@ from nova.domain.node import NodeState
 from nova.execution.backends.advertised import AdvertisedBackends
 from nova.execution.backends.base import Capabilities
 from nova.execution.backends.router import BackendRouter
+from nova.execution.exposition import Exposition
+from nova.execution.logs import LogCounts
+from nova.execution.metrics import Metrics
 from nova.execution.node import HostCpu, HostMemory, architecture
 from nova.store.listen import Channel
 from nova.store.mirror import Mirror
@@ -50,6 +53,20 @@ async def register(
             node_id=node_id,
         )
     )
+
+
+SERIES = "series"
+"""Where a process that is asked by nobody leaves its series, in its row's load."""
+
+
+def telling(exposition: Exposition) -> Callable[[], dict[str, Any]]:
+    """The load of such a process."""
+    return lambda: {SERIES: exposition.prometheus("", None)[0].decode()}
+
+
+def own_exposition(process: Process, metrics: Metrics) -> Exposition:
+    """The series of a process that runs no functions."""
+    return Exposition(metrics, LogCounts(), lambda: {"pools": []}, namespace=process.settings.metrics.namespace)
 
 
 def grpc_address(process: Process, listens: str, port: int) -> str:

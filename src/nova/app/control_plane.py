@@ -3,7 +3,7 @@
 import structlog
 
 from nova.api.table import Plane, Route, routes
-from nova.app.cluster import BackendNews, register
+from nova.app.cluster import BackendNews, own_exposition, register, telling
 from nova.app.control import control_handlers, health_handlers
 from nova.app.core import inner_door, open_known, open_settings, open_stores, open_trust
 from nova.app.http import HttpSide
@@ -65,5 +65,6 @@ class ControlPlane(Process):
             limits=settings.limits,
         )
         await side.serve(Inner(application, trust.token.proven_by), hand_over=True)
-        await register(self, stores, "nova", advertised("", side.address.host, side.address.port))
+        address = advertised("", side.address.host, side.address.port)
+        await register(self, stores, "nova", address, load=telling(own_exposition(self, metrics)))
         log.info("ready", plane="nova", url=side.url)

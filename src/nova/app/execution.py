@@ -24,6 +24,7 @@ from nova.execution.idempotent import IdempotentInvoker
 from nova.execution.launch import launch_for
 from nova.execution.logs import LogBatcher
 from nova.execution.metrics import Metrics
+from nova.execution.node import NodeReporter
 from nova.execution.recorder import CallRecorder
 from nova.execution.records import RecordHandlers
 from nova.execution.rollover import Rollover
@@ -137,6 +138,15 @@ class ExecutionPlane:
     def working_backends(self) -> list[str]:
         """The names of the backends that make instances here."""
         return [name for name, found in self.router.capabilities.items() if found.available]
+
+    def reporter(self) -> NodeReporter:
+        """What this process says of itself."""
+        return NodeReporter(
+            self.executor.stats,
+            lambda: self.exposition.totals(None),
+            self.working_backends,
+            name=node_name(self._settings.cluster.node_id),
+        )
 
     @property
     def able(self) -> bool:

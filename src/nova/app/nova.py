@@ -4,7 +4,7 @@ import structlog
 
 from nova.api.system import Standing
 from nova.api.table import routes
-from nova.app.cluster import register
+from nova.app.cluster import advertisement, register
 from nova.app.control import control_handlers, health_handlers
 from nova.app.core import Known, Stores, front_door, open_known, open_settings, open_stores
 from nova.app.duties import observe, open_leases, schedule
@@ -86,7 +86,17 @@ class Nova(Process):
 
             await serve_execution(self, stores, known, execution, accepting, metrics)
         await side.serve(front, hand_over=False)
-        await register(self, stores, "nova", advertised("", side.address.host, side.address.port))
+        reporter = execution.reporter()
+        member = await register(
+            self,
+            stores,
+            "nova",
+            advertised("", side.address.host, side.address.port),
+            node_id=reporter.node_id,
+            info=advertisement(execution.router),
+            load=reporter.load,
+        )
+        reporter.joined(member)
         services.callback(lambda: _drain(door, execution.executor))
         log.info("ready", url=self.url)
 

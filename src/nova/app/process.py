@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from nova.config_sources import Loaded
@@ -14,7 +15,7 @@ _GC_THRESHOLDS = (20_000, 50, 100)
 """A call leaves no cycles behind, so looking for them every 700 allocations is time taken from calls."""
 
 
-class Process:
+class Process(ABC):
     """:meth:`start`, then :meth:`wait` for a signal, then :meth:`close`."""
 
     def __init__(self, loaded: Loaded, *, on_progress: Progress = lambda _step: None) -> None:
@@ -38,9 +39,9 @@ class Process:
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
 
+    @abstractmethod
     async def compose(self) -> None:
         """Build and start the services of this process, in order."""
-        raise NotImplementedError
 
     async def wait(self) -> None:
         """Until SIGINT, SIGTERM, or a successor that has taken over."""

@@ -10,13 +10,11 @@ from nova.app.execution import ExecutionPlane
 from nova.app.process import Process
 from nova.app.series import series_handlers
 from nova.execution.metrics import Metrics
-from nova.execution.node import NodeReporter
 from nova.gateway.front import Front
 from nova.http.bind import bind
 from nova.http.inner import Inner
 from nova.observability.readings import ReadingHandlers
 from nova.rpc.server import RpcServer
-from nova.work.membership import node_name
 
 READINGS = frozenset({"metrics.get", "metrics.prometheus"})
 """Operations of observability that every comet answers for itself; whoever asks adds up."""
@@ -26,16 +24,6 @@ def table() -> list[Route]:
     """What a comet answers behind ProxyHTTP."""
     mine = (row for row in routes() if row.plane is Plane.EXECUTION or row.op in READINGS)
     return [row for row in mine if row.op not in Front.OPS]
-
-
-def reporter_of(process: Process, execution: ExecutionPlane) -> NodeReporter:
-    """What this process says of itself."""
-    return NodeReporter(
-        execution.executor.stats,
-        lambda: execution.exposition.totals(None),
-        execution.working_backends,
-        name=node_name(process.settings.cluster.node_id),
-    )
 
 
 async def serve_execution(
@@ -65,7 +53,7 @@ async def serve_execution(
     async def healthy() -> Mapping[str, bool]:
         return {"comet": await stores.db.ping() and stores.listener.connected and execution.able}
 
-    reporter = reporter_of(process, execution)
+    reporter = execution.reporter()
     server = await services.start(
         RpcServer(
             settings.grpc.addr,

@@ -1,10 +1,11 @@
 """``corona`` and ``nebula``: the planes that work in the background, as processes of their own."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import structlog
 
-from nova.app.cluster import grpc_address, register
+from nova.app.cluster import grpc_address, own_exposition, register, telling
 from nova.app.core import Stores, Trust, open_settings, open_stores, open_trust
 from nova.app.duties import open_leases, schedule
 from nova.app.events import work_off
@@ -14,6 +15,7 @@ from nova.app.process import Process, Progress
 from nova.app.remote import open_comets
 from nova.config_sources import Loaded
 from nova.domain.ports import Invoker, Scaler
+from nova.execution.exposition import Exposition
 from nova.execution.metrics import Metrics
 from nova.rpc.server import RpcServer
 from nova.work.notices import Notices
@@ -46,7 +48,7 @@ class Worker(Process):
         await open_settings(self, stores)
         trust = await open_trust(self, stores)
         metrics = Metrics(self.settings.metrics)
-        invoker, scaler = await self._runners(stores, trust, metrics)
+        invoker, scaler, exposition = await self._runners(stores, trust, metrics)
         await self.work(stores, invoker, scaler, metrics)
 
         async def healthy() -> Mapping[str, bool]:
@@ -62,24 +64,24 @@ class Worker(Process):
             )
         )
         address = grpc_address(self, self._health, server.port)
-        await register(self, stores, self.plane, address)
+        await register(self, stores, self.plane, address, load=telling(exposition))
         log.info("ready", plane=self.plane, address=address)
 
-    async def _runners(self, stores: Stores, trust: Trust, metrics: Metrics) -> tuple[Invoker, Scaler]:
-        """Who runs calls, and who keeps instances ready: the comets that were named, or this process."""
+    async def _runners(self, stores: Stores, trust: Trust, metrics: Metrics) -> tuple[Invoker, Scaler, Exposition]:
+        """Who runs calls, who keeps instances ready, and what this process counts: comets do the first two, or it does."""
         if self._comets is not None:
             comets = await open_comets(self, stores, trust, self._comets)
-            return comets, comets
+            return comets, comets, own_exposition(self, metrics)
         home = take_home(self.settings.data_dir)
         self.services.callback(home.release)
         self.say("preparing the sandbox")
         execution = ExecutionPlane(self.settings, stores, metrics, home.path, home.place)
         await execution.start(self.services)
-        return execution.invoker, execution.scaler
+        return execution.invoker, execution.scaler, execution.exposition
 
+    @abstractmethod
     async def work(self, stores: Stores, invoker: Invoker, scaler: Scaler, metrics: Metrics) -> None:
         """Start what this plane is there for."""
-        raise NotImplementedError
 
 
 class Corona(Worker):

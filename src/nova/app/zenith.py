@@ -7,7 +7,7 @@ import structlog
 from nova.api.system import Standing
 from nova.api.table import Plane, routes
 from nova.app.asking import Asking
-from nova.app.cluster import register
+from nova.app.cluster import own_exposition, register, telling
 from nova.app.control import health_handlers
 from nova.app.control_plane import HEALTH
 from nova.app.core import front_door, open_known, open_settings, open_stores, open_trust
@@ -67,7 +67,7 @@ class Zenith(Process):
         door = front_door(self, await open_known(self, stores), metrics)
         comets = await open_comets(self, stores, trust, self._comets)
         nova = await services.start(HttpProxy(self._nova_url, trust.token, trust.assertions, name="nova"))
-        asking = Asking(comets, trust, namespace=settings.metrics.namespace)
+        asking = Asking(comets, trust, stores, namespace=settings.metrics.namespace)
         nodes = NodeStore(stores.db)
 
         async def workers() -> Mapping[str, Standing]:
@@ -113,5 +113,6 @@ class Zenith(Process):
             overhead=metrics.overhead,
         )
         await side.serve(front, hand_over=True)
-        await register(self, stores, "zenith", advertised("", side.address.host, side.address.port))
+        address = advertised("", side.address.host, side.address.port)
+        await register(self, stores, "zenith", address, load=telling(own_exposition(self, metrics)))
         log.info("ready", plane="zenith", url=side.url)

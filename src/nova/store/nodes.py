@@ -85,6 +85,10 @@ class NodeStore:
         """The processes of a plane that renewed in time, the oldest first."""
         return [NodeRecord(**row) for row in await self.db.fetch(_sql.alive, plane=plane)]
 
+    async def telling(self) -> list[NodeRecord]:
+        """The processes that are there and wrote their series into their rows."""
+        return [NodeRecord(**row) for row in await self.db.fetch(_sql.telling)]
+
     async def get(self, node_id: str) -> NodeRecord | None:
         return _record(await self.db.one(_sql.get_node, id=node_id))
 

@@ -23,6 +23,10 @@ DELETE FROM cluster_nodes WHERE lease_until < now() - make_interval(secs => %(ol
 SELECT *, false AS gone FROM cluster_nodes
 WHERE plane = %(plane)s AND lease_until > now() ORDER BY started_at, id
 
+-- name: telling
+SELECT *, false AS gone FROM cluster_nodes
+WHERE load ? 'series' AND lease_until > now() ORDER BY started_at, id
+
 -- name: get_node
 SELECT *, lease_until <= now() AS gone FROM cluster_nodes WHERE id = %(id)s
 
