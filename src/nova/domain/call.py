@@ -6,8 +6,10 @@ from typing import Literal
 from nova.domain.identity import Identity, Scope
 from nova.errors import FunctionError
 
-Trigger = Literal["http", "url", "grpc", "async", "schedule"]
-StartSource = Literal["warm", "template", "boot"]
+Trigger = Literal["http", "url", "grpc", "async", "schedule", "function", "shadow"]
+StartSource = Literal["warm", "snapshot", "template", "boot"]
+MAX_DEPTH = 32
+"""Calls of functions by functions, one inside the other, at most."""
 SAMPLED = 16
 """One call in this many has the platform's own stages timed: timing all of them would be a stage of its own."""
 
@@ -38,7 +40,9 @@ class CallRequest:
     attempt: int = 1
     """counts from 1; above it for retries of work that was accepted before"""
     caller: str | None = None
-    """what called, when it was no request: ``schedule:nightly``, ``async:<id>``"""
+    """what called, when it was no request: ``schedule:nightly``, ``async:<id>``, ``function:<name>``"""
+    chain: tuple[str, ...] = ()
+    """the functions that called one another down to this call, outermost first; its length is the depth"""
 
 
 @dataclass(slots=True)
@@ -53,6 +57,10 @@ class Phases:
     """loading the user's code (zero when warm)"""
     handler_us: int = 0
     """from sending the input to having the result"""
+    import_us: int = 0
+    """the part of ``init_us`` in which the language imported the code"""
+    runtime_us: int = 0
+    """the part of ``instance_us`` in which the language started; zero when that was done beforehand"""
 
 
 @dataclass(slots=True)

@@ -6,12 +6,26 @@ from typing import Any, Protocol, runtime_checkable
 
 from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope
+from nova.domain.stream import Sink
 from nova.errors import NovaError
 
 
 class Invoker(Protocol):
     async def invoke(self, call: CallRequest) -> CallResult:
         """Run one call to its end. Raises NovaError when it was refused or its instance was lost."""
+        ...
+
+
+@runtime_checkable
+class Streamer(Protocol):
+    """An invoker of calls that answer piece by piece."""
+
+    async def stream(self, call: CallRequest, sink: Sink) -> CallResult:
+        """Run one call to its end; its pieces go to ``sink`` as they come. Cancelling it cancels the handler.
+
+        ``output`` of the result is what the handler returned beside its pieces (``null`` for a generator). Raises as
+        :meth:`Invoker.invoke` does.
+        """
         ...
 
 

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from nova.domain.call import StartSource
 from nova.domain.function import EntryKind, FunctionSnapshot, Limits, Mode, NetworkPolicy
+from nova.domain.stream import Sink
 from nova.errors import FunctionError
 
 Enforced = Literal["hard", "soft", "no"]
@@ -99,13 +100,16 @@ class InitDone:
 class WorkerCall:
     """One call on its way into a worker. ``payload`` is checked JSON; ``context`` is the JSON object of the line.
 
-    ``deadline`` is monotonic seconds.
+    ``deadline`` is monotonic seconds. With a ``sink`` the call streams, and one that is silent for ``idle_s`` seconds
+    (0: however long) has timed out.
     """
 
     request_id: str
     payload: bytes
     context: bytes
     deadline: float
+    sink: Sink | None = None
+    idle_s: float = 0
 
 
 @dataclass(slots=True)
