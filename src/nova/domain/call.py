@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nova.domain.identity import Identity, Scope
-from nova.errors import FunctionError
+from nova.errors import FunctionError, NovaError
 
 Trigger = Literal["http", "url", "grpc", "async", "schedule", "function", "shadow"]
 StartSource = Literal["warm", "snapshot", "template", "boot"]
@@ -43,6 +43,18 @@ class CallRequest:
     """what called, when it was no request: ``schedule:nightly``, ``async:<id>``, ``function:<name>``"""
     chain: tuple[str, ...] = ()
     """the functions that called one another down to this call, outermost first; its length is the depth"""
+
+
+def check_chain(call: CallRequest) -> None:
+    """Raise ``recursion`` when functions called one another too deep, or a function would come to call itself.
+
+    A function that waits for itself holds the slot that it waits for, so a cycle is refused and not only bounded.
+    """
+    if len(call.chain) > MAX_DEPTH:
+        raise NovaError("recursion", f"functions have called one another {MAX_DEPTH} times, which is the limit")
+    if call.function in call.chain:
+        way = " → ".join((*call.chain, call.function))
+        raise NovaError("recursion", f"the call would close a circle: {way}")
 
 
 @dataclass(slots=True)

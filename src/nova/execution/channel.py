@@ -211,7 +211,7 @@ class DirectChannel:
 
     def call(self, call: WorkerCall) -> Awaitable[WorkerResult]:
         """See ``Channel.call``."""
-        flying = Call(self, self._deadlines, call.request_id, call.deadline)
+        flying = Call(self, self._deadlines, call.request_id, call.deadline, call.context)
         if self._lost:
             flying.settle(None, FunctionError("Nova.InstanceLost", "the instance has ended"))
             return flying

@@ -28,9 +28,19 @@ class ContextEncoder:
         traceparent: str | None = None,
         tracestate: str | None = None,
         attempt: int = 1,
+        chain: tuple[str, ...] = (),
     ) -> bytes:
-        """``deadline_ms`` is Unix time. The request id is always the first member: bootstraps find it without parsing."""
+        """``deadline_ms`` is Unix time. The request id is always the first member: bootstraps find it without parsing.
+
+        ``chain``: the functions that called one another down to this call; then its last is the ``caller_function``.
+        """
         own = b'{"request_id": "%b", "deadline_ms": %d' % (request_id.encode(), deadline_ms)
         if traceparent:
             own += b', "traceparent": %b, "tracestate": %b' % (encode(traceparent), encode(tracestate or ""))
+        if chain:
+            own += b', "caller_function": %b, "call_depth": %d, "call_chain": %b' % (
+                encode(chain[-1]),
+                len(chain),
+                encode(chain),
+            )
         return b'%b%b, "attempt": %d}' % (own, self._fixed, attempt)

@@ -58,10 +58,13 @@ class LineOwner(Protocol):
 class Call(asyncio.Future[WorkerResult]):
     """A call in flight and the future of its result in one object. ``line`` is None while it waits for a worker."""
 
-    __slots__ = ("deadline", "deadlines", "heard", "line", "owner", "request_id", "stderr", "stdout")
+    __slots__ = ("context", "deadline", "deadlines", "heard", "line", "owner", "request_id", "stderr", "stdout")
 
-    def __init__(self, owner: LineOwner, deadlines: Deadlines, request_id: str, deadline: float) -> None:
+    def __init__(
+        self, owner: LineOwner, deadlines: Deadlines, request_id: str, deadline: float, context: bytes = b"{}"
+    ) -> None:
         super().__init__()
+        self.context = context
         self.owner = owner
         self.deadlines = deadlines
         self.request_id = request_id

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from nova.clock import SYSTEM_CLOCK, Clock
-from nova.domain.call import CallRequest, CallResult, Phases
+from nova.domain.call import CallRequest, CallResult, Phases, check_chain
 from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
 from nova.domain.ports import InstanceInfo
@@ -93,11 +93,13 @@ class Executor:
     async def invoke(self, call: CallRequest) -> CallResult:
         """Run one call to its end; see :class:`~nova.domain.ports.Invoker`.
 
-        Raises NovaError: ``draining``, ``not_found``, ``build_pending``, ``build_failed``, ``queue_full``,
+        Raises NovaError: ``draining``, ``not_found``, ``recursion``, ``build_pending``, ``build_failed``, ``queue_full``,
         ``queue_timeout``, ``capacity``, ``timeout``, ``cancelled``, ``instance_lost``, or why no instance can be made.
         """
         if self.draining:
             raise draining()
+        if call.chain:
+            check_chain(call)
         self.active += 1
         logged = CALL.set(call)
         try:
@@ -134,7 +136,7 @@ class Executor:
         """
         began = self.now()
         snapshot = self._catalog.peek(call)
-        if self.draining or snapshot is None or call.trigger == "url":
+        if self.draining or snapshot is None or call.trigger == "url" or call.chain:
             return None
         pool = self._fleet.pool(snapshot)
         flight = Flight(self, call, snapshot, began, _deadline(call), done)
@@ -201,7 +203,7 @@ class Executor:
         member = lease.member
         deadline_ms = int((self._clock.now().timestamp() + limit - sent) * 1000)
         context = member.pool.context.encode(
-            call.request_id, deadline_ms, call.traceparent, call.tracestate, call.attempt
+            call.request_id, deadline_ms, call.traceparent, call.tracestate, call.attempt, call.chain
         )
         return member.instance.channel.call(WorkerCall(call.request_id, call.payload, context, limit))
 
