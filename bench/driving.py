@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,8 @@ def _epoll(target: Target, connections: int, seconds: float) -> Throughput:
     return _totals(json.loads(_run(_CROWD, _command(target, connections, seconds), seconds, None)))
 
 
-_CROWD = [sys.executable, "-I", "-S", str(DRIVERS / "crowd.py")]
+_PYTHON = [sys.executable, "-I", "-S"]
+_CROWD = [*_PYTHON, str(DRIVERS / "crowd.py")]
 
 
 def _command(target: Target, connections: int, seconds: float, **more: object) -> str:
@@ -201,6 +203,23 @@ def burst(
     if found.calls != calls:
         raise DriveError(f"{found.calls} of {calls} calls within {max_s:.0f} s; {found.first_wrong}")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Volley:
+    """Answers to many different calls at once: the time of each from the first byte that was sent to any."""
+
+    us: list[float]
+
+
+def volley(targets: Sequence[Target], max_s: float) -> Volley:
+    """Every target once, all at the same moment. DriveError unless all were answered well within ``max_s``."""
+    requests = [[base64.b64encode(target.request()).decode(), target.expect] for target in targets]
+    command = {"host": targets[0].host, "port": targets[0].port, "requests": requests, "seconds": max_s}
+    answer = json.loads(_run([*_PYTHON, str(DRIVERS / "volley.py")], json.dumps(command) + "\n", max_s, None))
+    if answer["wrong"]:
+        raise DriveError(f"{answer['wrong']} wrong answers; the first: {answer['first_wrong']}")
+    return Volley(answer["us"])
 
 
 class SteadyCrowd:

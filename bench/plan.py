@@ -14,6 +14,10 @@ MEASURES = {
     "warm_latency": "one caller, one keep-alive connection, warm function",
     "warm_throughput": "32 callers, warm function",
     "process_mode": "a fresh process for each call, 4 callers",
+    "burst": "first calls to many functions at the same moment",
+    "density": "many functions warm at once: memory of each and of all",
+    "cold_numpy": "second cold start of a function that imports numpy and pandas",
+    "churn": "what is left of cycles of bursts and idleness: processes, mounts, memory",
     "planes_latency": "six processes beside nova up, one caller",
     "planes_throughput": "six processes beside nova up, 32 callers",
     "two_comets": "two comets on a core each beside one, a function that burns 10 ms of CPU",
@@ -23,6 +27,7 @@ MEASURES = {
     "chaos": "jobs lost, ended twice or dead while comets and nebulas are killed",
 }
 GROUPS = {
+    "pool": ("burst", "density", "cold_numpy", "churn"),
     "planes": ("planes_latency", "planes_throughput", "two_comets", "restarts"),
     "queue": ("async_ack", "async_rate", "chaos"),
 }
@@ -64,6 +69,13 @@ class Plan:
     chaos_jobs: int = 10_000
     kills: int = 100
     chaos_limit_s: float = 1800.0
+    burst_functions: int = 300
+    dense_functions: int = 1000
+    dense_limit_s: float = 300.0
+    """what is warm by then is measured"""
+    cold_numpy: int = 10
+    churn_s: float = 300.0
+    churn_functions: int = 20
     cold_call_limit_s: float = 30.0
     round_limit_s: float = 30.0
 
@@ -100,6 +112,11 @@ QUICK = Plan(
     chaos_jobs=500,
     kills=5,
     chaos_limit_s=240.0,
+    burst_functions=100,
+    dense_functions=100,
+    dense_limit_s=60.0,
+    cold_numpy=3,
+    churn_s=40.0,
 )
 
 BARS = {
@@ -109,6 +126,11 @@ BARS = {
     ("cold_node", "p50"): Bar(limit=120),
     ("process_mode", "rate"): Bar(limit=500 * (os.cpu_count() or 1), kind="aim"),
     ("instance_memory", "python"): Bar(limit=2.3, kind="aim"),
+    ("burst", "all_answered"): Bar(limit=2),
+    ("density", "each"): Bar(limit=2.3, kind="aim"),
+    ("density", "thousand"): Bar(limit=3072, kind="aim"),
+    ("cold_numpy", "p50"): Bar(limit=12, kind="aim"),
+    ("churn", "left"): Bar(limit=0),
     ("startup", "existing"): Bar(limit=3),
     ("startup", "empty"): Bar(limit=6),
     ("daemon_memory", "rss"): Bar(limit=150),

@@ -105,6 +105,10 @@ class Control:
                 return left
             sleep(POLL_S)
 
+    def stats(self) -> dict[str, Any]:
+        """What there is of instances and calls."""
+        return self._call("GET", "/stats", 200)
+
     def nodes(self, plane: str) -> list[dict[str, Any]]:
         """The active processes of a plane."""
         found: list[dict[str, Any]] = self._call("GET", f"/cluster/nodes?plane={plane}&state=active", 200)["items"]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,15 +20,16 @@ NAME = "nova"
 
 
 class Nova(Control):
-    """One running ``nova up`` on a data directory of the benchmark's own."""
+    """One running ``nova up`` on a data directory of the benchmark's own. ``settings`` are environment variables."""
 
     name = NAME
 
-    def __init__(self, nova: Path, folder: Path, data: str = "data") -> None:
+    def __init__(self, nova: Path, folder: Path, data: str = "data", settings: Mapping[str, str] | None = None) -> None:
         self._data = folder / data
         port = free_port()
         command = [str(nova), "up", "--http", f"127.0.0.1:{port}", "--data-dir", str(self._data)]
-        self.server = Server(NAME, command, port, folder / f"nova-{data}.log", folder, clean_environment())
+        environment = clean_environment() | dict(settings or {})
+        self.server = Server(NAME, command, port, folder / f"nova-{data}.log", folder, environment)
         super().__init__(port)
 
     def __enter__(self) -> Self:
