@@ -1,6 +1,5 @@
 """Traffic splits."""
 
-import random
 from collections import Counter
 
 import pytest
@@ -10,10 +9,7 @@ from nova.domain.alias import choose, split_of
 
 def test_a_split_gives_the_shares_it_promises() -> None:
     """EX5: a 90/10 alias gives 90 ± 1 % over 10 000 calls."""
-    generator = random.Random(7)
     split = split_of({3: 9000, 4: 1000})
-    drawn = Counter(choose(split, draw=generator.randrange) for _ in range(10_000))
-    assert abs(drawn[3] - 9000) <= 100
     by_key = Counter(choose(split, f"user-{i}") for i in range(10_000))
     assert abs(by_key[3] - 9000) <= 100
 
@@ -32,7 +28,7 @@ def test_a_sticky_caller_stays_on_the_new_arm_while_it_grows() -> None:
 
 
 def test_one_version_needs_no_luck() -> None:
-    assert choose(split_of({7: 10_000})) == 7
+    assert choose(split_of({7: 10_000}), "x") == 7
     assert choose(split_of({7: 10_000}), "\ud800") == 7
     assert choose(split_of({1: 5000, 2: 5000}), "\ud800") in (1, 2)
 

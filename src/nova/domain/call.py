@@ -1,5 +1,6 @@
 """One call of a function: what goes in and what comes out, the same for every entry point and transport."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,6 +44,8 @@ class CallRequest:
     """what called, when it was no request: ``schedule:nightly``, ``async:<id>``, ``function:<name>``"""
     chain: tuple[str, ...] = ()
     """the functions that called one another down to this call, outermost first; its length is the depth"""
+    headers: Mapping[bytes, bytes] | None = None
+    """the request's, names in lower case, for aliases that route by them; None when it was no request of ``invoke``"""
 
 
 def check_chain(call: CallRequest) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nova.domain.identity import Scope
+from nova.domain.shadow import Shadow
 
 Mode = Literal["persistent", "process"]
 EntryKind = Literal["handler", "script"]
@@ -27,6 +28,8 @@ class Limits:
     pids: int = 256
     tmp_mb: int = 64
     open_files: int = 1024
+    net_mbps: int = 0
+    """Mbit/s each way, to and from the network; 0: not limited"""
 
     @property
     def cpu_share(self) -> float:
@@ -41,7 +44,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EgressRule:
-    """Allow one destination: ``host`` is an IP address or CIDR; ``port`` 0 means every port."""
+    """Allow one destination: ``host`` is an IP address, a CIDR, a host name, or ``*.`` and a domain for every name below
+    it; ``port`` 0 means every port."""
 
     host: str
     port: int = 0
@@ -111,3 +115,5 @@ class FunctionSnapshot:
     pool_key: str = field(default="")
     capture: Capture = field(default=Capture())
     generation: int = 0
+    shadow: Shadow | None = None
+    """where copies of its calls go"""

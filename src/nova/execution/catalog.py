@@ -13,13 +13,14 @@ from typing import Protocol
 import structlog
 
 from nova.clock import SYSTEM_CLOCK, Clock
-from nova.domain.alias import choose
+from nova.domain.alias import NOT_STICKY, WHOLE, Split, Sticky, choose
 from nova.domain.call import CallRequest
 from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
 from nova.domain.names import LATEST, LIVE
+from nova.domain.rollout import Routing
 from nova.errors import NovaError, draining, not_found
-from nova.execution.snapshots import SnapshotMaker, record_weight, weight
+from nova.execution.snapshots import SnapshotMaker, record_weight, shadowed, weight
 from nova.payload import decode
 from nova.service import Background
 from nova.store.functions import FunctionRecord
@@ -56,43 +57,99 @@ class Notifications(Protocol):
 
 
 class Entry:
-    """One function as it was at ``record.generation``, with the snapshots of the versions that were asked for."""
+    """One function as it was at ``record.generation``, with the snapshots of the versions that were asked for.
 
-    __slots__ = ("changed", "live", "record", "snapshots", "weight")
+    ``snapshots`` has what runs copies of calls (shadow traffic) under the negative number of its version. ``live`` is there
+    only while every call without a qualifier runs the same version.
+    """
+
+    __slots__ = ("changed", "live", "record", "rollout", "shadows", "snapshots", "weight")
 
     def __init__(self, record: FunctionRecord) -> None:
         self.record = record
         self.snapshots: dict[int, FunctionSnapshot] = {}
         self.live: FunctionSnapshot | None = None
+        self.rollout = _in_force(record)
+        self.shadows = self._shadow_versions()
         self.changed = asyncio.Event()
         self.weight = record_weight(record)
 
     def routed(self) -> set[int]:
-        """The versions that calls without a number may run."""
+        """The versions that calls without a number may run, and those that copies of calls may."""
         record = self.record
-        numbers = {version for alias in record.aliases.values() for version in alias.versions}
+        numbers = {version for alias in record.aliases.values() for version in alias.versions} | self.shadows
+        if self.rollout is not None:
+            numbers.add(self.rollout.target)
         return numbers | {version for version in (record.live_version, record.latest_built) if version is not None}
 
     def target(self, call: CallRequest) -> int:
         """The version this call is for; of an alias with several, one is drawn. Raises ``not_found``."""
         record, qualifier = self.record, call.qualifier
         if qualifier is None or qualifier == LIVE:
+            if self.rollout is not None and self.rollout.alias == LIVE:
+                return self._drawn(call, LIVE, self.rollout.split, self.rollout.sticky)
             return record.live_version or record.head_version
         if qualifier == LATEST:
             return record.latest_built or record.head_version
         alias = record.aliases.get(qualifier)
         if alias is not None:
-            sticky = call.sticky_key
-            return choose(alias.split, None if sticky is None else f"{record.id}\0{qualifier}\0{sticky}")
+            if alias.match and (version := alias.matched(call)) is not None:
+                return version
+            if self.rollout is not None and self.rollout.alias == qualifier:
+                sticky = self.rollout.sticky if self.rollout.sticky != NOT_STICKY else alias.sticky
+                return self._drawn(call, qualifier, self.rollout.split, sticky)
+            return self._drawn(call, qualifier, alias.split, alias.sticky)
         if qualifier.isascii() and qualifier.isdigit():
             return int(qualifier)
         raise not_found("version or alias", qualifier)
 
+    def _drawn(self, call: CallRequest, qualifier: str, split: Split, sticky: Sticky) -> int:
+        """Without anything to hold on to, the call's own id decides: it meets one version however often it is looked up."""
+        if len(split) == 1:
+            return split[0][0]
+        key = sticky.key(call)
+        return choose(split, f"{self.record.id}\0{qualifier}\0{call.request_id if key is None else key}")
+
+    def find(self, call: CallRequest) -> FunctionSnapshot | None:
+        number = self.target(call)
+        return self.snapshots.get(-number if call.trigger == "shadow" else number)
+
     def keep(self, snapshot: FunctionSnapshot) -> None:
-        self.snapshots[snapshot.version] = snapshot
+        version = snapshot.version
+        self.snapshots[version] = snapshot
         self.weight += weight(snapshot)
-        if snapshot.version == self.record.live_version:
+        if version in self.shadows:
+            self.snapshots[-version] = shadowed(snapshot)
+            self.weight += weight(snapshot)
+        if version == self.record.live_version and (self.rollout is None or self.rollout.alias != LIVE):
             self.live = snapshot
+
+    def _shadow_versions(self) -> frozenset[int]:
+        """The versions that copies of calls may run."""
+        record = self.record
+        if record.shadow is None:
+            return frozenset()
+        target = record.shadow.target
+        if target.isdigit():
+            return frozenset((int(target),))
+        alias = record.aliases.get(target)
+        numbers: set[int | None] = {record.latest_built} if target == LATEST else {record.live_version}
+        if alias is not None:
+            numbers = set(alias.versions)
+        if self.rollout is not None and self.rollout.alias == target:
+            numbers.add(self.rollout.target)
+        return frozenset(version for version in numbers if version is not None)
+
+
+def _in_force(record: FunctionRecord) -> Routing | None:
+    """The rollout, while its alias still leads where it led when the rollout began: what a user says later counts more."""
+    rollout = record.rollout
+    if rollout is None or rollout.weight == 0:
+        return None
+    if rollout.alias == LIVE:
+        return rollout if record.live_version == rollout.baseline else None
+    alias = record.aliases.get(rollout.alias)
+    return rollout if alias is not None and alias.split == ((rollout.baseline, WHOLE),) else None
 
 
 class Catalog:
@@ -149,9 +206,9 @@ class Catalog:
         entry = self._entries.get((scope.tenant, scope.namespace, call.function))
         if entry is None:
             return None
-        if call.qualifier is None:
+        if call.qualifier is None and entry.live is not None:
             return entry.live
-        return entry.snapshots.get(entry.target(call))
+        return entry.find(call)
 
     async def resolve(self, call: CallRequest, deadline: float | None = None) -> FunctionSnapshot:
         """The snapshot for this call, waiting for a build in progress until ``deadline`` (monotonic) or ``build_wait``.
@@ -164,14 +221,15 @@ class Catalog:
             entry = await self.entry(call.scope, call.function)
             if entry is None:
                 raise not_found("function", call.function)
-            number = entry.target(call)
-            if (snapshot := entry.snapshots.get(number)) is not None:
+            if (snapshot := entry.find(call)) is not None:
                 return snapshot
+            number = entry.target(call)
             version = await self._versions.version(entry.record.id, number)
             if version is None:
                 raise not_found("version", str(number))
             if version.built:
-                return self._keep(entry, version)
+                snapshot = self._keep(entry, version)
+                return shadowed(snapshot) if call.trigger == "shadow" else snapshot
             if version.compile_status == "failed":
                 raise build_failed(version)
             await self._build_ended(entry, version, limit, deadline)

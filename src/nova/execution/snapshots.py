@@ -8,12 +8,23 @@ from types import MappingProxyType
 from typing import Protocol
 
 from nova.domain.function import FunctionSnapshot, NetworkPolicy
+from nova.domain.shadow import SHADOW_VARIABLE
 from nova.payload import encode
 from nova.store.functions import FunctionRecord
 from nova.store.versions import VersionRecord
 
 _OUTSIDE_THE_KEY = frozenset(
-    {"pool_key", "compile_status", "build_id", "max_replicas", "idle_ttl_s", "function_url", "capture", "generation"}
+    {
+        "pool_key",
+        "compile_status",
+        "build_id",
+        "max_replicas",
+        "idle_ttl_s",
+        "function_url",
+        "capture",
+        "generation",
+        "shadow",
+    }
 )
 """What may change while instances live: it shapes calls or pools, never an instance."""
 
@@ -78,8 +89,15 @@ class SnapshotMaker:
             function_url=recorded.function_url,
             capture=recorded.capture,
             generation=function.generation,
+            shadow=function.shadow,
         )
         return replace(snapshot, pool_key=pool_key(snapshot))
+
+
+def shadowed(snapshot: FunctionSnapshot) -> FunctionSnapshot:
+    """The same version for copies of calls: its instances are their own, and are told."""
+    marked = replace(snapshot, env=MappingProxyType({**snapshot.env, SHADOW_VARIABLE: "1"}))
+    return replace(marked, pool_key=pool_key(marked))
 
 
 def pool_key(snapshot: FunctionSnapshot) -> str:
@@ -100,10 +118,16 @@ def record_weight(function: FunctionRecord) -> int:
     """Bytes that a cached function takes beside its snapshots."""
     settings = function.settings
     aliases = sum(
-        350 + getsizeof(alias.name) + getsizeof(alias.description) + 150 * len(alias.split)
+        350
+        + getsizeof(alias.name)
+        + getsizeof(alias.description)
+        + 150 * len(alias.split)
+        + sum(120 + getsizeof(rule.name) + getsizeof(rule.value) for rule in alias.match)
         for alias in function.aliases.values()
     )
     texts = _texts(settings.tags) + sum(map(getsizeof, settings.recorded.capture.redact))
+    if function.shadow is not None:
+        texts += 300 + sum(map(getsizeof, function.shadow.ignore))
     return 2600 + getsizeof(settings.description) + texts + aliases
 
 

@@ -1,13 +1,13 @@
 """Aliases in PostgreSQL."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from nova.domain.alias import Alias, split_of
+from nova.domain.alias import Alias, Match, Sticky, split_of
 from nova.ids import new_token
 from nova.store.db import Connection, Database, Queries, Row
 
@@ -50,7 +50,13 @@ class AliasStore:
 def alias_of(name: str, data: Mapping[str, Any]) -> Alias:
     """An alias from its row's ``data``."""
     split = split_of({int(version): int(weight) for version, weight in data["split"].items()})
-    return Alias(name, split, data.get("description", ""))
+    return Alias(
+        name,
+        split,
+        data.get("description", ""),
+        Sticky(**data.get("sticky", {})),
+        tuple(Match(**rule) for rule in data.get("match", ())),
+    )
 
 
 def _record(row: Row) -> AliasRecord:
@@ -58,5 +64,10 @@ def _record(row: Row) -> AliasRecord:
 
 
 def _values(function_id: str, alias: Alias) -> dict[str, Any]:
-    data = {"split": {str(version): weight for version, weight in alias.split}, "description": alias.description}
+    data = {
+        "split": {str(version): weight for version, weight in alias.split},
+        "description": alias.description,
+        "sticky": asdict(alias.sticky),
+        "match": [asdict(rule) for rule in alias.match],
+    }
     return {"id": function_id, "name": alias.name, "data": Jsonb(data), "etag": new_token(9)}

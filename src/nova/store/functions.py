@@ -13,10 +13,13 @@ from pydantic import TypeAdapter
 
 from nova.domain.alias import Alias
 from nova.domain.identity import Scope
+from nova.domain.rollout import Routing
+from nova.domain.shadow import Shadow
 from nova.domain.version import FunctionSettings
 from nova.errors import NovaError
 from nova.ids import new_id, new_token
 from nova.payload import encode
+from nova.store import shadows
 from nova.store.aliases import alias_of
 from nova.store.db import Connection, Database, Queries, Row
 from nova.store.listen import Channel
@@ -24,6 +27,7 @@ from nova.store.versions import VersionRecord, version_of
 
 _sql = Queries("functions")
 _settings: TypeAdapter[FunctionSettings] = TypeAdapter(FunctionSettings)
+_routing: TypeAdapter[Routing] = TypeAdapter(Routing)
 NO_SUCH_FUNCTION = 0
 """The generation that is announced for a function that is gone."""
 
@@ -34,7 +38,8 @@ class FunctionRecord:
 
     ``generation`` grows with every change that a cache must notice. ``live_version`` is None until the first version is
     built. ``head_version`` is the one deployed or activated last: what the function's settings show and a patch changes.
-    ``latest_built`` is what ``$LATEST`` runs.
+    ``latest_built`` is what ``$LATEST`` runs. ``rollout`` is the one under way, ``shadow`` what calls are copied to; lists
+    (:meth:`FunctionStore.page`) know of neither.
     """
 
     id: str
@@ -51,6 +56,8 @@ class FunctionRecord:
     created_by: str
     created_at: datetime
     updated_at: datetime
+    rollout: Routing | None = None
+    shadow: Shadow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +194,8 @@ def _function_of(row: Row) -> FunctionRecord:
         created_by=row["created_by"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        rollout=None if row.get("rollout") is None else _routing.validate_python(row["rollout"]),
+        shadow=shadows.active(row.get("shadow")),
     )
 
 

@@ -7,7 +7,12 @@ SELECT f.id::text AS id, f.tenant_id, f.namespace, f.name, f.data, f.live_versio
        (SELECT max(c.version) FROM function_code c
          WHERE c.function_id = f.id AND c.compile_status IN ('not_required', 'success')) AS latest_built,
        (SELECT coalesce(jsonb_object_agg(a.name, a.data), '{}') FROM function_aliases a
-         WHERE a.function_id = f.id) AS aliases
+         WHERE a.function_id = f.id) AS aliases,
+       (SELECT jsonb_build_object('alias', r.alias, 'baseline', r.baseline, 'target', r.target, 'weight', r.weight,
+                                  'sticky', r.policy -> 'sticky')
+          FROM function_rollouts r
+         WHERE r.function_id = f.id AND r.status IN ('running', 'paused')) AS rollout,
+       (SELECT s.policy FROM function_shadows s WHERE s.function_id = f.id) AS shadow
   FROM functions f
  WHERE f.tenant_id = %(tenant)s AND f.namespace = %(namespace)s AND f.name = %(name)s;
 
