@@ -15,6 +15,7 @@ MAX_DEPTH = 512
 _LINE = bytes.maketrans(b"\r\n", b"  ")
 _OPENERS = b"[{"
 _validate = msgspec.json.Decoder(msgspec.Raw).decode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
 """Encode a value of ours (never a user's payload) as compact JSON bytes."""
@@ -45,6 +46,19 @@ def check(data: bytes, *, limit: int, empty: bytes = b"{}") -> bytes:
     if b"\n" in data or b"\r" in data:
         return data.translate(_LINE)
     return data
+
+
+def only_member(body: bytes, name: str) -> bytes | None:
+    """The value of member ``name`` of a JSON object that has no other, as the bytes it is written in; ``{}`` when the object
+    is empty. None for any other body. The value is to be checked (:func:`check`)."""
+    try:
+        members = _members(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    value = members.pop(name, None)
+    if members:
+        return None
+    return b"{}" if value is None else bytes(value)
 
 
 def too_large(limit: int) -> NovaError:

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 
+from nova.domain.asyncs import MAX_PAYLOAD
 from nova.domain.call import Accepted, CallRequest, CallResult
 from nova.domain.names import is_qualifier
 from nova.errors import FieldError, FunctionError, NovaError
 from nova.http.exchange import client_request_id
-from nova.payload import encode
+from nova.payload import check, encode, only_member
 
 Headers = Mapping[bytes, bytes]
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -35,6 +36,8 @@ WISHES = frozenset(
     }
 )
 """The headers that :func:`apply_headers` looks at first; without any of them, and a qualifier, it changes nothing."""
+_ASIDE = frozenset({b"origin", b"content-encoding"})
+"""Headers of requests that need more than a plain answer."""
 
 
 def apply_headers(call: CallRequest, headers: Headers) -> None:
@@ -55,6 +58,26 @@ def apply_headers(call: CallRequest, headers: Headers) -> None:
             call.tracestate = state.decode("latin-1")
     if b"x-request-id" in headers and (label := client_request_id(headers)) is not None:
         call.client_request_id = label.decode("ascii")
+
+
+def is_plain(headers: Headers) -> bool:
+    """Can the body be taken as JSON, and be answered without headers of its own for browsers?"""
+    kind = headers.get(b"content-type", b"application/json")
+    return kind == b"application/json" and _ASIDE.isdisjoint(headers)
+
+
+def only_payload(body: bytes) -> bytes | None:
+    """The payload in the body of an ``invoke-async`` that says nothing else, checked; None for any other body.
+
+    Those are for the operation of the route table, which also tells what is wrong with them.
+    """
+    if len(body) > MAX_PAYLOAD:
+        return None
+    value = only_member(body, "payload")
+    try:
+        return None if value is None else check(value, limit=MAX_PAYLOAD)
+    except NovaError:
+        return None
 
 
 def wants_event(headers: Headers) -> bool:
@@ -85,6 +108,11 @@ def _timeout_ms(value: bytes) -> int:
 
 def _bad(field: str, message: str) -> NovaError:
     return NovaError("validation_failed", f"{field}: {message}", errors=[FieldError(field, message)])
+
+
+def start_headers(version: int, *, cold_start: bool) -> bytes:
+    """Header lines about a call that has begun: what is known before it ends."""
+    return b"x-nova-executed-version: %d\r\nx-nova-cold-start: %s\r\n" % (version, _BOOL[cold_start])
 
 
 def answer_headers(result: CallResult) -> bytes:

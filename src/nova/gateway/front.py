@@ -39,9 +39,12 @@ from nova.store.audit import AuditStore
 
 log = structlog.get_logger(__name__)
 INVOKE = "function.invoke"
+INVOKE_ASYNC = "function.invoke_async"
 URL = "function.url"
 _FUNCTIONS = b"/functions/"
 _INVOKE = b"/invoke"
+_ASYNC = b"/invoke-async"
+_NO_OPTIONS = AsyncOptions()
 _URL_PATH = re.compile(rb"(?:/t/([^/]+)/([^/]+))?/fn/([^/]+)(/.*)?", re.DOTALL)
 _JSON = b"content-type: application/json\r\n"
 
@@ -50,7 +53,7 @@ _JSON = b"content-type: application/json\r\n"
 class Target:
     """What the head of an invoke says. ``plain``: nothing in it needs more than the door, a body and the function.
 
-    ``caller`` is who sent this head on this connection before.
+    ``queued``: nobody waits for the call. ``caller`` is who sent this head on this connection before.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Target:
     namespace: str | None
     plain: bool
     wishes: bool
+    queued: bool = False
     caller: Caller | None = None
 
 
@@ -170,7 +174,8 @@ class Front:
         if self._acceptor is None:
             raise NovaError("unsupported", "X-Nova-Invocation-Type: Event is not available here")
         key, call.idempotency_key = call.idempotency_key, None
-        accepted = await self._acceptor.accept(call, AsyncOptions(idempotency_key=key))
+        options = _NO_OPTIONS if key is None else AsyncOptions(idempotency_key=key)
+        accepted = await self._acceptor.accept(call, options)
         status, lines, body = calling.accepted_response(accepted, call.function)
         lines += b"x-request-id: %s\r\n" % call.request_id.encode() + extra
         await reply(scope, send, status, lines, body)
@@ -181,6 +186,9 @@ class Front:
         if target is None:
             target = cycle.head.note = self._plain_target(cycle)
         if not target or self._begin is None:
+            return False
+        body: bytes | None = bytes(cycle.body)
+        if target.queued and (body := calling.only_payload(bytes(cycle.body))) is None:
             return False
         request_id, knock, client = new_id(), Knock(), cycle.client
         peer = client[0] if client else None
@@ -193,14 +201,18 @@ class Front:
             target.caller = knock.caller
             caller, place = knock.inside()
             admitted = self._now()
-            call = self._accept(request_id, target, caller, place, bytes(cycle.body), received, None)
+            call = self._accept(request_id, target, caller, place, body or b"", received, None)
+            if target.queued:
+                cycle.start(partial(self._put, call, extra))
+                return True
             accepted = Accepted(call, target.headers, extra, admitted, self._now())
             flight = self._begin(call, partial(self._landed, cycle, accepted))
         except Exception as exc:
             if not isinstance(exc, NovaError):
                 log.exception("call failed", request_id=request_id)
             refusal = exc if isinstance(exc, NovaError) else as_refusal(exc) or internal()
-            noted = self._entry.denied(knock, target.headers, peer, INVOKE, target.name, request_id, refusal)
+            op = INVOKE_ASYNC if target.queued else INVOKE
+            noted = self._entry.denied(knock, target.headers, peer, op, target.name, request_id, refusal)
             cycle.start(partial(self._refuse, request_id, noted, refusal))
             return True
         if flight is None:
@@ -213,13 +225,18 @@ class Front:
         """The target of a request that :meth:`direct` can serve, or False."""
         head = cycle.head
         path = without_prefix(head.path)
-        if head.method != b"POST" or head.query or not (path.startswith(_FUNCTIONS) and path.endswith(_INVOKE)):
+        queued = path.endswith(_ASYNC) and self._acceptor is not None
+        verb = _ASYNC if queued else _INVOKE
+        if head.method != b"POST" or head.query or not (path.startswith(_FUNCTIONS) and path.endswith(verb)):
             return False
-        name = path[len(_FUNCTIONS) : -len(_INVOKE)]
+        name = path[len(_FUNCTIONS) : -len(verb)]
         if not name or b"/" in name or b"%" in name:
             return False
         target = _target(name, dict(head.headers))
-        return target if target.plain else False
+        if not target.plain or (queued and (target.wishes or not calling.is_plain(target.headers))):
+            return False
+        target.queued = queued
+        return target
 
     def _landed(self, cycle: Cycle, accepted: Accepted, outcome: CallResult | NovaError) -> None:
         """A call that :meth:`direct` began has ended."""
@@ -256,6 +273,11 @@ class Front:
         if noted is not None:
             await noted
         await self._exchange(scope, receive, send).refuse(refusal)
+
+    async def _put(self, call: CallRequest, extra: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """In a task, from behind the door: into the queue."""
+        scope[REQUEST_ID] = call.request_id
+        await self._serve(self._queue(call, extra, scope, send), scope, receive, send)
 
     async def _go_on(self, accepted: Accepted, scope: Scope, receive: Receive, send: Send) -> None:
         """In a task, from behind the door."""

@@ -15,7 +15,8 @@ R = TypeVar("R")
 class GroupCommit(Generic[T, R]):
     """``write`` takes a batch and returns one answer, or one exception, for each of its items in order.
 
-    A writer that is free takes what is there at once, so one item alone does not wait; while all are busy, items gather. An
+    A writer that is free takes what is there at once, or after ``hold_s``, so that few items alone do not cost a transaction
+    where nobody waits for them; while all are busy, items gather. An
     exception of ``write`` itself is everybody's in the batch. A caller who is cancelled while he waits takes nothing back.
     """
 
@@ -29,6 +30,7 @@ class GroupCommit(Generic[T, R]):
         max_waiting: int = 20_000,
         weigh: Callable[[T], int] = lambda _item: 0,
         max_weight: int = 8 << 20,
+        hold_s: float = 0,
     ) -> None:
         """``batch`` items at most in one transaction and, beyond the first, ``max_weight`` bytes as ``weigh`` tells them;
         ``writers`` transactions at a time."""
@@ -39,6 +41,7 @@ class GroupCommit(Generic[T, R]):
         self._max_waiting = max_waiting
         self._weigh = weigh
         self._max_weight = max_weight
+        self._hold_s = hold_s
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._tasks = Background(name)
         self._drained = asyncio.Event()
@@ -76,6 +79,8 @@ class GroupCommit(Generic[T, R]):
     async def _work(self) -> None:
         try:
             while self._waiting:
+                if self._hold_s and len(self._waiting) < self._batch and not self._closing:
+                    await asyncio.sleep(self._hold_s)
                 await self._write_batch(self._next_batch())
         finally:
             self._running -= 1

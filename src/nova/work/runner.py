@@ -21,6 +21,9 @@ from nova.work.queue import CHANNEL, LeaseLost, WorkItem, WorkQueue
 log = structlog.get_logger(__name__)
 _DUE_SLACK_S = 0.002
 """Asked for a moment after it is due, an item is found; asked for a moment before, it is not."""
+_SHARE = 4
+"""A lane that has less than this part of its places free waits :data:`_ROOM_S` for more before it claims."""
+_ROOM_S = 0.003
 
 
 class WorkHandler(Protocol):
@@ -185,6 +188,10 @@ class Runner:
                 if not await _wait(lane.due, self._poll_s):
                     await self._look_ahead(name, lane)
                     lane.look()
+                if lane.running and 0 < lane.free < min(self._batch, lane.kind.limit) // _SHARE:
+                    await asyncio.sleep(
+                        _ROOM_S
+                    )  # what ends meanwhile makes room for a claim that is worth its statement
                 if lane.free <= 0:
                     lane.room.clear()
                     await _wait(lane.room, self._poll_s)
