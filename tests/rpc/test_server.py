@@ -144,26 +144,6 @@ async def test_the_deadline_of_an_rpc_is_the_calls_and_its_end_cancels_it() -> N
         await asyncio.wait_for(invoker.cancelled.wait(), 5)
 
 
-async def test_invoke_stream_tells_what_happens() -> None:
-    invoker = FakeInvoker()
-    async with serving(invoker=invoker) as server, raw(server.port) as client:
-
-        async def events(message: pb.InvokeRequest) -> list[pb.InvokeEvent]:
-            stream = client.method("unary_stream", "InvokeStream")(message.SerializeToString(), metadata=metadata())
-            return [pb.InvokeEvent.FromString(data) async for data in stream]
-
-        start, log, done = await events(pb.InvokeRequest(function="hello", payload=b"7"))
-        assert start.start.request_id == invoker.calls[0].request_id
-        assert (log.log.stream, log.log.text) == ("stdout", "printed")
-        assert done.done.output == b"7"
-        invoker.refusal = NovaError("queue_full", "no room")
-        _, failed = await events(pb.InvokeRequest(function="hello"))
-        assert (failed.error.code, failed.error.delivered) == ("queue_full", pb.DELIVERY_NO)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await events(pb.InvokeRequest(function="no/name"))
-        assert problem(caught.value).code == "not_found"
-
-
 async def test_async_calls_scaling_and_eviction_reach_their_ports() -> None:
     acceptor, scaler, evicted = FakeAcceptor(), FakeScaler(), []
 

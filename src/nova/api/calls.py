@@ -36,6 +36,12 @@ class InvokeQuery(Model):
     qualifier: str | None = None
 
 
+class StreamQuery(InvokeQuery):
+    """``logs`` adds what the handler prints, as events of their own."""
+
+    logs: bool = False
+
+
 ROUTES = (
     Route(
         op="function.invoke",

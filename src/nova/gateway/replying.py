@@ -2,8 +2,12 @@
 
 from starlette.types import Scope, Send
 
+from nova.domain.call import CallResult
+from nova.errors import FunctionError, NovaError
 from nova.http.cycle import wire_of
-from nova.http.exchange import HeaderList
+from nova.http.exchange import Exchange, HeaderList
+from nova.security import access
+from nova.security.guards import Caller
 
 
 async def reply(scope: Scope, send: Send, status: int, lines: bytes, body: bytes) -> None:
@@ -31,3 +35,11 @@ def lines_of(pairs: HeaderList) -> bytes:
 
 def text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1")
+
+
+async def function_failed(exchange: Exchange, caller: Caller, name: str, result: CallResult, lines: bytes) -> None:
+    """502, for answers without an envelope; what the function said is for those who may read its logs."""
+    error = result.error or FunctionError("Nova.InvalidOutput", "there is no output")
+    shown = {"error": error.as_dict()} if access.allowed(caller.identity, "log:read", name) else {}
+    exchange.extra = pairs(lines)
+    await exchange.refuse(NovaError("function_error", "the function failed", extra=shown))

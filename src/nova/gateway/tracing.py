@@ -5,10 +5,12 @@ It stands around the invoker that the front calls, so that a platform that does 
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import CallRequest, CallResult
-from nova.domain.ports import Invoker
+from nova.domain.ports import Invoker, Streamer
+from nova.domain.stream import Sink
 from nova.errors import CODES, NovaError
 from nova.tracing import Tracer, Tracing
 
@@ -16,7 +18,7 @@ _OK, _CLIENT_GONE, _FAULT = 200, 499, 500
 
 
 class TracedGateway:
-    """Implements :class:`~nova.domain.ports.Invoker`: passes calls on, below a span of their own.
+    """Implements :class:`~nova.domain.ports.Invoker` and Streamer: passes calls on, below a span of their own.
 
     It has no ``begin``: traced calls take the way with a task.
     """
@@ -28,12 +30,20 @@ class TracedGateway:
 
     async def invoke(self, call: CallRequest) -> CallResult:
         """See :class:`~nova.domain.ports.Invoker`."""
+        return await self._traced(call, lambda: self._invoker.invoke(call))
+
+    async def stream(self, call: CallRequest, sink: Sink) -> CallResult:
+        """See :class:`~nova.domain.ports.Streamer`."""
+        streamer = streamer_of(self._invoker)
+        return await self._traced(call, lambda: streamer.stream(call, sink))
+
+    async def _traced(self, call: CallRequest, work: Callable[[], Awaitable[CallResult]]) -> CallResult:
         began_ns = time.time_ns() - max(0, int((self._now() - call.received) * 1e9))
         span = self._tracer.begin("gateway.request", call.traceparent, call.tracestate, began_ns=began_ns)
         call.traceparent = span.traceparent
         status, error = _OK, None
         try:
-            return await self._invoker.invoke(call)
+            return await work()
         except NovaError as refusal:
             status, error = CODES[refusal.code].status, refusal.code
             raise
@@ -60,3 +70,10 @@ class TracedGateway:
 def at_the_door(invoker: Invoker, tracing: Tracing | None) -> Invoker:
     """What the front is to call: the invoker itself while nothing is traced."""
     return invoker if tracing is None else TracedGateway(tracing.tracer("zenith"), invoker)
+
+
+def streamer_of(invoker: Invoker) -> Streamer:
+    """The invoker as one whose calls answer piece by piece. Raises ``unsupported`` for one that cannot do that."""
+    if not isinstance(invoker, Streamer):
+        raise NovaError("unsupported", "calls cannot answer piece by piece here")
+    return invoker

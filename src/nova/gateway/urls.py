@@ -39,7 +39,8 @@ _FRAMING = frozenset({"content-length", "date", "x-request-id"})
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TEXT_TYPES = ("application/json", "application/xml", "application/x-www-form-urlencoded", "application/javascript")
-_BODYLESS = (204, 205, 304)
+BODYLESS = (204, 205, 304)
+"""Statuses whose answers have no body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +159,40 @@ def answer(output: bytes) -> UrlAnswer:
 
     An object with ``statusCode`` is an answer in parts; anything else is itself the body, as JSON with status 200.
     """
+    document = _parts(output)
+    if document is None:
+        return UrlAnswer(200, [(b"content-type", b"application/json")], output)
+    found = _answer(document)
+    if found.body and not any(name == b"content-type" for name, _ in found.headers):
+        found.headers.append((b"content-type", b"application/json"))
+    return UrlAnswer(found.status, found.headers, b"" if found.status in BODYLESS else found.body)
+
+
+def prelude(piece: bytes) -> UrlAnswer | None:
+    """The head of a streamed answer, when its first JSON piece is one: an object with ``statusCode``. ``body`` in it is what
+    the answer begins with. Raises ``invalid_response``."""
+    document = _parts(piece)
+    if document is None:
+        return None
+    found = _answer(document)
+    if not any(name == b"content-type" for name, _ in found.headers):
+        found.headers.append((b"content-type", b"application/octet-stream"))
+    return found
+
+
+def _parts(output: bytes) -> dict[str, Any] | None:
+    """The object with ``statusCode`` that ``output`` is, or None."""
     if not output.lstrip(b" \t").startswith(b"{") or b'"statusCode"' not in output:
-        return UrlAnswer(200, [(b"content-type", b"application/json")], output)
-    document = msgspec.json.decode(output)
-    if "statusCode" not in document:
-        return UrlAnswer(200, [(b"content-type", b"application/json")], output)
+        return None
+    document: dict[str, Any] = msgspec.json.decode(output)
+    return document if "statusCode" in document else None
+
+
+def _answer(document: Mapping[str, Any]) -> UrlAnswer:
     status = document["statusCode"]
     if type(status) is not int or not 200 <= status <= 599:
         raise _invalid("statusCode is not an integer between 200 and 599")
-    headers = list(_headers_out(document))
-    body = _body_out(document)
-    if not any(name == b"content-type" for name, _ in headers) and body:
-        headers.append((b"content-type", b"application/json"))
-    return UrlAnswer(status, headers, b"" if status in _BODYLESS else body)
+    return UrlAnswer(status, list(_headers_out(document)), _body_out(document))
 
 
 def _headers_out(document: Mapping[str, Any]) -> Iterable[tuple[bytes, bytes]]:

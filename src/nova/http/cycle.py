@@ -80,11 +80,15 @@ class Cycle:
     waiting_for_100_continue = False
     endless = False
     """the answer is a stream without an end"""
+    finite = False
+    """the application says that its stream does have an end, whatever its media type"""
     lingers = False
     """the connection is closed late, because the client still sends"""
     held = False
     """the answer comes from a callback"""
     chunked_encoding: bool | None = None
+    until_close = False
+    """the answer ends with the connection: its client knows no chunks"""
     expected_content_length = 0
     body: bytearray | bytes = b""
     scope: dict[str, Any]
@@ -178,6 +182,12 @@ class Cycle:
         cancel, self._cancel = self._cancel, None
         if cancel is not None:
             cancel()
+
+    def cut(self) -> None:
+        """The rest of the answer will not come, and its client shall notice: what was sent goes out, its end does not."""
+        self._cancel = None
+        self.disconnected = True
+        self.transport.close()
 
     def disconnect(self) -> None:
         """Nothing more can be sent: whoever reads or works for the client is told."""
@@ -279,12 +289,14 @@ class Cycle:
                 self.expected_content_length = int(value)
                 self.chunked_encoding = False
             elif name == b"content-type":
-                self.endless = value.startswith(b"text/event-stream")
+                self.endless = not self.finite and value.startswith(b"text/event-stream")
             parts += (name, b": ", value, b"\r\n")
         parts.append(self._connection_line())
         if self.chunked_encoding is None and self.head.method != b"HEAD" and status not in (204, 304):
-            self.chunked_encoding = True
-            parts.append(b"transfer-encoding: chunked\r\n")
+            self.until_close = self.head.version == "1.0"
+            self.chunked_encoding = not self.until_close
+            if self.chunked_encoding:
+                parts.append(b"transfer-encoding: chunked\r\n")
         parts.append(b"\r\n")
         return parts
 
@@ -303,6 +315,8 @@ class Cycle:
                 parts += (b"%x\r\n" % len(body), body, b"\r\n")
             if not more:
                 parts.append(b"0\r\n\r\n")
+        elif self.until_close:
+            parts.append(body)
         else:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0:

@@ -1,11 +1,12 @@
 """Calls, results and reports as messages, and back. What comes in from the wire is checked here."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import get_args
 
 from nova import payload
-from nova.domain.call import AsyncOptions, CallRequest, CallResult, Phases, StartSource, Trigger
+from nova.domain.call import MAX_DEPTH, AsyncOptions, CallRequest, CallResult, Phases, StartSource, Trigger
 from nova.domain.identity import Identity, Scope
 from nova.domain.names import is_name, is_qualifier
 from nova.domain.node import NodeReport, NodeState, WarmPool
@@ -46,6 +47,8 @@ def write_request(message: pb.InvokeRequest, call: CallRequest, remaining_ms: in
         message.caller = call.caller
     if call.client_request_id is not None:
         message.client_request_id = call.client_request_id
+    if call.chain:
+        message.chain.extend(call.chain)
 
 
 def read_request(
@@ -87,7 +90,16 @@ def read_request(
         if _LABEL(label) is None:
             raise invalid("client_request_id", "at most 128 visible ASCII characters")
         call.client_request_id = label
+    if message.chain:
+        call.chain = _chain(message.chain)
     return call
+
+
+def _chain(names: Sequence[str]) -> tuple[str, ...]:
+    """One function more than a chain may have is let through, to be refused as what it is."""
+    if len(names) > MAX_DEPTH + 1 or not all(map(is_name, names)):
+        raise invalid("chain", f"at most {MAX_DEPTH + 1} names of functions")
+    return tuple(names)
 
 
 def read_trace(call: CallRequest, traceparent: str, tracestate: str) -> None:
@@ -126,6 +138,8 @@ def write_response(message: pb.InvokeResponse, result: CallResult) -> None:
         message.cold_start = True
         phases.instance_us = times.instance_us
         phases.init_us = times.init_us
+        phases.import_us = times.import_us
+        phases.runtime_us = times.runtime_us
     if result.stdout:
         message.stdout = text(result.stdout[-LOG_TAIL:])
     if result.stderr:
@@ -148,7 +162,14 @@ def read_response(message: pb.InvokeResponse) -> CallResult:
         cold_start=message.cold_start,
         instance_id=message.instance_id,
         source=_SOURCES.get(message.source, "warm"),
-        phases=Phases(phases.queue_us, phases.instance_us, phases.init_us, phases.handler_us),
+        phases=Phases(
+            phases.queue_us,
+            phases.instance_us,
+            phases.init_us,
+            phases.handler_us,
+            phases.import_us,
+            phases.runtime_us,
+        ),
         stdout=message.stdout,
         stderr=message.stderr,
         deduplicated=message.deduplicated,

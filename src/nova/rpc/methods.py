@@ -1,7 +1,7 @@
 """The RPCs of ``nova.v1.Execution`` as this process can answer them: a port that is not here is an RPC that is not there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -14,12 +14,12 @@ from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.domain.names import is_name
 from nova.domain.node import NodeReport
-from nova.domain.ports import Acceptor, Invoker, Scaler
+from nova.domain.ports import Acceptor, Invoker, Scaler, Streamer
 from nova.errors import NovaError, draining, invalid, not_found
-from nova.rpc import bridge_server, identity, messages
+from nova.rpc import bridge_server, identity, messages, streams
 from nova.rpc import nova_pb2 as pb
 from nova.rpc.calls_server import ServedCalls
-from nova.rpc.failures import abort, fill, refusal, text
+from nova.rpc.failures import abort, refusal
 from nova.rpc.transport import IDENTITY, TRACEPARENT, TRACESTATE, Context, metadata_of
 from nova.security.assertion import Assertions
 from nova.service import Background
@@ -70,8 +70,10 @@ class Execution:
         found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         if ports.invoker is not None:
             found["Invoke"] = grpc.unary_unary_rpc_method_handler(_unary(self._invoke))
-            found["InvokeStream"] = grpc.unary_stream_rpc_method_handler(self._invoke_stream)
             found["Calls"] = grpc.stream_stream_rpc_method_handler(self._calls)
+        invoker: object = ports.invoker
+        if isinstance(invoker, Streamer):
+            found["InvokeStream"] = grpc.unary_stream_rpc_method_handler(self._invoke_stream)
         if ports.acceptor is not None:
             found["InvokeAsync"] = grpc.unary_unary_rpc_method_handler(_unary(self._invoke_async))
         if ports.scaler is not None:
@@ -110,24 +112,15 @@ class Execution:
             raise NovaError("payload_too_large", detail, extra={"version": result.version})
         return message
 
-    async def _invoke_stream(self, data: bytes, context: Context) -> AsyncIterator[bytes]:
-        assert self._ports.invoker is not None
+    async def _invoke_stream(self, data: bytes, context: Context) -> None:
+        streamer: object = self._ports.invoker
+        assert isinstance(streamer, Streamer)
         try:
             call = self._call(_parse(pb.InvokeRequest, data), context)
         except NovaError as exc:
             await abort(context, exc)
             return
-        yield pb.InvokeEvent(start=pb.InvokeStart(request_id=call.request_id)).SerializeToString()
-        event = pb.InvokeEvent()
-        try:
-            result = await self._ports.invoker.invoke(call)
-            event.done.CopyFrom(self._response(result))
-        except Exception as exc:
-            fill(event.error, refusal(exc, "call", request_id=call.request_id))
-        else:
-            for line in _printed(result):
-                yield pb.InvokeEvent(log=line).SerializeToString()
-        yield event.SerializeToString()
+        await streams.serve(streamer, call, context, self._response)
 
     async def _calls(self, _requests: object, context: Context) -> None:
         assert self._ports.invoker is not None
@@ -221,9 +214,3 @@ def _parse(kind: type[M], data: bytes) -> M:
 def _named(function: str) -> None:
     if not is_name(function):
         raise not_found("function", function[:256])
-
-
-def _printed(result: CallResult) -> Iterator[pb.LogLine]:
-    for stream, said in (("stdout", result.stdout), ("stderr", result.stderr)):
-        for line in said.splitlines():
-            yield pb.LogLine(stream=stream, text=text(line))

@@ -17,7 +17,7 @@ DELIVERY_NO: Delivery
 DELIVERY_YES: Delivery
 
 class InvokeRequest(_message.Message):
-    __slots__ = ("request_id", "function", "qualifier", "payload", "timeout_ms", "idempotency_key", "sticky_key", "trigger", "attempt", "caller", "client_request_id")
+    __slots__ = ("request_id", "function", "qualifier", "payload", "timeout_ms", "idempotency_key", "sticky_key", "trigger", "attempt", "caller", "client_request_id", "chain")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     QUALIFIER_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class InvokeRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
     CLIENT_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     function: str
     qualifier: str
@@ -40,7 +41,8 @@ class InvokeRequest(_message.Message):
     attempt: int
     caller: str
     client_request_id: str
-    def __init__(self, request_id: _Optional[str] = ..., function: _Optional[str] = ..., qualifier: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., sticky_key: _Optional[str] = ..., trigger: _Optional[str] = ..., attempt: _Optional[int] = ..., caller: _Optional[str] = ..., client_request_id: _Optional[str] = ...) -> None: ...
+    chain: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., function: _Optional[str] = ..., qualifier: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., sticky_key: _Optional[str] = ..., trigger: _Optional[str] = ..., attempt: _Optional[int] = ..., caller: _Optional[str] = ..., client_request_id: _Optional[str] = ..., chain: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InvokeResponse(_message.Message):
     __slots__ = ("request_id", "version", "output", "error", "duration_us", "cold_start", "source", "instance_id", "phases", "stdout", "stderr", "deduplicated")
@@ -71,16 +73,20 @@ class InvokeResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., version: _Optional[int] = ..., output: _Optional[bytes] = ..., error: _Optional[_Union[FunctionError, _Mapping]] = ..., duration_us: _Optional[int] = ..., cold_start: _Optional[bool] = ..., source: _Optional[str] = ..., instance_id: _Optional[str] = ..., phases: _Optional[_Union[Phases, _Mapping]] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., deduplicated: _Optional[bool] = ...) -> None: ...
 
 class Phases(_message.Message):
-    __slots__ = ("queue_us", "instance_us", "init_us", "handler_us")
+    __slots__ = ("queue_us", "instance_us", "init_us", "handler_us", "import_us", "runtime_us")
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_US_FIELD_NUMBER: _ClassVar[int]
     INIT_US_FIELD_NUMBER: _ClassVar[int]
     HANDLER_US_FIELD_NUMBER: _ClassVar[int]
+    IMPORT_US_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_US_FIELD_NUMBER: _ClassVar[int]
     queue_us: int
     instance_us: int
     init_us: int
     handler_us: int
-    def __init__(self, queue_us: _Optional[int] = ..., instance_us: _Optional[int] = ..., init_us: _Optional[int] = ..., handler_us: _Optional[int] = ...) -> None: ...
+    import_us: int
+    runtime_us: int
+    def __init__(self, queue_us: _Optional[int] = ..., instance_us: _Optional[int] = ..., init_us: _Optional[int] = ..., handler_us: _Optional[int] = ..., import_us: _Optional[int] = ..., runtime_us: _Optional[int] = ...) -> None: ...
 
 class FunctionError(_message.Message):
     __slots__ = ("type", "message", "stack")
@@ -109,22 +115,36 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., delivered: _Optional[_Union[Delivery, str]] = ..., retry_after_ms: _Optional[int] = ..., http_status: _Optional[int] = ..., details: _Optional[bytes] = ...) -> None: ...
 
 class InvokeEvent(_message.Message):
-    __slots__ = ("start", "log", "done", "error")
+    __slots__ = ("start", "log", "done", "error", "chunk")
     START_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
     start: InvokeStart
     log: LogLine
     done: InvokeResponse
     error: Failure
-    def __init__(self, start: _Optional[_Union[InvokeStart, _Mapping]] = ..., log: _Optional[_Union[LogLine, _Mapping]] = ..., done: _Optional[_Union[InvokeResponse, _Mapping]] = ..., error: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    chunk: InvokeChunk
+    def __init__(self, start: _Optional[_Union[InvokeStart, _Mapping]] = ..., log: _Optional[_Union[LogLine, _Mapping]] = ..., done: _Optional[_Union[InvokeResponse, _Mapping]] = ..., error: _Optional[_Union[Failure, _Mapping]] = ..., chunk: _Optional[_Union[InvokeChunk, _Mapping]] = ...) -> None: ...
 
 class InvokeStart(_message.Message):
-    __slots__ = ("request_id",)
+    __slots__ = ("request_id", "version", "cold_start")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COLD_START_FIELD_NUMBER: _ClassVar[int]
     request_id: str
-    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+    version: int
+    cold_start: bool
+    def __init__(self, request_id: _Optional[str] = ..., version: _Optional[int] = ..., cold_start: _Optional[bool] = ...) -> None: ...
+
+class InvokeChunk(_message.Message):
+    __slots__ = ("kind", "data")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    data: bytes
+    def __init__(self, kind: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class LogLine(_message.Message):
     __slots__ = ("stream", "text")

@@ -15,15 +15,19 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Identity, Scope
 from nova.domain.node import NodeReport
+from nova.domain.stream import Sink
 from nova.errors import NovaError
-from nova.rpc import bridge, messages
+from nova.payload import too_large
+from nova.rpc import bridge, messages, streams
 from nova.rpc import nova_pb2 as pb
 from nova.rpc.calls_client import CallStream
-from nova.rpc.failures import lost, of_rpc, unreachable
+from nova.rpc.failures import lost, of_rpc, out_of_time, unreachable
 from nova.rpc.transport import (
     AUTHORIZATION,
     CONNECT_S,
+    ENVELOPE,
     EXECUTION,
+    GRACE_S,
     IDENTITY,
     MAX_MESSAGE_MB,
     REQUEST_ID,
@@ -46,7 +50,7 @@ _HELLO_S = 3.0
 
 
 class CometConnection:
-    """Implements the ports Invoker, Acceptor and Scaler for one address. A service: connects, and connects again.
+    """Implements the ports Invoker, Streamer, Acceptor and Scaler for one address. A service: connects, and connects again.
 
     Every method raises :class:`~nova.rpc.failures.RemoteFailure`, whose ``delivered`` says whether the call may be sent
     elsewhere. ``me`` is whom actions of this process itself act as.
@@ -162,18 +166,39 @@ class CometConnection:
             stream = await self._ready(left)
         return await stream.invoke(call, self._assertions.sign(Caller(call.identity, call.source_address), call.scope))
 
+    async def stream(self, call: CallRequest, sink: Sink) -> CallResult:
+        """One call on a stream of its own; see :class:`~nova.domain.ports.Streamer`."""
+        if len(call.payload) > self._limit - ENVELOPE:
+            raise too_large(self._limit - ENVELOPE)
+        left, remaining_ms = None, 0
+        if call.timeout_ms is not None:
+            left = call.received + call.timeout_ms / 1000 - self._clock.monotonic()
+            if left <= 0:
+                raise out_of_time("no")
+            remaining_ms = max(1, int(left * 1000))
+        await self._ready(CONNECT_S if left is None else left)
+        message = pb.InvokeRequest()
+        try:
+            messages.write_request(message, call, remaining_ms)
+        except ValueError:
+            raise NovaError("validation_failed", "a text of the call is not valid Unicode") from None
+        method: Any = self._bound.unary_stream(f"/{EXECUTION}/InvokeStream")
+        async with self._translated():
+            limit_s = None if left is None else left + GRACE_S
+            rpc = method(message.SerializeToString(), metadata=self._of_call(call), timeout=limit_s)
+            try:
+                return await streams.follow(rpc, sink, lost(self.address))
+            finally:
+                rpc.cancel()
+
     async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
         message = pb.AsyncRequest()
         messages.write_request(message.request, call, call.timeout_ms or 0)
         if options.idempotency_key is not None:
             message.request.idempotency_key = options.idempotency_key
         messages.write_options(message.options, options)
-        metadata = self._acting(Caller(call.identity, call.source_address), call.scope)
-        if call.traceparent is not None:
-            metadata += ((TRACEPARENT, call.traceparent),)
-            if call.tracestate is not None:
-                metadata += ((TRACESTATE, call.tracestate),)
-        answer = pb.AsyncResponse.FromString(await self._unary("InvokeAsync", message.SerializeToString(), metadata))
+        data = await self._unary("InvokeAsync", message.SerializeToString(), self._of_call(call))
+        answer = pb.AsyncResponse.FromString(data)
         return Accepted(answer.invocation_id, answer.status, answer.replayed)
 
     async def scale(self, scope: Scope, function: str, replicas: int, *, ttl_s: float) -> int:
@@ -239,6 +264,14 @@ class CometConnection:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((AUTHORIZATION, self._token.bearer.decode()),)
+
+    def _of_call(self, call: CallRequest) -> tuple[tuple[str, str], ...]:
+        metadata = self._acting(Caller(call.identity, call.source_address), call.scope)
+        if call.traceparent is not None:
+            metadata += ((TRACEPARENT, call.traceparent),)
+            if call.tracestate is not None:
+                metadata += ((TRACESTATE, call.tracestate),)
+        return metadata
 
     def _acting(self, caller: Caller, scope: Scope) -> tuple[tuple[str, str], ...]:
         return (*self._metadata(), (IDENTITY, self._assertions.sign(caller, scope)))
