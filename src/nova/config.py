@@ -184,6 +184,9 @@ class LimitSettings(Section):
     sync_payload_mb: int = Field(
         6, ge=1, le=64, description="a call's input, and the body of a function URL, in MiB", json_schema_extra=HOT
     )
+    stream_mb: int = Field(
+        1024, ge=1, le=1_048_576, description="all pieces of one streaming call, in MiB", json_schema_extra=HOT
+    )
     code_mb: int = Field(10, ge=1, le=64, description="code given as one text, in MiB", json_schema_extra=HOT)
     body_mb: int = Field(10, ge=1, le=64, description="any other JSON body, in MiB", json_schema_extra=HOT)
     archive_mb: int = Field(

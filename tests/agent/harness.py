@@ -18,6 +18,7 @@ from typing import Any
 import nova
 from nova.domain.function import FunctionSnapshot, Limits, NetworkPolicy
 from nova.domain.identity import Scope
+from nova.domain.stream import Sink
 from nova.execution.backends.base import InitDone, InitSpec, WorkerCall, WorkerResult
 from nova.execution.channel import DirectChannel
 from nova.execution.channel_context import ContextEncoder
@@ -136,6 +137,8 @@ class Guest:
         request_id: str | None = None,
         timeout_s: float = 20.0,
         traceparent: str | None = None,
+        sink: Sink | None = None,
+        **stream: Any,
     ) -> "asyncio.Future[WorkerResult]":
         self.calls += 1
         call_id = request_id or f"0199aaaa-0000-7000-8000-{self.calls:012d}"
@@ -144,8 +147,10 @@ class Guest:
             WorkerCall(
                 request_id=call_id,
                 payload=json.dumps(event).encode() if raw is None else raw,
-                context=self.contexts.encode(call_id, deadline_ms, traceparent),
+                context=self.contexts.encode(call_id, deadline_ms, traceparent, streaming=sink is not None),
                 deadline=time.monotonic() + timeout_s,
+                sink=sink,
+                **stream,
             )
         )
         assert isinstance(awaitable, asyncio.Future)

@@ -1,7 +1,8 @@
 """One worker's lines, sans I/O. The agent reads them while the code loads, the host during calls: the same class.
 
 A worker gets ``{"init": …}`` once and then ``{"input": <json>, "context": {…}}`` lines; it answers ``{"ready": …}`` and
-then one ``{"output": <json>}`` or ``{"error": …}`` line per call. A multiplexing worker begins its lines with a
+then one ``{"output": <json>}`` or ``{"error": …}`` line per call, with any number of ``{"chunk": {"enc": …, "data": …}}``
+lines before it. A multiplexing worker begins its lines with a
 ``"request_id"`` member and sends prints as ``{"log": …}``. One that cannot go on says ``{"ending": true}``. Outputs are
 cut out of their line, never decoded.
 """
@@ -18,6 +19,7 @@ from nova.agent.messages import GuestError
 _OUTPUT: Final = b'{"output": '
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 _TAGGED = re.compile(rb'\{"request_id": "([0-9A-Za-z-]{1,64})", "output": ')
+_CHUNK = re.compile(rb'\{(?:"request_id": "([0-9A-Za-z-]{1,64})", )?"chunk": \{"enc": "(text|json|b64)", "data": ')
 _ANY_OUTPUT = re.compile(rb'\s*\{\s*(?:"request_id"\s*:\s*"([0-9A-Za-z-]{1,64})"\s*,\s*)?"output"\s*:\s*')
 
 
@@ -36,6 +38,15 @@ class Result:
     request_id: str | None
     output: bytes | None
     error: GuestError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a call's answer: ``kind`` is text, json or b64, ``data`` its JSON, which nobody has checked yet."""
+
+    request_id: str | None
+    kind: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,7 @@ class Garbage:
     reason: str
 
 
-Event = Ready | Result | Log | Ending | TooLong | Garbage
+Event = Ready | Result | Chunk | Log | Ending | TooLong | Garbage
 
 
 def init_line(init: Mapping[str, Any]) -> bytes:
@@ -95,6 +106,16 @@ def cancel_line(request_id: str) -> bytes:
     return b'{"cancel": "%b"}\n' % request_id.encode()
 
 
+def credit_line(request_id: str, size: int) -> bytes:
+    """``size`` more bytes of chunk lines may come for that call of a multiplexing worker."""
+    return b'{"credit": "%b", "bytes": %d}\n' % (request_id.encode(), size)
+
+
+def chunk_line(kind: str, data: bytes) -> bytes:
+    """``data`` is JSON on one line."""
+    return b'{"chunk": {"enc": "%b", "data": %b}}\n' % (kind.encode(), data)
+
+
 class WorkerSession:
     """Turns what a worker writes on its line descriptor into events."""
 
@@ -108,6 +129,10 @@ class WorkerSession:
 def parse(line: bytes) -> Event:
     if line.startswith(_OUTPUT) and line.endswith(b"}"):
         return Result(None, line[len(_OUTPUT) : -1], None)
+    chunk = _CHUNK.match(line)
+    if chunk is not None and line.endswith(b"}}"):
+        tag = chunk.group(1)
+        return Chunk(None if tag is None else tag.decode(), chunk.group(2).decode(), line[chunk.end() : -2])
     match = _TAGGED.match(line) or _ANY_OUTPUT.match(line)
     if match is not None:
         body = line.rstrip()
@@ -130,6 +155,10 @@ def _parse_rare(line: bytes) -> Event:
     request_id = tag if isinstance(tag, str) else None
     if "error" in message:
         return Result(request_id, None, GuestError.of(message["error"]))
+    if isinstance(chunk := message.get("chunk"), dict):
+        if (kind := chunk.get("enc")) not in ("text", "json", "b64") or "data" not in chunk:
+            return Garbage("a chunk has enc (text, json or b64) and data")
+        return Chunk(request_id, str(kind), json.dumps(chunk["data"]).encode())
     if isinstance(log := message.get("log"), dict):
         owner = log.get("request_id")
         stream = "stderr" if log.get("stream") == "stderr" else "stdout"

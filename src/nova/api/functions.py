@@ -122,6 +122,9 @@ class FunctionFields(Model):
     mode: Mode | None = Field(None, description="persistent (default): loaded once; process: fresh for each call")
     memory_mb: int | None = Field(None, ge=128, le=10240, description="hard limit of one instance; default 128")
     timeout_s: int | None = Field(None, ge=1, le=900, description="longest call; default 30")
+    stream_idle_s: int | None = Field(
+        None, ge=0, le=900, description="longest silence of a streaming call; default 0: any"
+    )
     instance_concurrency: int | None = Field(
         None, ge=1, le=1000, description="calls at once in one instance; default 1"
     )
@@ -214,6 +217,7 @@ class ConfigView(Model):
     mode: Mode
     memory_mb: int
     timeout_s: int
+    stream_idle_s: int
     instance_concurrency: int
     min_replicas: int
     max_replicas: int

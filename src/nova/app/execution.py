@@ -91,6 +91,7 @@ class ExecutionPlane:
             record if traced is None else traced.recorder(record),
             refused=self.metrics.refused,
             drain_s=settings.daemon.drain_s,
+            stream_limit=lambda: settings.limits.stream_mb << 20,
         )
         self.scaler = LocalScaler(self.catalog, self.fleet, SYSTEM_CLOCK)
         self.invoker = IdempotentInvoker(

@@ -172,7 +172,12 @@ def config_of(
         env=_present(fields.env_vars),
         dependency_files=tuple(sorted(dependency_files)),
         recorded=recorded,
-        **_given(timeout_s=fields.timeout_s, concurrency=fields.instance_concurrency, backend=fields.backend),
+        **_given(
+            timeout_s=fields.timeout_s,
+            stream_idle_s=fields.stream_idle_s,
+            concurrency=fields.instance_concurrency,
+            backend=fields.backend,
+        ),
     )
 
 

@@ -115,5 +115,7 @@ class FunctionSnapshot:
     pool_key: str = field(default="")
     capture: Capture = field(default=Capture())
     generation: int = 0
+    stream_idle_s: int = 0
+    """seconds that a stream may be silent; 0: however long"""
     shadow: Shadow | None = None
     """where copies of its calls go"""

@@ -49,6 +49,7 @@ class VersionConfig:
     handler_given: bool = False
     mode: Mode = "persistent"
     timeout_s: int = 30
+    stream_idle_s: int = 0
     concurrency: int = 1
     backend: str = "auto"
     limits: Limits = field(default_factory=Limits)

@@ -1,7 +1,12 @@
 """The context object of a call line, as bytes: what a version fixes is encoded once, a call's own values are appended."""
 
+from typing import Final
+
 from nova.domain.function import FunctionSnapshot
+from nova.execution.channel_stream import CREDIT
 from nova.payload import encode
+
+_STREAMING: Final = b', "streaming": true, "stream_credit": %d' % CREDIT
 
 
 class ContextEncoder:
@@ -29,10 +34,13 @@ class ContextEncoder:
         tracestate: str | None = None,
         attempt: int = 1,
         chain: tuple[str, ...] = (),
+        *,
+        streaming: bool = False,
     ) -> bytes:
         """``deadline_ms`` is Unix time. The request id is always the first member: bootstraps find it without parsing.
 
         ``chain``: the functions that called one another down to this call; then its last is the ``caller_function``.
+        ``streaming``: somebody takes the pieces as they come; a multiplexing worker may send ``stream_credit`` bytes ahead.
         """
         own = b'{"request_id": "%b", "deadline_ms": %d' % (request_id.encode(), deadline_ms)
         if traceparent:
@@ -43,4 +51,6 @@ class ContextEncoder:
                 len(chain),
                 encode(chain),
             )
+        if streaming:
+            own += _STREAMING
         return b'%b%b, "attempt": %d}' % (own, self._fixed, attempt)

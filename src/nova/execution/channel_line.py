@@ -16,15 +16,26 @@ import structlog
 
 from nova import payload
 from nova.agent.lines import PrintBuffer
-from nova.agent.worker import Ending, Event, Garbage, Log, Result, TooLong, WorkerSession, cancel_line
+from nova.agent.worker import (
+    Chunk,
+    Ending,
+    Event,
+    Garbage,
+    Log,
+    Result,
+    TooLong,
+    WorkerSession,
+    cancel_line,
+    credit_line,
+)
 from nova.errors import FunctionError, NovaError
 from nova.execution.backends.base import WorkerResult
 from nova.execution.channel_deadlines import Deadlines
+from nova.execution.channel_stream import OUTPUT_LIMIT, Collected, Stream, checked, too_large
 
 log = structlog.get_logger(__name__)
 
-OUTPUT_LIMIT: Final = 6 << 20
-"""Bytes of a result."""
+_STREAM_LATE: Final = "the stream had not ended when the time of the whole call was up (timeout_s, or the caller's own)"
 _READ: Final = 1 << 16  # larger buffers are mapped and unmapped by malloc at every read
 _PIPE_READ: Final = 1 << 16
 _DRAIN_READS: Final = 16
@@ -58,7 +69,18 @@ class LineOwner(Protocol):
 class Call(asyncio.Future[WorkerResult]):
     """A call in flight and the future of its result in one object. ``line`` is None while it waits for a worker."""
 
-    __slots__ = ("context", "deadline", "deadlines", "heard", "line", "owner", "request_id", "stderr", "stdout")
+    __slots__ = (
+        "context",
+        "deadline",
+        "deadlines",
+        "heard",
+        "line",
+        "owner",
+        "pieces",
+        "request_id",
+        "stderr",
+        "stdout",
+    )
 
     def __init__(
         self, owner: LineOwner, deadlines: Deadlines, request_id: str, deadline: float, context: bytes = b"{}"
@@ -73,6 +95,7 @@ class Call(asyncio.Future[WorkerResult]):
         self.stdout: PrintBuffer | None = None
         self.stderr: PrintBuffer | None = None
         self.heard: Callable[[WorkerResult], None] | None = None
+        self.pieces: Collected | Stream | None = None
         deadlines.add(self)
 
     def listen(self, heard: Callable[[WorkerResult], None]) -> None:
@@ -85,7 +108,7 @@ class Call(asyncio.Future[WorkerResult]):
 
     def settle(self, output: bytes | None, error: FunctionError | None, stdout: str = "", stderr: str = "") -> None:
         """End it, unless its caller has gone meanwhile."""
-        self.deadlines.discard(self)
+        self._over()
         if not self.done():
             result = WorkerResult(output, error, stdout, stderr)
             self.set_result(result)
@@ -95,7 +118,7 @@ class Call(asyncio.Future[WorkerResult]):
 
     def answered(self, result: WorkerResult) -> None:
         """End it with what its worker said; whoever listens hears it now."""
-        self.deadlines.discard(self)
+        self._over()
         if not self.done():
             self.set_result(result)
             heard, self.heard = self.heard, None  # or the two would keep each other alive
@@ -106,13 +129,19 @@ class Call(asyncio.Future[WorkerResult]):
         """The caller has gone: the future is cancelled now, the worker is told or ended."""
         if not super().cancel(msg):
             return False
-        self.deadlines.discard(self)
+        self._over()
         self.owner.call_overdue(self, None)
         return True
 
     def expire(self) -> None:
         if not self.done():
-            self.owner.call_overdue(self, FunctionError("Nova.Timeout", "the call ran out of time"))
+            text = "the call ran out of time" if not isinstance(self.pieces, Stream) else _STREAM_LATE
+            self.owner.call_overdue(self, FunctionError("Nova.Timeout", text))
+
+    def _over(self) -> None:
+        self.deadlines.discard(self)
+        if self.pieces is not None:
+            self.pieces.close()
 
 
 class WorkerLine:
@@ -143,6 +172,9 @@ class WorkerLine:
         self._outgoing: deque[memoryview] = deque()
         self._closed = False
         self._ending = False
+        self.paused = False
+        """whoever takes the pieces of its call is full: nothing is read until that has changed"""
+        self._later: list[Event] = []
         self._loop.add_reader(line, self._on_line)
         for fd in self._pipes:
             self._loop.add_reader(fd, self._on_print, fd)
@@ -158,11 +190,30 @@ class WorkerLine:
             self._calls[call.request_id] = call
         else:
             self._current = call
+        if call.pieces is not None:
+            call.pieces.begin(self)
         self._write(data)
 
     def tell_cancelled(self, call: Call) -> None:
         """Ask a multiplexing worker to give up one call."""
         self._write(cancel_line(call.request_id))
+
+    def grant(self, call: Call, size: int) -> None:
+        """Let a multiplexing worker send more pieces of one call."""
+        self._write(credit_line(call.request_id, size))
+
+    def pause(self) -> None:
+        """Read no more until :meth:`resume`; the worker comes to wait in its write."""
+        self.paused = True
+        self._stop_reading()
+
+    def resume(self) -> None:
+        if self.paused and not self._closed:
+            self.paused = False
+            later, self._later = self._later, []
+            self._handle(later)
+            if not self.paused and not self._closed:
+                self._loop.add_reader(self._line_fd, self._on_line)
 
     def in_flight(self) -> list[Call]:
         return list(self._calls.values()) if self._current is None else [self._current]
@@ -193,7 +244,7 @@ class WorkerLine:
     def read_rest(self) -> None:
         """Take in what a dead worker had still written."""
         for _ in range(_DRAIN_READS):
-            if self._closed or not self._on_line():
+            if self._closed or self.paused or not self._on_line():
                 return
 
     def close(self) -> None:
@@ -251,11 +302,17 @@ class WorkerLine:
             self._stop_reading()
             self._owner.line_ended(self)
             return False
-        for event in self._session.feed(data):
+        return self._handle(self._session.feed(data))
+
+    def _handle(self, events: list[Event]) -> bool:
+        for event in events:
             if self._closed:  # by its owner, on account of an event before
                 return False
-            self._take(event)
-        return True
+            if self.paused:
+                self._later.append(event)
+            else:
+                self._take(event)
+        return not self.paused
 
     def _stop_reading(self) -> None:
         self._loop.remove_reader(self._line_fd)
@@ -268,6 +325,8 @@ class WorkerLine:
                     self._answered(call, event)
                 else:
                     self._owner.line_broken(self, "the worker answered a call that is not in flight")
+            case Chunk():
+                self._piece(event)
             case Log():
                 self._logged(event)
             case Ending():
@@ -281,8 +340,31 @@ class WorkerLine:
             case Garbage():
                 self._owner.line_broken(self, event.reason)
 
+    def _piece(self, event: Chunk) -> None:
+        call = self._calls.get(event.request_id or "") if self.multiplex else self._current
+        if call is None:
+            self._owner.line_broken(self, "the worker wrote a piece of a call that is not in flight")
+            return
+        if call.done():  # its caller has gone; the worker has been told
+            return
+        try:
+            piece = checked(event)
+        except NovaError as refused:
+            self._owner.line_broken(self, refused.detail)
+            return
+        if call.pieces is None:
+            call.pieces = Collected()
+        call.pieces.take(piece)
+
+    def answer(self, call: Call, result: Result) -> None:
+        """The worker's answer, once all pieces before it are taken."""
+        if self.has(call) and not self._closed:
+            self._answered(call, result)
+
     def _answered(self, call: Call, result: Result) -> None:
         output, error = result.output, None
+        if call.pieces is not None and call.pieces.wait(result):
+            return
         if result.error is not None:
             error = FunctionError(result.error.type, result.error.message, result.error.stack)
         elif output is None:
@@ -295,6 +377,8 @@ class WorkerLine:
                     self._owner.line_broken(self, refused.detail)
                     return
                 output, error = None, too_large()
+            if call.pieces is not None and output == b"null":
+                output, error = call.pieces.result()
         stdout, stderr = self._release(call)
         if self._ending:
             self._owner.line_ending(self)
@@ -310,6 +394,8 @@ class WorkerLine:
         if buffer is not None:
             buffer.add(event.text.encode("utf-8", "backslashreplace"))
             buffer.miss(event.dropped)
+            if call is not None and isinstance(call.pieces, Stream):
+                call.pieces.printed(event.stream == "stderr", event.text.encode("utf-8", "backslashreplace"))
         else:
             self._outside(len(event.text))
 
@@ -325,6 +411,8 @@ class WorkerLine:
             return False
         if self._current is not None:
             self._pipes[fd].add(data)
+            if isinstance(self._current.pieces, Stream):
+                self._current.pieces.printed(self._pipes[fd] is self._stderr, data)
         else:
             self._outside(len(data))
         return True
@@ -338,7 +426,3 @@ class WorkerLine:
 
     def _outside(self, size: int) -> None:
         log.debug("print outside any call", instance_id=self._instance_id, bytes=size)
-
-
-def too_large() -> FunctionError:
-    return FunctionError("Nova.OutputTooLarge", f"the result is larger than {OUTPUT_LIMIT} bytes")

@@ -16,6 +16,7 @@ from nova.execution.channel_control import ControlLost
 from nova.execution.channel_deadlines import Deadlines
 from nova.execution.channel_ends import Ends
 from nova.execution.channel_line import Call, WorkerLine
+from nova.execution.channel_stream import Stream
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +76,9 @@ class Workers:
 
     def call(self, call: WorkerCall) -> Awaitable[WorkerResult]:
         """See ``Channel.call``."""
-        flying = Call(self, self._deadlines, call.request_id, call.deadline)
+        flying = Call(self, self._deadlines, call.request_id, call.deadline, call.context)
+        if call.sink is not None:
+            flying.pieces = Stream(flying, call.sink, limit=call.stream_limit, idle_s=call.idle_s)
         if self.lost:
             flying.settle(None, FunctionError("Nova.InstanceLost", "the instance has ended"))
             return flying
@@ -100,6 +103,9 @@ class Workers:
         if not line.multiplex:
             line.finish(call, None, error)
             self._end_alone(line)
+            return
+        if call.pieces is not None and call.pieces.answer is not None:  # its worker has done with it already
+            line.finish(call, None, error)
             return
         grace = CANCEL_GRACE_S
         if error is not None:
@@ -233,6 +239,8 @@ class Workers:
         line = self.lines.get(report.worker)
         if line is not None and not self.lost:
             line.read_rest()  # an answer written just before the end still counts
+            if line.paused:  # so do the pieces before it: the end of the line comes when they are taken
+                return
             self._agent.spawn(self.conclude(line, report))
 
     def agent_lost(self, reason: str) -> None:

@@ -12,12 +12,14 @@ from nova.domain.call import CallRequest, CallResult, Phases, check_chain
 from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
 from nova.domain.ports import InstanceInfo
+from nova.domain.stream import Sink
 from nova.errors import NovaError, draining, not_found
 from nova.execution.backends.base import WorkerCall, WorkerResult
 from nova.execution.catalog import Catalog
 from nova.execution.fleet import InstanceFleet
 from nova.execution.flight import Done, Flight, gone, refusal_of
 from nova.execution.slots import BootTimes, Lease, LoadFailed, PoolMoved
+from nova.execution.streams import Counted
 from nova.logcontext import CALL
 
 Recorder = Callable[[CallRequest, FunctionSnapshot, CallResult], None]
@@ -33,7 +35,8 @@ _INTENDED = {"Nova.Timeout": "timeout", "Nova.Cancelled": "cancelled"}
 
 
 class Executor:
-    """Implements the ports :class:`~nova.domain.ports.Invoker` and :class:`~nova.domain.ports.Fleet`."""
+    """Implements the ports :class:`~nova.domain.ports.Invoker`, :class:`~nova.domain.ports.Streamer` and
+    :class:`~nova.domain.ports.Fleet`. ``stream_limit`` tells how many bytes all pieces of a stream may have."""
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Executor:
         *,
         refused: Refused = lambda _scope, _function, _code: None,
         drain_s: float = 10.0,
+        stream_limit: Callable[[], int] = lambda: 1 << 30,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._catalog = catalog
@@ -50,6 +54,7 @@ class Executor:
         self.record = recorder
         self.refused = refused
         self._drain_s = drain_s
+        self._stream_limit = stream_limit
         self._clock = clock
         self.now = clock.monotonic
         self._ended = asyncio.Event()
@@ -96,6 +101,17 @@ class Executor:
         Raises NovaError: ``draining``, ``not_found``, ``recursion``, ``build_pending``, ``build_failed``, ``queue_full``,
         ``queue_timeout``, ``capacity``, ``timeout``, ``cancelled``, ``instance_lost``, or why no instance can be made.
         """
+        return await self._call(call, None)
+
+    async def stream(self, call: CallRequest, sink: Sink) -> CallResult:
+        """Run one call to its end while its pieces go to ``sink``; see :class:`~nova.domain.ports.Streamer`.
+
+        Raises as :meth:`invoke`; ``timeout`` also when it was silent for the function's ``stream_idle_s``. More bytes than
+        ``limits.stream_mb`` end it with the error ``Nova.OutputTooLarge``.
+        """
+        return await self._call(call, sink)
+
+    async def _call(self, call: CallRequest, sink: Sink | None) -> CallResult:
         if self.draining:
             raise draining()
         if call.chain:
@@ -123,6 +139,8 @@ class Executor:
                 raise
             except LoadFailed as failure:
                 return self.not_loaded(call, failure, began)
+            if sink is not None:
+                return await self._stream(call, snapshot, lease, deadline, began, sent, sink)
             return await self._run(call, snapshot, lease, deadline, began, sent)
         finally:
             CALL.reset(logged)
@@ -193,8 +211,38 @@ class Executor:
             raise refusal
         return result
 
+    async def _stream(
+        self,
+        call: CallRequest,
+        snapshot: FunctionSnapshot,
+        lease: Lease,
+        deadline: float | None,
+        began: float,
+        sent: float,
+        sink: Sink,
+    ) -> CallResult:
+        """As :meth:`_run`. The record says how much there was of the stream, not what."""
+        counted = Counted(sink)
+        try:
+            sink.started(snapshot.version, lease.boot is not None)
+            answer = await self.send(call, snapshot, lease, deadline, sent, counted)
+        except BaseException:
+            self.finish(call, snapshot, lease, gone(), began, sent)
+            raise
+        result = self.result(call, snapshot, lease, answer, began, sent)
+        self.record(call, snapshot, counted.recorded(result))
+        if (refusal := refusal_of(answer, snapshot)) is not None:
+            raise refusal
+        return result
+
     def send(
-        self, call: CallRequest, snapshot: FunctionSnapshot, lease: Lease, deadline: float | None, sent: float
+        self,
+        call: CallRequest,
+        snapshot: FunctionSnapshot,
+        lease: Lease,
+        deadline: float | None,
+        sent: float,
+        sink: Sink | None = None,
     ) -> Awaitable[WorkerResult]:
         """The call goes to its instance, once."""
         limit = sent + snapshot.timeout_s
@@ -203,9 +251,21 @@ class Executor:
         member = lease.member
         deadline_ms = int((self._clock.now().timestamp() + limit - sent) * 1000)
         context = member.pool.context.encode(
-            call.request_id, deadline_ms, call.traceparent, call.tracestate, call.attempt, call.chain
+            call.request_id,
+            deadline_ms,
+            call.traceparent,
+            call.tracestate,
+            call.attempt,
+            call.chain,
+            streaming=sink is not None,
         )
-        return member.instance.channel.call(WorkerCall(call.request_id, call.payload, context, limit))
+        if sink is None:
+            return member.instance.channel.call(WorkerCall(call.request_id, call.payload, context, limit))
+        return member.instance.channel.call(
+            WorkerCall(
+                call.request_id, call.payload, context, limit, sink, snapshot.stream_idle_s, self._stream_limit()
+            )
+        )
 
     def finish(
         self,

@@ -15,7 +15,8 @@ from nova import payload
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.asyncs import MAX_KEY
 from nova.domain.call import CallRequest, CallResult, StartSource
-from nova.domain.ports import Flight, Invoker, Starter
+from nova.domain.ports import Flight, Invoker, Starter, Streamer
+from nova.domain.stream import Sink
 from nova.errors import FunctionError, NovaError, invalid
 from nova.service import Background
 from nova.store.idempotency import IdempotencyStore, Reservation, Stored
@@ -44,7 +45,7 @@ class _Answer(msgspec.Struct, omit_defaults=True):
 
 
 class IdempotentInvoker:
-    """Implements :class:`~nova.domain.ports.Invoker` around another."""
+    """Implements :class:`~nova.domain.ports.Invoker` and :class:`~nova.domain.ports.Streamer` around another."""
 
     def __init__(
         self, inner: Invoker, store: IdempotencyStore, clock: Clock = SYSTEM_CLOCK, *, lease_s: float = LEASE_S
@@ -87,6 +88,13 @@ class IdempotentInvoker:
         if isinstance(found, Stored):
             return _replay(found)
         return await self._first(call, found)
+
+    async def stream(self, call: CallRequest, sink: Sink) -> CallResult:
+        """As the inner invoker; ``validation_failed`` for a call with a key: what went to one caller cannot be repeated."""
+        if call.idempotency_key is not None:
+            raise invalid("Idempotency-Key", "a streaming call cannot have one: its pieces are not kept")
+        assert isinstance(self._inner, Streamer)
+        return await self._inner.stream(call, sink)
 
     async def _first(self, call: CallRequest, held: Reservation) -> CallResult:
         call.attempt = held.attempt

@@ -89,6 +89,7 @@ class SnapshotMaker:
             function_url=recorded.function_url,
             capture=recorded.capture,
             generation=function.generation,
+            stream_idle_s=config.stream_idle_s,
             shadow=function.shadow,
         )
         return replace(snapshot, pool_key=pool_key(snapshot))

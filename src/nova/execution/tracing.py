@@ -5,11 +5,12 @@ They stand around the executor and not in it, so that a platform that does not t
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.function import FunctionSnapshot
-from nova.domain.ports import Invoker
+from nova.domain.ports import Invoker, Streamer
+from nova.domain.stream import Sink
 from nova.errors import NovaError
 from nova.execution.executor import Recorder
 from nova.tracing import Attribute, Span, Tracer
@@ -19,7 +20,8 @@ _US = 1000
 
 
 class TracedInvoker:
-    """Implements :class:`~nova.domain.ports.Invoker`: passes calls on and traces them.
+    """Implements :class:`~nova.domain.ports.Invoker` and :class:`~nova.domain.ports.Streamer`: passes calls on and traces
+    them.
 
     The function gets the context of ``nova.exec``; spans that it makes itself belong below that one. Where the time went comes
     from the call's record, so :meth:`recorder` has to stand in the executor's. It has no ``begin``: traced calls take the way
@@ -53,20 +55,29 @@ class TracedInvoker:
     async def invoke(self, call: CallRequest) -> CallResult:
         """See :class:`~nova.domain.ports.Invoker`."""
         assert self._invoker is not None
+        return await self._traced_call(call, self._invoker.invoke)
+
+    async def stream(self, call: CallRequest, sink: Sink) -> CallResult:
+        """See :class:`~nova.domain.ports.Streamer`. The span ends with the stream."""
+        streamer: object = self._invoker
+        assert isinstance(streamer, Streamer)
+        return await self._traced_call(call, lambda call: streamer.stream(call, sink))
+
+    async def _traced_call(self, call: CallRequest, run: Callable[[CallRequest], Awaitable[CallResult]]) -> CallResult:
         span = self._tracer.begin("nova.invoke", call.traceparent, call.tracestate)
         began_ns = time.time_ns()
         given = call.traceparent
         call.traceparent = inner = span.reserve()
         if not span.sampled:
             try:
-                return await self._invoker.invoke(call)
+                return await run(call)
             finally:
                 span.end()
                 call.traceparent = given or inner
         self._traced.add(id(call))
         error: str | None = None
         try:
-            result = await self._invoker.invoke(call)
+            result = await run(call)
             error = None if result.error is None else result.error.type
             return result
         except NovaError as refusal:

@@ -100,8 +100,8 @@ class InitDone:
 class WorkerCall:
     """One call on its way into a worker. ``payload`` is checked JSON; ``context`` is the JSON object of the line.
 
-    ``deadline`` is monotonic seconds. With a ``sink`` the call streams, and one that is silent for ``idle_s`` seconds
-    (0: however long) has timed out.
+    ``deadline`` is monotonic seconds. With a ``sink`` the call streams: one that is silent for ``idle_s`` seconds
+    (0: however long) has timed out, and all its pieces have at most ``stream_limit`` bytes.
     """
 
     request_id: str
@@ -110,6 +110,7 @@ class WorkerCall:
     deadline: float
     sink: Sink | None = None
     idle_s: float = 0
+    stream_limit: int = 1 << 30
 
 
 @dataclass(slots=True)
