@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from nova.agent import at_fork
 from nova.agent.messages import GuestError, end_error
 
 _PR_SET_DUMPABLE: Final = 4
@@ -91,6 +92,7 @@ def _in_child(line: int, stdout: int, stderr: int, main: Callable[[], NoReturn])
         os.closerange(5, os.sysconf("SC_OPEN_MAX"))
         default_signals()
         set_dumpable(True)
+        at_fork.resume()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         # A hint to the kernel, not a limit: where /proc is closed the memory limit still holds.
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:

@@ -19,6 +19,9 @@ from typing import Any, NoReturn
 
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
+    from nova.agent import at_fork
+
+    at_fork.postpone()
 
 from nova.agent import preload, supervisor
 from nova.agent.config import AgentConfig, WorkerLaunch
