@@ -116,6 +116,7 @@ ENFORCED: dict[str, str] = {
     "functions.idle_ttl_s": "execution/test_pool.py::test_idle_instances_are_stopped_and_empty_pools_forgotten",
     "functions.instance_concurrency": "execution/test_sandboxed_calls.py::test_calls_at_once_in_one_instance",
     "functions.limits": f"{_SANDBOX}/test_backend.py::test_a_claimed_template_has_what_was_asked_for",
+    "functions.limits.net_mbps": f"{_SANDBOX}/test_bandwidth.py::test_bandwidth",
     "functions.limits.open_files": "runtimes/test_python.py::test_limits_hold_in_the_worker",
     "functions.limits.pids": f"{_SANDBOX}/test_limits.py::test_fork_bomb",
     "functions.limits.tmp_mb": f"{_SANDBOX}/test_limits.py::test_tmp",

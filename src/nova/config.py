@@ -203,6 +203,9 @@ class NetworkPolicySettings(Section):
     default_isolation: Literal["egress-only", "strict", "none"] = Field(
         "egress-only", description="isolation_mode of functions that name no network policy"
     )
+    private_egress: bool = Field(
+        True, description="false: functions reach private networks only where an egress rule names them by address"
+    )
 
 
 class SandboxSettings(Section):

@@ -26,10 +26,13 @@ EVERYTHING: dict[str, Any] = {
     "max_replicas": 5,
     "idle_ttl_s": 12.5,
     "backend": "sandbox",
-    "limits": {"vcpus": 0.5, "tmp_mb": 32, "pids": 64, "open_files": 256},
+    "limits": {"vcpus": 0.5, "tmp_mb": 32, "pids": 64, "open_files": 256, "net_mbps": 50},
     "network_policy": {
         "isolation_mode": "strict",
-        "egress_rules": [{"host": "192.0.2.0/24", "port": 443, "protocol": "tcp"}],
+        "egress_rules": [
+            {"host": "192.0.2.0/24", "port": 443, "protocol": "tcp"},
+            {"host": "*.api.xn--bcher-kva.example", "port": 443, "protocol": "tcp"},
+        ],
         "deny_external_access": True,
     },
     "env_vars": {"GREETING": "hi"},
@@ -91,7 +94,11 @@ async def test_every_field_is_kept_and_shown(plane: Control) -> None:
     assert frozen.network is not None
     assert frozen.network.isolation_mode == "strict"
     assert frozen.network.deny_external_access
-    assert [(r.host, r.port, r.protocol) for r in frozen.network.egress_rules] == [("192.0.2.0/24", 443, "tcp")]
+    assert [(r.host, r.port, r.protocol) for r in frozen.network.egress_rules] == [
+        ("192.0.2.0/24", 443, "tcp"),
+        ("*.api.xn--bcher-kva.example", 443, "tcp"),
+    ]
+    assert frozen.limits.net_mbps == 50
     function = await plane.functions.lookup(Scope(), "hello")
     version = await plane.versions.version(function.id, 1) if function else None
     assert function is not None
@@ -150,7 +157,9 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("limits", {"tmp_mb": 0}, "limits.tmp_mb"),
     ("limits", {"open_files": 1}, "limits.open_files"),
     ("network_policy", {"isolation_mode": "open"}, "network_policy.isolation_mode"),
-    ("network_policy", {"egress_rules": [{"host": "example.org"}]}, "network_policy.egress_rules.0.host"),
+    ("limits", {"net_mbps": 0}, "limits.net_mbps"),
+    ("network_policy", {"egress_rules": [{"host": "example .org"}]}, "network_policy.egress_rules.0.host"),
+    ("network_policy", {"egress_rules": [{"host": "*.org"}]}, "network_policy.egress_rules.0.host"),
     (
         "network_policy",
         {"egress_rules": [{"host": "1.2.3.4", "port": 65536}]},

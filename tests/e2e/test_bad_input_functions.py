@@ -84,7 +84,7 @@ def test_an_unknown_version_or_alias_is_404(platform: Platform) -> None:
         ("colour", {"colour": "red"}),
         ("limits.gpus", {"limits": {"gpus": 1}}),
         ("network_policy.isolation_mode", {"network_policy": {"isolation_mode": "open"}}),
-        ("network_policy.egress_rules.0.host", {"network_policy": {"egress_rules": [{"host": "example.invalid"}]}}),
+        ("network_policy.egress_rules.0.host", {"network_policy": {"egress_rules": [{"host": "1.2.3.4.5"}]}}),
         ("memory_mb", {"memory_mb": 1}),
         ("memory_mb", {"memory_mb": "512"}),
         ("memory_mb", {"memory_mb": 1e300}),

@@ -122,7 +122,7 @@ class FakeBackend:
     async def close(self) -> None: ...
 
     async def capabilities(self) -> Capabilities:
-        kinds = ("memory", "cpu", "pids", "disk", "network_rules", "read_only_root", "user", "seccomp")
+        kinds = ("memory", "cpu", "pids", "disk", "network_rules", "net_io", "read_only_root", "user", "seccomp")
         return Capabilities(True, "", "process", dict.fromkeys(kinds, "hard"))
 
     def default_network(self) -> NetworkPolicy:

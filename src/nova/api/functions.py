@@ -1,5 +1,6 @@
 """Functions: what can be set, what is shown, and the routes of the resource itself."""
 
+import contextlib
 import ipaddress
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -11,6 +12,7 @@ from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain import asyncs
 from nova.domain.environment import check_environment
 from nova.domain.function import CapturePolicy, CompileStatus, EntryKind, IsolationMode, Mode
+from nova.domain.hosts import host_pattern
 from nova.domain.names import NAME, is_name
 
 Backend = Literal["auto", "sandbox"]
@@ -21,10 +23,9 @@ POINTER = r"^(/([^/~]|~[01])*)*$"
 
 
 def _address(host: str) -> str:
-    try:
+    with contextlib.suppress(ValueError):
         return str(ipaddress.ip_network(host, strict=False)) if "/" in host else str(ipaddress.ip_address(host))
-    except ValueError:
-        raise ValueError("an IP address or CIDR; rules by host name are not available") from None
+    return host_pattern(host)
 
 
 def _environment(variables: dict[str, str | None] | None) -> dict[str, str | None] | None:
@@ -46,12 +47,16 @@ class Limits(Model):
     tmp_mb: int | None = Field(None, ge=1, le=10240, description="size of /tmp; default 64")
     pids: int | None = Field(None, ge=8, le=4096, description="processes and threads; default 256")
     open_files: int | None = Field(None, ge=32, le=65536, description="per process; default 1024")
+    net_mbps: int | None = Field(None, ge=1, le=10_000, description="Mbit/s each way; unset, not limited")
 
 
 class EgressRule(Model):
-    """One destination that may be reached. ``port`` 0: every port."""
+    """One destination that may be reached. ``port`` 0: every port.
 
-    host: Annotated[str, Field(max_length=64), AfterValidator(_address)]
+    ``host``: an IP address, a CIDR, a host name, or ``*.example.com`` for every name below ``example.com``.
+    """
+
+    host: Annotated[str, Field(max_length=255), AfterValidator(_address)]
     port: int = Field(0, ge=0, le=65535)
     protocol: Literal["tcp", "udp", "any"] = "any"
 
@@ -182,6 +187,7 @@ class LimitsView(Model):
     tmp_mb: int
     pids: int
     open_files: int
+    net_mbps: int | None
 
 
 class NetworkPolicyView(Model):

@@ -190,4 +190,5 @@ def sandbox_options(settings: Settings, runtimes: Runtimes, home: Path, place: i
         subnet=settings.sandbox.subnet,
         cgroup_root=settings.sandbox.cgroup_root,
         strict_limits=settings.execution.strict_limits,
+        private_networks=settings.network_policy.private_egress,
     )

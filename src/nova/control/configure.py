@@ -166,6 +166,7 @@ def config_of(
                 pids=limits.pids if limits else None,
                 tmp_mb=limits.tmp_mb if limits else None,
                 open_files=limits.open_files if limits else None,
+                net_mbps=limits.net_mbps if limits else None,
             )
         ),
         network=_policy(fields.network_policy),

@@ -47,7 +47,11 @@ def config_members(config: VersionConfig, recorded: Recorded) -> dict[str, Any]:
         "idle_ttl_s": recorded.idle_ttl_s,
         "backend": config.backend,
         "limits": LimitsView(
-            vcpus=limits.vcpus or None, tmp_mb=limits.tmp_mb, pids=limits.pids, open_files=limits.open_files
+            vcpus=limits.vcpus or None,
+            tmp_mb=limits.tmp_mb,
+            pids=limits.pids,
+            open_files=limits.open_files,
+            net_mbps=limits.net_mbps or None,
         ),
         "network_policy": _policy(config.network),
         "env_vars": dict(config.env),

@@ -50,6 +50,7 @@ async def test_auto_takes_the_first_that_fits() -> None:
         ("pids", "limits.pids", make_snapshot()),
         ("disk", "limits.tmp_mb", make_snapshot()),
         ("cpu", "limits.vcpus", make_snapshot(limits=Limits(vcpus=0.5))),
+        ("net_io", "limits.net_mbps", make_snapshot(limits=Limits(net_mbps=8))),
         ("network_rules", "network_policy", make_snapshot()),
         (
             "network_rules",

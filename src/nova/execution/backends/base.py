@@ -21,7 +21,7 @@ Enforced = Literal["hard", "soft", "no"]
 class Capabilities:
     """What this backend can do on this host, found by trying, not by guessing.
 
-    ``enforces`` maps memory, cpu, pids, disk, network_rules, read_only_root, user and seccomp to how they hold.
+    ``enforces`` maps memory, cpu, pids, disk, network_rules, net_io, read_only_root, user and seccomp to how they hold.
     """
 
     available: bool

@@ -100,4 +100,6 @@ def _asked(limits: Limits, network: NetworkPolicy) -> dict[str, str]:
         asked["limits.vcpus"] = "cpu"
     if not network.offline:
         asked["network_policy"] = "network_rules"
+    if limits.net_mbps:
+        asked["limits.net_mbps"] = "net_io"
     return asked

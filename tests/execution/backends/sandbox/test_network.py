@@ -14,7 +14,8 @@ from nova.domain.function import EgressRule, NetworkPolicy
 from nova.errors import NovaError
 from nova.execution.backends.sandbox.backend import SandboxBackend
 from nova.execution.backends.sandbox.netlink import Netlink
-from nova.execution.backends.sandbox.network import Network, policy_rules
+from nova.execution.backends.sandbox.network import Network
+from nova.execution.backends.sandbox.rules import check_policy
 from tests.execution.backends.sandbox.harness import OFFLINE, Function, load
 from tests.execution.backends.sandbox.world import World, world
 
@@ -142,7 +143,7 @@ async def test_rules_end_with_the_instance(sandbox: SandboxBackend, tmp_path: Pa
     held: list[Function] = []
     function = await load(sandbox, tmp_path, PROBE, network=narrow)
     assert function.instance.slot is not None
-    assert function.instance.slot.restricted
+    assert function.instance.slot.chain is not None
     number = function.instance.slot.number
     await function.stop()
     used: set[int] = set()
@@ -195,7 +196,7 @@ async def test_no_ipv6(sandbox: SandboxBackend, tmp_path: Path) -> None:
     assert await function.value() == ""
     await function.stop()
     with pytest.raises(NovaError, match=r"egress_rules\[0\]\.host"):
-        policy_rules(NetworkPolicy(egress_rules=(EgressRule("2001:db8::/32"),)))
+        check_policy(NetworkPolicy(egress_rules=(EgressRule("2001:db8::/32"),)))
 
 
 async def test_two_networks_on_a_host() -> None:

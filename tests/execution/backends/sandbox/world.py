@@ -1,19 +1,31 @@
 """A piece of network for tests: hosts behind a veth pair, in a namespace of the test's own.
 
-Run as a program inside that namespace it serves: TCP on 8080 and 9090 answers ``hello``, UDP on 5353 echoes.
+Run as a program inside that namespace it serves: TCP on 8080 and 9090 answers ``hello``, UDP on 5353 echoes, TCP on 7070
+takes or gives bytes, and port 53 is a name server.
 """
 
 import contextlib
 import selectors
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rrset
+
 TCP_PORTS = (8080, 9090)
 UDP_PORT = 5353
+BULK_PORT = 7070
+BULK_BYTES = 1_000_000
+"""What the bulk server gives to who sends it ``d``; from who sends ``u`` it takes everything and says ``ok``."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,20 @@ def world(net: int = 213) -> Iterator[World]:
         for address in (place.far, place.metadata):
             _ip("route", "add", f"{address}/32", "via", place.near, "dev", here)
         server = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, sys.executable, __file__], stdout=subprocess.PIPE, text=True
+            [
+                "ip",
+                "netns",
+                "exec",
+                namespace,
+                sys.executable,
+                __file__,
+                place.near,
+                place.other,
+                place.far,
+                place.router,
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert server.stdout is not None
         try:
@@ -64,7 +89,95 @@ def world(net: int = 213) -> Iterator[World]:
         _ip("netns", "del", namespace)
 
 
-def _serve() -> None:
+def zone(near: str, other: str, far: str, router: str) -> str:
+    """Names of the world. Time to live: 0, so that what stays reachable does so by the platform's own minimum."""
+    return f"""
+        api.example.test. 0 IN A {near}
+        svc.example.test. 0 IN CNAME cdn.elsewhere.test.
+        cdn.elsewhere.test. 0 IN A {other}
+        far.example.test. 0 IN A {far}
+        metadata.example.test. 0 IN A 169.254.169.254
+        loopback.example.test. 0 IN A 127.0.0.1
+        host.example.test. 0 IN A {router}
+        mixed.example.test. 0 IN A {near}
+        mixed.example.test. 0 IN A {router}
+        six.example.test. 0 IN AAAA 2001:db8::1
+        long.example.test. 0 IN TXT {" ".join(['"' + "x" * 250 + '"'] * 20)}
+    """
+
+
+class Names:
+    """A name server for a few names; everything else does not exist."""
+
+    def __init__(self, text: str) -> None:
+        self.records: dict[tuple[str, str], list[str]] = {}
+        for line in text.strip().splitlines():
+            name, _, _, kind, data = line.strip().split(" ", 4)
+            self.records.setdefault((name, kind), []).append(data)
+
+    def answer(self, wire: bytes, most: int) -> bytes:
+        query = dns.message.from_wire(wire)
+        response = dns.message.make_response(query, recursion_available=True)
+        question = query.question[0]
+        name, kind = question.name.to_text().lower(), question.rdtype.name
+        if not any(known == name for known, _ in self.records):
+            response.set_rcode(dns.rcode.NXDOMAIN)
+        while (name, "CNAME") in self.records:
+            response.answer.append(dns.rrset.from_text(name, 0, "IN", "CNAME", *self.records[name, "CNAME"]))
+            name = self.records[name, "CNAME"][0]
+        if (name, kind) in self.records:
+            response.answer.append(dns.rrset.from_text(name, 0, "IN", kind, *self.records[name, kind]))
+        whole = response.to_wire(max_size=65535)
+        if len(whole) <= most:
+            return whole
+        response.answer.clear()
+        response.flags |= dns.flags.TC
+        return response.to_wire()
+
+
+def _names_by_tcp(server: Names) -> type[socketserver.BaseRequestHandler]:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while size := self.rfile.read(2):
+                answer = server.answer(self.rfile.read(int.from_bytes(size)), 65535)
+                self.wfile.write(len(answer).to_bytes(2) + answer)
+
+    return Handler
+
+
+def _names_by_udp(server: Names) -> type[socketserver.BaseRequestHandler]:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data, sock = self.request
+            sock.sendto(server.answer(data, 512), self.client_address)
+
+    return Handler
+
+
+class _Bulk(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        if self.rfile.read(1) == b"d":
+            self.wfile.write(bytes(BULK_BYTES))
+        else:
+            while self.rfile.read(1 << 16):
+                pass
+            self.wfile.write(b"ok")
+
+
+def _serve_names_and_bulk(addresses: list[str]) -> None:
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
+    names = Names(zone(*addresses))
+    servers: list[socketserver.BaseServer] = [
+        socketserver.ThreadingUDPServer((addresses[0], 53), _names_by_udp(names)),
+        socketserver.ThreadingTCPServer((addresses[0], 53), _names_by_tcp(names)),
+        socketserver.ThreadingTCPServer(("0.0.0.0", BULK_PORT), _Bulk),
+    ]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+def _serve(addresses: list[str]) -> None:
+    _serve_names_and_bulk(addresses)
     selector = selectors.DefaultSelector()
     for port in TCP_PORTS:
         door = socket.create_server(("0.0.0.0", port))
@@ -86,4 +199,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1:])

@@ -20,11 +20,12 @@ from nova.execution.backends.base import (
     InstanceSpec,
     InstanceStats,
 )
-from nova.execution.backends.sandbox import commands, network
+from nova.execution.backends.sandbox import commands, names, network
 from nova.execution.backends.sandbox.cells import TEMPLATE_TMP_MB, Cell, Cells, Kind, Toolchains
 from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost, LauncherRefused
-from nova.execution.backends.sandbox.network import Network, policy_rules
+from nova.execution.backends.sandbox.network import Network
+from nova.execution.backends.sandbox.rules import check_policy
 from nova.execution.backends.sandbox.templates import Templates
 from nova.service import Background
 
@@ -53,6 +54,10 @@ class SandboxOptions:
     subnet: str = network.DEFAULT_SUBNET
     cgroup_root: str = ""
     strict_limits: bool = False
+    private_networks: bool = True
+    """false: private networks are reachable only where an egress rule names them by address"""
+    resolvers: tuple[str, ...] = ()
+    """name servers for egress rules by name; none: the host's"""
 
 
 class SandboxBackend:
@@ -95,7 +100,8 @@ class SandboxBackend:
         await self._templates.start()
 
     async def _start_network(self) -> Network | None:
-        ways = Network(self._options.subnet)
+        options = self._options
+        ways = Network(options.subnet, private=options.private_networks, resolvers=options.resolvers)
         try:
             await ways.start()
         except (OSError, NovaError) as error:
@@ -106,6 +112,8 @@ class SandboxBackend:
     async def _start_launcher(self) -> None:
         base = self._options.run_dir / "roots"
         base.mkdir(parents=True, exist_ok=True)
+        self._resolv_conf.write_text(names.RESOLV_CONF)
+        self._resolv_conf.chmod(0o644)
         report = await self._launcher.start(
             {
                 "base": str(base),
@@ -167,6 +175,7 @@ class SandboxBackend:
                 "pids": hard,
                 "disk": "hard",
                 "network_rules": "hard" if self._network is not None else "no",
+                "net_io": "hard" if self._network is not None and self._network.shapes else "no",
                 "read_only_root": "hard",
                 "user": "hard",
                 "seccomp": "hard",
@@ -176,6 +185,11 @@ class SandboxBackend:
     def default_network(self) -> NetworkPolicy:
         """The policy of functions that name none: out and nothing in, or offline where that cannot be enforced."""
         return NetworkPolicy() if self._network is not None else NetworkPolicy(isolation_mode="strict")
+
+    @property
+    def _resolv_conf(self) -> Path:
+        """What instances with rules by name see in place of the host's name servers."""
+        return self._options.run_dir / "resolv.conf"
 
     @property
     def build_uid(self) -> int:
@@ -191,9 +205,11 @@ class SandboxBackend:
                 f"network_policy.isolation_mode {policy.isolation_mode}: the sandbox backend cannot filter the network"
                 " on this host; strict without rules (offline) is possible",
             )
-        policy_rules(policy)
+        check_policy(policy)
         if not self._hard and self._options.strict_limits:
             raise NovaError("unsupported", "memory_mb: the sandbox backend holds limits only softly on this host")
+        if limits.net_mbps and (self._network is None or not self._network.shapes):
+            raise NovaError("unsupported", "limits.net_mbps: the sandbox backend cannot limit bandwidth on this host")
         if not self._hard and limits.vcpus:
             raise NovaError("unsupported", "vcpus: the sandbox backend cannot limit CPU time on this host")
 
@@ -220,13 +236,16 @@ class SandboxBackend:
         return cell
 
     async def _claim(self, cell: Cell, spec: InstanceSpec) -> None:
+        binds = [[str(spec.code), "/code"]] if spec.code is not None else []
         if cell.slot is not None and self._network is not None:
-            await self._network.restrict(cell.slot, spec.network)
+            await self._network.restrict(cell.slot, spec.network, spec.limits.net_mbps)
+            if cell.slot.server is not None:
+                binds.append([str(self._resolv_conf), "/etc/resolv.conf"])
         tmp_mb = spec.limits.tmp_mb
         await self._launcher.request(
             "claim",
             instance=cell.name,
-            binds=[[str(spec.code), "/code"]] if spec.code is not None else [],
+            binds=binds,
             tmp_bytes=tmp_mb << 20 if tmp_mb != TEMPLATE_TMP_MB else None,
             **commands.limits_of(spec.limits),
         )

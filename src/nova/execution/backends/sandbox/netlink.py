@@ -1,4 +1,4 @@
-"""Just enough of rtnetlink to give an instance an interface: veth pairs, addresses, a default route.
+"""Just enough of rtnetlink to give an instance an interface: veth pairs, addresses, a default route, a bandwidth.
 
 Used from one thread that visits network namespaces, where the big libraries would start processes or event loops of
 their own.
@@ -15,6 +15,7 @@ from typing import Self
 _RTM_NEWLINK, _RTM_DELLINK = 16, 17
 _RTM_NEWADDR = 20
 _RTM_NEWROUTE = 24
+_RTM_NEWQDISC, _RTM_DELQDISC = 36, 37
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 18, 28
@@ -22,6 +23,13 @@ _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_OIF, _RTA_GATEWAY = 4, 5
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TCA_TBF_PARMS, _TCA_TBF_BURST = 1, 6
+_TC_H_ROOT = 0xFFFFFFFF
+_LINKLAYER_ETHERNET = 1
+_BURST_LEAST = 64 << 10
+"""Bytes: what the kernel hands to an interface in one piece."""
+_BURST_S, _QUEUE_S = 0.01, 0.2
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 3, 0, 1
 _IFF_UP = 1
 _NLA_F_NESTED = 0x8000
@@ -123,6 +131,32 @@ class Netlink:
         body += _attribute(_RTA_GATEWAY, gateway.packed)
         body += _attribute(_RTA_OIF, struct.pack("=I", socket.if_nametoindex(name)))
         self._request(_RTM_NEWROUTE, _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL, body)
+
+    def shape(self, name: str, mbps: int) -> None:
+        """Send out of ``name`` no more than ``mbps`` Mbit/s (at most 10,000). What waits longer than 0.2 s is dropped."""
+        rate = mbps * 125_000
+        burst = max(_BURST_LEAST, int(rate * _BURST_S))
+        spec = struct.pack("=BBHhHI", 0, _LINKLAYER_ETHERNET, 0, 0, 0, rate)
+        parameters = spec + bytes(12) + struct.pack("=III", burst + int(rate * _QUEUE_S), 0, 0)
+        options = _nested(
+            _TCA_OPTIONS,
+            _attribute(_TCA_TBF_PARMS, parameters),
+            _attribute(_TCA_TBF_BURST, struct.pack("=I", burst)),
+        )
+        body = self._traffic(name) + _attribute(_TCA_KIND, b"tbf\0") + options
+        self._request(_RTM_NEWQDISC, _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL, body)
+
+    def unshape(self, name: str) -> None:
+        """Undo :meth:`shape`; nothing happens when there is nothing to undo."""
+        try:
+            self._request(_RTM_DELQDISC, _NLM_F_ACK, self._traffic(name))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def _traffic(self, name: str) -> bytes:
+        index = socket.if_nametoindex(name)
+        return struct.pack("=BxxxiIII", socket.AF_UNSPEC, index, 0, _TC_H_ROOT, 0)
 
     def names(self) -> list[str]:
         """The interfaces of this namespace."""

@@ -1,9 +1,9 @@
 """Ways out for instances that may have one: prepared network namespaces, each with an address of its own.
 
 A *slot* is a network namespace joined to the host by a veth pair with a /30 of the node's block of addresses. Slots are
-made off the path of calls and used again. One nftables table per block holds the rules; they exist before the first slot
-does: nothing reaches the host itself, other instances or link-local addresses, nothing new comes in, and a slot with a
-policy of its own gets a chain. Everything but the table dies with the daemon's descriptors.
+made off the path of calls and used again. One nftables table per block holds the rules (:mod:`rules`); they exist before
+the first slot does. A slot whose function has a policy of its own gets a chain, one with rules by name a name server
+(:mod:`names`), one with a bandwidth a token bucket at both ends. Everything but the table dies with the daemon's descriptors.
 
 A block belongs to whoever holds the lock on its file, so two daemons on a host never share an address or a name.
 """
@@ -11,14 +11,15 @@ A block belongs to whoever holds the lock on its file, so two daemons on a host 
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 import re
-import shutil
-import subprocess
-from collections.abc import Callable
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,9 +27,12 @@ import structlog
 
 from nova.domain.function import NetworkPolicy
 from nova.errors import NovaError
-from nova.execution.backends.sandbox import kernel
+from nova.execution.backends.sandbox import kernel, names, rules
 from nova.execution.backends.sandbox.namespaces import loopback_up
 from nova.execution.backends.sandbox.netlink import Netlink
+from nova.execution.backends.sandbox.nftables import Nftables
+from nova.execution.backends.sandbox.rootfs import host_resolvers
+from nova.execution.backends.sandbox.rules import INTERFACE, Chain, NameRule
 
 log = structlog.get_logger(__name__)
 
@@ -41,13 +45,6 @@ SLOT_PREFIX = 30
 KEEP_FREE = 32
 """Slots above this many are taken down when their instance ends."""
 LOCK_DIRECTORY = Path("/run/lock/nova-sandbox")
-INTERFACE = "nvs"
-"""All interfaces of all daemons begin with this; instances of different daemons are strangers as well."""
-
-_PRIVATE = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10"
-_NEVER = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4"
-
-
 _OURS = re.compile(rf"(?:nova_|{INTERFACE})([0-9a-f]{{8}})(?:-[0-9a-f]+)?")
 
 
@@ -64,21 +61,39 @@ class Slot:
     namespace: int
     interface: str
     address: IPv4Address
-    restricted: bool = False
-    """it has a chain of its own in the table"""
+    chain: Chain | None = None
+    """what it has of its own in the table"""
+    server: names.NameServer | None = None
+    """answers at :data:`names.ADDRESS` inside; a guest whose slot has one must be told to ask there"""
+    shaped: bool = False
 
-
-def find_nft() -> str | None:
-    return shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    @property
+    def tag(self) -> str:
+        """What its chain and sets are called by."""
+        return f"{self.number:x}"
 
 
 class Network:
     """The slots of one daemon. All work on namespaces and rules happens in one thread of its own."""
 
-    def __init__(self, subnet: str = DEFAULT_SUBNET, *, locks: Path = LOCK_DIRECTORY) -> None:
+    def __init__(
+        self,
+        subnet: str = DEFAULT_SUBNET,
+        *,
+        locks: Path = LOCK_DIRECTORY,
+        private: bool = True,
+        resolvers: Sequence[str] = (),
+    ) -> None:
+        """``private`` false: private networks are reachable only where a rule names them by address.
+
+        ``resolvers``: name servers for rules by name; none: the host's.
+        """
         self._subnet = IPv4Network(subnet)
         self._locks = locks
-        self._nft = find_nft() or "nft"
+        self._private = private
+        self._resolver = names.upstream(resolvers)
+        self._uses = itertools.count(secrets.randbelow(1 << 31) + 1)
+        self._shapes = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nova-network")
         self._free: list[Slot] = []
         self._unused: list[int] = []
@@ -89,6 +104,11 @@ class Network:
     @property
     def table(self) -> str:
         return f"nova_{_tag(self._block)}"
+
+    @property
+    def shapes(self) -> bool:
+        """Whether the kernel can limit bandwidth."""
+        return self._shapes
 
     async def start(self) -> None:
         """Lease a block and install its rules. Raises OSError or NovaError ``capacity`` when that is not possible."""
@@ -114,23 +134,44 @@ class Network:
             self._unused.append(number)
             raise
 
-    async def restrict(self, slot: Slot, policy: NetworkPolicy) -> None:
-        """Confine ``slot`` to ``policy``; in force when this returns. Nothing is done for a policy without rules."""
-        rules = policy_rules(policy)
-        if rules is not None:
-            slot.restricted = True
-            await self._run(lambda: self._apply(self._restriction(slot, rules)))
+    async def restrict(self, slot: Slot, policy: NetworkPolicy, net_mbps: int = 0) -> None:
+        """Confine ``slot`` to ``policy``, and to ``net_mbps`` Mbit/s each way (0: not limited); in force when this returns.
+
+        Nothing is done for a policy that adds nothing. After a failure the slot has to be released. Raises OSError.
+        """
+        use = next(self._uses) & 0xFFFFFFFF or 1
+        chain = rules.compile_policy(policy, slot=slot.tag, use=use, private=self._private)
+        if chain is None and not net_mbps:
+            return
+        sockets = await self._run(lambda: self._confine(slot, chain, net_mbps))
+        if chain is not None and sockets is not None:
+            slot.server = self._name_server(slot, chain)
+            await slot.server.start(*sockets)
 
     async def release(self, slot: Slot) -> None:
         """Take a slot back once every process in it is dead."""
-        if slot.restricted:
-            await self._run(lambda: self._apply(self._relaxation(slot)))
-            slot.restricted = False
+        if slot.server is not None:
+            await slot.server.close()
+            slot.server = None
+        if slot.chain is not None or slot.shaped:
+            await self._run(lambda: self._relax(slot))
         if len(self._free) < KEEP_FREE:
             self._free.append(slot)
         else:
             await self._run(lambda: self._drop(slot))
             self._unused.append(slot.number)
+
+    def _name_server(self, slot: Slot, chain: Chain) -> names.NameServer:
+        async def pin(found: list[NameRule], addresses: list[IPv4Address], seconds: int) -> None:
+            await self._run(lambda: self._nftables.apply(rules.pin(self.table, slot.tag, found, addresses, seconds)))
+
+        def refused(address: IPv4Address) -> bool:
+            if any(address in network for network in (*rules.NEVER, self._subnet)) or _is_of_this_host(address):
+                return True
+            private = any(address in network for network in rules.PRIVATE)
+            return private and not self._private and not any(address in network for network in chain.private)
+
+        return names.NameServer(chain.names, self._resolver, pin, refused)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -139,6 +180,7 @@ class Network:
 
     def _start(self) -> None:
         self._host_namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._nftables = Nftables()
         self._locks.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._lease_block()
         self._clean_up_after_the_dead()
@@ -146,7 +188,21 @@ class Network:
         self._unused.reverse()
         log.debug("network block leased", block=str(self._block))
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        self._apply(base_rules(self.table, self._block))
+        base = rules.base_rules(self.table, self._block, private=self._private, resolvers=host_resolvers())
+        self._nftables.apply(base)
+        self._shapes = self._can_shape()
+
+    def _can_shape(self) -> bool:
+        namespace = self._new_namespace()
+        try:
+            with self._inside(namespace), Netlink() as netlink:
+                netlink.shape("lo", 1)
+        except OSError as error:
+            log.warning("limits.net_mbps is not available", reason=str(error))
+            return False
+        finally:
+            os.close(namespace)
+        return True
 
     def _lease_block(self) -> None:
         blocks = self._subnet.subnets(new_prefix=max(BLOCK_PREFIX, self._subnet.prefixlen))
@@ -168,7 +224,7 @@ class Network:
 
     def _clean_up_after_the_dead(self) -> None:
         """Rules and interfaces of blocks that nobody holds, or that were left in the one just leased, go."""
-        tables = self._tables()
+        tables = self._nftables.tables()
         with Netlink() as netlink:
             names = netlink.names()
         tags = {match[1] for name in [*tables, *names] if (match := _OURS.fullmatch(name))}
@@ -179,24 +235,19 @@ class Network:
                 self._forget(tag, tables)
                 os.close(descriptor)
 
-    def _tables(self) -> list[str]:
-        done = subprocess.run([self._nft, "list", "tables"], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise OSError(f"nft: {done.stderr.strip() or done.returncode}")
-        return done.stdout.split()
-
     def _forget(self, tag: str, tables: list[str]) -> None:
         with Netlink() as netlink:
             for name in netlink.names():
                 if name.startswith(f"{INTERFACE}{tag}-"):
                     netlink.delete(name)
         if f"nova_{tag}" in tables:
-            self._apply(f"delete table inet nova_{tag}\n")
+            self._nftables.apply(f"delete table inet nova_{tag}\n")
 
     def _close(self) -> None:
         while self._free:
             self._drop(self._free.pop())
         self._forget(_tag(self._block), [self.table])
+        self._nftables.close()
         os.close(self._host_namespace)
         os.close(self._lock_fd)
 
@@ -210,14 +261,10 @@ class Network:
                 netlink.add_veth(name, "eth0", namespace)
                 netlink.add_address(name, gateway, SLOT_PREFIX)
                 netlink.set_up(name)
-            kernel.setns(namespace, kernel.CLONE_NEWNET)
-            try:
-                with Netlink() as netlink:
-                    netlink.add_address("eth0", address, SLOT_PREFIX)
-                    netlink.set_up("eth0")
-                    netlink.add_default_route(gateway, "eth0")
-            finally:
-                kernel.setns(self._host_namespace, kernel.CLONE_NEWNET)
+            with self._inside(namespace), Netlink() as netlink:
+                netlink.add_address("eth0", address, SLOT_PREFIX)
+                netlink.set_up("eth0")
+                netlink.add_default_route(gateway, "eth0")
         except OSError:
             os.close(namespace)
             raise
@@ -239,79 +286,53 @@ class Network:
             netlink.delete(slot.interface)
         os.close(slot.namespace)
 
-    def _restriction(self, slot: Slot, rules: list[str]) -> str:
-        chain = f"slot_{slot.number:x}"
-        lines = "\n".join(rules)
-        return (
-            f"table inet {self.table} {{\nchain {chain} {{\n{lines}\n}}\n}}\n"
-            f'add element inet {self.table} policies {{ "{slot.interface}" : goto {chain} }}\n'
-        )
+    @contextlib.contextmanager
+    def _inside(self, namespace: int) -> Iterator[None]:
+        kernel.setns(namespace, kernel.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            kernel.setns(self._host_namespace, kernel.CLONE_NEWNET)
 
-    def _relaxation(self, slot: Slot) -> str:
-        chain = f"slot_{slot.number:x}"
-        return (
-            f'delete element inet {self.table} policies {{ "{slot.interface}" }}\n'
-            f"flush chain inet {self.table} {chain}\ndelete chain inet {self.table} {chain}\n"
-        )
+    def _confine(self, slot: Slot, chain: Chain | None, net_mbps: int) -> tuple[socket.socket, socket.socket] | None:
+        """Rules and bandwidth; the sockets of a name server when there are rules by name."""
+        if chain is not None:
+            self._nftables.apply(rules.add_chain(self.table, slot.tag, slot.interface, chain))
+            slot.chain = chain
+        if net_mbps:
+            slot.shaped = True
+            with Netlink() as netlink:
+                netlink.shape(slot.interface, net_mbps)
+            with self._inside(slot.namespace), Netlink() as netlink:
+                netlink.shape("eth0", net_mbps)
+        if chain is None or not chain.names:
+            return None
+        with self._inside(slot.namespace):
+            datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                datagrams.bind((names.ADDRESS, 53))
+                return datagrams, socket.create_server((names.ADDRESS, 53))
+            except OSError:
+                datagrams.close()
+                raise
 
-    def _apply(self, rules: str) -> None:
-        """One transaction: all of ``rules`` or none."""
-        done = subprocess.run([self._nft, "-f", "-"], input=rules, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise OSError(f"nft: {done.stderr.strip().splitlines()[0] if done.stderr else done.returncode}")
-
-
-def base_rules(table: str, addresses: IPv4Network) -> str:
-    """The rules that hold for every slot."""
-    every = f'"{INTERFACE}*"'
-    return f"""
-table inet {table} {{
-  map policies {{ type ifname : verdict; }}
-  chain host {{
-    type filter hook input priority filter - 10; policy accept;
-    iifname {every} drop
-  }}
-  chain ways {{
-    type filter hook forward priority filter - 10; policy accept;
-    iifname {every} jump out
-    oifname {every} ct state established,related accept
-    oifname {every} drop
-  }}
-  chain out {{
-    meta nfproto ipv6 drop
-    oifname {every} drop
-    ip daddr {{ {_NEVER} }} drop
-    iifname vmap @policies
-    accept
-  }}
-  chain address {{
-    type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {addresses} oifname != {every} masquerade
-  }}
-}}
-"""
+    def _relax(self, slot: Slot) -> None:
+        if slot.chain is not None:
+            self._nftables.apply(rules.remove_chain(self.table, slot.tag, slot.interface, slot.chain))
+            slot.chain = None
+        if slot.shaped:
+            with Netlink() as netlink:
+                netlink.unshape(slot.interface)
+            with self._inside(slot.namespace), Netlink() as netlink:
+                netlink.unshape("eth0")
+            slot.shaped = False
 
 
-def policy_rules(policy: NetworkPolicy) -> list[str] | None:
-    """The chain of a policy, last rule included; None when the policy adds nothing to :func:`base_rules`.
-
-    Raises NovaError ``unsupported`` for a rule with an IPv6 address: instances have none.
-    """
-    lines = [f"ip daddr != {{ {_PRIVATE} }} drop"] if policy.deny_external_access else []
-    if policy.isolation_mode != "none" and (policy.egress_rules or policy.isolation_mode == "strict"):
-        for index, rule in enumerate(policy.egress_rules):
-            target = ip_network(rule.host, strict=False)
-            if not isinstance(target, IPv4Network):
-                field = f"network_policy.egress_rules[{index}].host"
-                raise NovaError("unsupported", f"{field}: the sandbox backend gives instances no IPv6 address")
-            protocols = "{ tcp, udp }" if rule.protocol == "any" else rule.protocol
-            match = f"ip daddr {target}"
-            if rule.port:
-                match += f" meta l4proto {protocols} th dport {rule.port}"
-            elif rule.protocol != "any":
-                match += f" meta l4proto {protocols}"
-            lines.append(f"{match} accept")
-        lines.append("drop")
-    elif lines:
-        lines.append("accept")
-    return lines or None
+def _is_of_this_host(address: IPv4Address) -> bool:
+    """Only an address of this host can be bound."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((str(address), 0))
+        except OSError:
+            return False
+    return True

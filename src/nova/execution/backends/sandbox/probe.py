@@ -11,7 +11,7 @@ from pathlib import Path
 from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.client import SOURCE_ROOT, base_interpreter
 from nova.execution.backends.sandbox.kernel import MACHINE, SUPPORTED_MACHINES
-from nova.execution.backends.sandbox.network import find_nft
+from nova.execution.backends.sandbox.nftables import find_nft
 
 OLDEST_KERNEL = (5, 12)
 """mount_setattr, the newest call that everything depends on."""
