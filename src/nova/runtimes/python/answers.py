@@ -15,6 +15,10 @@ class InitError(Exception):
     """The function cannot be loaded, for a reason that is not an exception of its own code."""
 
 
+class NotJson(TypeError):
+    """A result, or a piece of one, that cannot be written as JSON."""
+
+
 def _encode_other(value: object) -> object:
     if isinstance(value, bytes | bytearray | memoryview):
         return {"b64": base64.b64encode(value).decode()}
@@ -39,15 +43,23 @@ def _encode(value: Any) -> str:
 def of_value(value: Any, tag: bytes = b"") -> bytes:
     """The line for a handler's result. ``tag`` is the ``"request_id": …`` member of a multiplexed call."""
     try:
-        document = _encode(value).encode()
-    except UnicodeEncodeError:
-        return _error("Nova.InvalidOutput", "the result is not JSON: it has half a surrogate pair", [], tag)
-    except (TypeError, ValueError, RecursionError) as error:
-        return _error("Nova.InvalidOutput", f"the result is not JSON: {error}", [], tag)
-    if len(document) > OUTPUT_LIMIT:
-        text = f"the result has {len(document)} bytes; the limit is {OUTPUT_LIMIT}"
+        data = document(value, "the result")
+    except NotJson as error:
+        return _error("Nova.InvalidOutput", str(error), [], tag)
+    if len(data) > OUTPUT_LIMIT:
+        text = f"the result has {len(data)} bytes; the limit is {OUTPUT_LIMIT}"
         return _error("Nova.OutputTooLarge", text, [], tag)
-    return b'{%b"output": %b}\n' % (tag, document)
+    return b'{%b"output": %b}\n' % (tag, data)
+
+
+def document(value: Any, what: str) -> bytes:
+    """JSON on one line. Raises :class:`NotJson`, whose message begins with ``what``."""
+    try:
+        return _encode(value).encode()
+    except UnicodeEncodeError:
+        raise NotJson(f"{what} is not JSON: it has half a surrogate pair") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotJson(f"{what} is not JSON: {error}") from None
 
 
 def of_exception(error: BaseException, code_dir: str, tag: bytes = b"") -> bytes:
@@ -55,6 +67,8 @@ def of_exception(error: BaseException, code_dir: str, tag: bytes = b"") -> bytes
     stack = _stack(error, code_dir)
     if isinstance(error, InitError):
         return _error("Nova.InitError", str(error), [], tag)
+    if isinstance(error, NotJson):
+        return _error("Nova.InvalidOutput", str(error), stack, tag)
     if isinstance(error, SystemExit):
         return _error("Nova.ExitError", f"the function exited with code {_exit_code(error)}", stack, tag)
     try:

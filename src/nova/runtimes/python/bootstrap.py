@@ -13,10 +13,10 @@ import site
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
-from nova.runtimes.python import answers, multiplex
+from nova.runtimes.python import answers, multiplex, pieces
 from nova.runtimes.python.context import Context
 from nova.runtimes.python.loading import Function, become, load, note_modules, open_streams, set_up_logging, settle
 
@@ -107,7 +107,9 @@ def main() -> NoReturn:
     request_id = multiplex.request_id if init["concurrency"] > 1 else current.request_id
     try:
         become(init, request_id)
+        began = time.monotonic_ns()
         function = load(init["handler"], _init_context(init))
+        import_us = (time.monotonic_ns() - began) // 1000
     except BaseException as error:
         _flush()
         _write(answers.of_exception(error, code_dir))
@@ -115,10 +117,12 @@ def main() -> NoReturn:
     settle()
     _flush()
     if function.is_async and init["concurrency"] > 1 and init["mode"] != "process":
-        _write(b'{"ready": {"concurrency": %d, "multiplex": true}}\n' % init["concurrency"])
+        text = b'{"ready": {"concurrency": %d, "multiplex": true, "import_us": %d}}\n'
+        _write(text % (init["concurrency"], import_us))
         multiplex.serve(function, code_dir)
-    _write(b'{"ready": {"concurrency": 1}}\n')
+    _write(b'{"ready": {"concurrency": 1, "import_us": %d}}\n' % import_us)
     worker = Worker(function, code_dir, current)
+    Context.sender = worker.pieces.send
     if init["mode"] == "process":
         _serve_forked(worker)
     _serve(worker)
@@ -137,6 +141,14 @@ def _serve_forked(worker: "Worker") -> NoReturn:
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
     answered = mmap.mmap(-1, 1)
+
+    def write(line: bytes) -> None:
+        answered[0] = 1
+        _write(line)
+        answered[0] = 0
+
+    worker.pieces = pieces.Writer(write)
+    Context.sender = worker.pieces.send
     while True:
         line = _read_line()
         answered[0] = 0
@@ -191,10 +203,10 @@ class Worker:
 
     def __init__(self, function: Function, code_dir: str, current: Current | None = None) -> None:
         self._call = function.call
-        self._is_async = function.is_async
         self._loop: asyncio.AbstractEventLoop | None = None
         self._code_dir = code_dir
         self._current = current or Current()
+        self.pieces = pieces.Writer(_write)
         self._traced = False
         _putenv(_ENTRY)
 
@@ -202,13 +214,26 @@ class Worker:
         try:
             event, context = self._parse(line.decode())
             value = self._call(event, context)
-            if self._is_async:
-                value = self._run(value)
+            if type(value) not in pieces.PLAIN:
+                value = self._resolve(value)
+            answer = answers.of_value(value)
         except BaseException as error:
-            return answers.of_exception(error, self._code_dir)
-        return answers.of_value(value)
+            answer = answers.of_exception(error, self._code_dir)
+        if self.pieces.used:
+            self.pieces.end()
+        return answer
 
-    def _run(self, value: Coroutine[Any, Any, Any]) -> Any:
+    def _resolve(self, value: Any) -> Any:
+        """What becomes of a coroutine or a stream."""
+        if hasattr(type(value), "__await__"):
+            value = self._run(value)
+        if pieces.is_stream(value):
+            return self.pieces.each(value)
+        if pieces.is_async_stream(value):
+            return self._run(self.pieces.async_each(value))
+        return value
+
+    def _run(self, value: Awaitable[Any]) -> Any:
         """One event loop for all calls of this process; made in the process that uses it, never before a fork."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
@@ -226,6 +251,7 @@ class Worker:
         start = end + len(_CONTEXT)
         id_start = start + len(_REQUEST_ID)
         self._current.id = request_id = text[id_start : text.index('"', id_start)]
+        self.pieces.begin(request_id)
         _set_variable(request_id.encode())
         context = Context(text[start:-2])
         traced = '"traceparent": "' in context._text

@@ -4,7 +4,8 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, ClassVar
 
 REGION = "local"
 
@@ -16,6 +17,9 @@ class Context:
     """
 
     __slots__ = ("_members", "_text")
+
+    sender: ClassVar[Any] = None
+    """Sends a piece: called with the call's id and the piece. How it does that depends on the worker."""
 
     identity = None
     client_context = None
@@ -74,6 +78,17 @@ class Context:
     def get_remaining_time_in_millis(self) -> int:
         """Milliseconds until the call is ended; never negative."""
         return max(0, int(self.deadline_ms - time.time() * 1000))
+
+    def write(self, piece: object) -> Awaitable[None]:
+        """Send a piece of the answer: text, bytes, or a value. It may be awaited, and must be where many calls run at once.
+
+        A caller who reads slowly makes it wait. In a call that does not stream the pieces become the result. Raises TypeError
+        for what is not JSON, RuntimeError outside a call.
+        """
+        if self.sender is None:
+            raise RuntimeError("there is no call")
+        sent: Awaitable[None] = self.sender(self.request_id, piece)
+        return sent
 
     def log(self, message: object) -> None:
         """One line in the log of this call."""

@@ -152,10 +152,11 @@ def _import(handler: str) -> tuple[types.ModuleType, list[str]]:
 
 
 def _is_async(target: Any) -> bool:
-    """A coroutine function, or an object whose ``__call__`` is one."""
+    """A coroutine function or an asynchronous generator, or an object whose ``__call__`` is one."""
     if isinstance(target, types.FunctionType):
-        return bool(target.__code__.co_flags & inspect.CO_COROUTINE)
-    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
+        return bool(target.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
+    called = getattr(target, "__call__", None)  # noqa: B004
+    return any(inspect.iscoroutinefunction(some) or inspect.isasyncgenfunction(some) for some in (target, called))
 
 
 def _positional(target: Any) -> int:

@@ -6,17 +6,20 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Awaitable
 from contextvars import ContextVar
 from typing import Any, Final, NoReturn
 
 from nova.runtimes.python import answers
 from nova.runtimes.python.context import Context
 from nova.runtimes.python.loading import Function
+from nova.runtimes.python.pieces import Flow
 
 _INPUT_FD: Final = 3
 _RESULT_FD: Final = 4
 _READ: Final = 1 << 16
 _CANCEL: Final = b'{"cancel": "'
+_CREDIT: Final = b'{"credit": "'
 _CONTEXT: Final = b', "context": '
 _PRINT_PIECE: Final = 8192
 _request: ContextVar[str] = ContextVar("request_id", default="")
@@ -47,6 +50,9 @@ class Calls:
         self._loop = loop
         self._buffer = bytearray()
         self._tasks: dict[str, asyncio.Task[bytes]] = {}
+        self._flows: dict[str, Flow] = {}
+        self._thread = threading.get_ident()
+        Context.sender = self.send
         self._streams = (TaggedStream("stdout", sys.stdout), TaggedStream("stderr", sys.stderr))
         sys.stdout, sys.stderr = self._streams
 
@@ -68,20 +74,38 @@ class Calls:
             if task is not None:
                 task.cancel()
             return
+        if line.startswith(_CREDIT):
+            credit = json.loads(line)
+            if (flow := self._flows.get(credit["credit"])) is not None:
+                flow.grant(credit["bytes"])
+            return
         middle = line.rindex(_CONTEXT)
         context = Context(line[middle + len(_CONTEXT) : -1].decode())
         call = str(context.request_id)
         _request.set(call)  # the task copies it
         tag = b'"request_id": "%b", ' % call.encode()
-        task = self._loop.create_task(self._run(tag, line[len(b'{"input": ') : middle], context))
+        flow = self._flows[call] = Flow(tag, context._parsed().get("stream_credit"), write)
+        task = self._loop.create_task(self._run(tag, line[len(b'{"input": ') : middle], context, flow))
         self._tasks[call] = task
         task.add_done_callback(lambda done: self._finish(call, tag, done))
         _request.set("")
 
-    async def _run(self, tag: bytes, payload: bytes, context: Context) -> bytes:
+    def send(self, call: str, piece: Any) -> Awaitable[None]:
+        """``context.write``."""
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("context.write belongs to the thread of the event loop")
+        flow = self._flows.get(call)
+        if flow is None:
+            raise RuntimeError("the call has ended")
+        return flow.send(piece)
+
+    async def _run(self, tag: bytes, payload: bytes, context: Context, flow: Flow) -> bytes:
         """The answer's line. A cancelled call has none; it may not even have begun."""
         try:
-            return answers.of_value(await self._function.call(json.loads(payload), context), tag)
+            value = self._function.call(json.loads(payload), context)
+            if hasattr(type(value), "__await__"):
+                value = await value
+            return answers.of_value(await flow.all_of(value), tag)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -89,6 +113,7 @@ class Calls:
 
     def _finish(self, call: str, tag: bytes, task: asyncio.Task[bytes]) -> None:
         del self._tasks[call]
+        self._flows.pop(call).end()
         for stream in self._streams:
             stream.finish(call)
         write(answers.of_platform("Cancelled", "the call was cancelled", tag) if task.cancelled() else task.result())
