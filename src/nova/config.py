@@ -71,6 +71,18 @@ class PoolSettings(Section):
     cleanup_interval: Seconds = Field(10.0, description="how often idle instances are looked for")
     health_check_interval: Seconds = Field(30.0, description="how often idle instances are asked for a sign of life")
     max_global_instances: int = Field(0, ge=0, description="0: as many as memory allows", json_schema_extra=HOT)
+    max_tenant_instances: int = Field(
+        0,
+        ge=0,
+        description="instances of one tenant on a node, booting ones included; 0: not limited",
+        json_schema_extra=HOT,
+    )
+    memory_budget_mb: int = Field(
+        0,
+        ge=0,
+        description="MiB of the machine's memory that may be in use; above nine tenths nothing boots; 0: all of it",
+        json_schema_extra=HOT,
+    )
     max_queue_depth: int = Field(
         1000, ge=0, le=100_000, description="waiting calls per function", json_schema_extra=HOT
     )
@@ -100,6 +112,9 @@ class DaemonSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the server's own log")
     data_dir: Path = Field(Path("~/.nova"), description="database, artifacts, caches and spill of this server")
     drain_s: Seconds = Field(10.0, description="how long a shutdown waits for calls in flight")
+    workers: int = Field(
+        1, ge=1, le=64, description="processes that `nova up` serves with; each owns a part of the functions"
+    )
     planes: list[Literal["control", "execution", "scheduling", "events", "observability", "gateway"]] = Field(
         default=[], description="what `nova daemon` serves; empty: every plane"
     )
@@ -197,6 +212,13 @@ class LimitSettings(Section):
     )
     file_mb: int = Field(50, ge=1, le=512, description="one file, in MiB", json_schema_extra=HOT)
     files: int = Field(5000, ge=1, le=50_000, description="files of a version", json_schema_extra=HOT)
+    state_mb: int = Field(
+        64,
+        ge=1,
+        le=65_536,
+        description="state of one function, keys and values together, in MiB",
+        json_schema_extra=HOT,
+    )
 
 
 class NetworkPolicySettings(Section):

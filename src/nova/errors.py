@@ -48,12 +48,14 @@ CODES: Mapping[str, Code] = {
     "idempotency_conflict": Code(422, "The idempotency key was used for another request"),
     "runtime_unavailable": Code(422, "The runtime has no toolchain here"),
     "build_failed": Code(424, "The build failed"),
+    "quota_exceeded": Code(429, "A quota is used up"),
     "rate_limited": Code(429, "Too many requests"),
     "headers_too_large": Code(431, "The request's headers are too large"),
     "internal": Code(500, "Internal error"),
     "function_error": Code(502, "The function failed"),
     "instance_lost": Code(502, "The instance died under the call"),
     "invalid_response": Code(502, "The function's response is not a valid HTTP response"),
+    "inflight_limit": Code(503, "Too many calls of the function are under way"),
     "queue_full": Code(503, "Too many calls are waiting"),
     "queue_timeout": Code(503, "The call waited too long for an instance"),
     "capacity": Code(503, "No capacity for another instance"),
@@ -79,7 +81,7 @@ class NovaError(Exception):
     """A refusal with a stable code.
 
     ``extra`` becomes additional members of the problem document; ``retry_after_s`` the ``Retry-After`` header (whole
-    seconds, at least 1).
+    seconds, at least 1). ``status`` replaces the code's own HTTP status where a function asks for another.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class NovaError(Exception):
         errors: Sequence[FieldError] = (),
         extra: Mapping[str, Any] | None = None,
         retry_after_s: float | None = None,
+        status: int | None = None,
     ) -> None:
         super().__init__(f"{code}: {detail}")
         if code not in CODES:
@@ -99,10 +102,7 @@ class NovaError(Exception):
         self.errors = tuple(errors)
         self.extra = dict(extra or {})
         self.retry_after_s = retry_after_s
-
-    @property
-    def status(self) -> int:
-        return CODES[self.code].status
+        self.status = status or CODES[code].status
 
 
 def invalid(field: str, message: str) -> NovaError:

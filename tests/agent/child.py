@@ -24,5 +24,6 @@ supervisor.run(
         worker=launch,
         code_dir=config["code_dir"],
         reload_dir=config["reload_dir"],
+        guest_port=0,
     ),
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from nova.agent.config import WorkerLaunch
 from nova.clock import SYSTEM_CLOCK
-from nova.config import PoolSettings
+from nova.config import LimitSettings, PoolSettings
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.function import CompileStatus, FunctionSnapshot
 from nova.domain.identity import Scope
@@ -22,6 +22,7 @@ from nova.execution.boots import Booter
 from nova.execution.catalog import Catalog
 from nova.execution.executor import Executor
 from nova.execution.fleet import InstanceFleet
+from nova.execution.guest import GuestApi
 from nova.execution.launch import launch_for
 from nova.execution.rollover import Rollover
 from nova.execution.snapshots import SnapshotMaker
@@ -31,6 +32,7 @@ from nova.store.blobs import BlobStore
 from nova.store.db import Database
 from nova.store.functions import FunctionStore, announce
 from nova.store.listen import Listener
+from nova.store.state import StateStore
 from nova.store.versions import VersionStore
 from tests.execution.fakes import make_call
 
@@ -55,6 +57,7 @@ class RealStack:
     fleet: InstanceFleet
     executor: Executor
     backend: SandboxBackend
+    guests: GuestApi
     records: list[tuple[CallRequest, FunctionSnapshot, CallResult]] = field(default_factory=list)
 
     async def deploy(
@@ -131,11 +134,13 @@ async def real_stack(dsn: str, folder: Path, pool: PoolSettings | None = None) -
             Artifacts(blobs, folder / "artifacts", max_bytes=1 << 30, in_use=lambda: holder[0].artifacts())
         )
         catalog = Catalog(functions, versions, SnapshotMaker(RUNTIMES, router), listener)
-        fleet = InstanceFleet(Booter(artifacts, router, SYSTEM_CLOCK), pool or PoolSettings())
+        guests = GuestApi(StateStore(db, lambda: 64 << 20), LimitSettings())
+        fleet = InstanceFleet(Booter(artifacts, router, SYSTEM_CLOCK, guests), pool or PoolSettings())
         holder.append(fleet)
         stack: RealStack
         executor = Executor(catalog, fleet, lambda *done: stack.records.append(done), drain_s=1.0)
-        stack = RealStack(db, functions, versions, blobs, catalog, fleet, executor, backend)
+        stack = RealStack(db, functions, versions, blobs, catalog, fleet, executor, backend, guests)
+        guests.invoker = executor
         await services.start(executor)
         await services.start(Rollover(catalog, fleet))
         yield stack

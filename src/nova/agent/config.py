@@ -58,3 +58,5 @@ class AgentConfig:
     worker: WorkerLaunch
     code_dir: str = "/code"
     reload_dir: str | None = None
+    guest_port: int = 8399
+    """where code inside reaches the guest API, on loopback; 0: nowhere. Only for places with a network of their own."""

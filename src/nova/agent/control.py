@@ -101,6 +101,7 @@ class Control:
         self._outgoing: deque[_Outgoing] = deque()
         self._greeted = False
         self._last_id = 0
+        self._last_question = 0
 
     def open(self) -> None:
         self._poller.watch(self._sock.fileno(), self._on_readable)
@@ -145,6 +146,9 @@ class Control:
         if not self._greeted:
             self._greet(frame)
             return
+        if frame.type in frames.GUEST_ANSWERS:
+            self._on_frame(frame)
+            return
         if frame.id <= self._last_id or frame.id % 2 == 0:
             raise FrameError("bad_id", f"frame id {frame.id} does not follow {self._last_id}")
         self._last_id = frame.id
@@ -188,6 +192,15 @@ class Control:
         """Queue a frame, with the descriptors of ``worker`` if given; ``close``: they are closed here once sent."""
         self._outgoing.append(_Outgoing(frames.encode(kind, frame_id, head), worker, close))
         self._flush()
+
+    def ask(self, kind: int, head: Mapping[str, Any], payload: bytes = b"") -> int:
+        """Ask the host something; its answer will have the id that this returns. Raises FrameError ``too_large``."""
+        number = self._last_question + 2
+        data = frames.encode(kind, number, head, payload)
+        self._last_question = number
+        self._outgoing.append(_Outgoing(data))
+        self._flush()
+        return number
 
     def refuse(self, frame_id: int, code: str, message: str) -> None:
         self.send(frames.ERROR, frame_id, {"code": code, "message": message})

@@ -1,6 +1,10 @@
 """A worker's environment, built from nothing: what the platform says, then what the function says."""
 
+from typing import Final
+
 from nova.agent.messages import InitHead
+
+GUEST_HOST: Final = "127.0.0.1"
 
 _SEARCH_PATHS = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -17,8 +21,13 @@ def base(code_dir: str) -> dict[str, str]:
     return paths | {"HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 
+def guest(port: int, token: str) -> dict[str, str]:
+    """How code inside finds the guest API, which knows it by ``token``."""
+    return {"NOVA_API_URL": f"http://{GUEST_HOST}:{port}", "NOVA_API_TOKEN": token} if port else {}
+
+
 def build(init: InitHead, code_dir: str) -> dict[str, str]:
-    """Every variable of a worker but the ones of a single call.
+    """Every variable of a worker but :func:`guest` and the ones of a single call.
 
     The function's own values go before the platform's on a search path and replace the other base values; reserved
     names are the platform's alone.

@@ -20,10 +20,21 @@ RESP: Final = 3
 PING: Final = 4
 STOP: Final = 5
 RELOAD: Final = 6
+STATE_GET: Final = 8
+STATE_PUT: Final = 9
+STATE_DELETE: Final = 10
+STATE_LIST: Final = 11
+STATE_RESP: Final = 12
+CANCEL: Final = 15
 ERROR: Final = 18
 WORKER_EXIT: Final = 19
 ADD_WORKER: Final = 43
 KILL_WORKER: Final = 44
+CALL: Final = 50
+CALL_RESP: Final = 51
+GUEST_QUESTIONS: Final = frozenset({STATE_GET, STATE_PUT, STATE_DELETE, STATE_LIST, CALL})
+"""What the agent asks on behalf of the code inside; its ids are even."""
+GUEST_ANSWERS: Final = frozenset({STATE_RESP, CALL_RESP})
 SHELL_TYPES: Final = range(20, 43)
 """Shell, file and process messages: for interactive sandboxes only."""
 

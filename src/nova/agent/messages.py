@@ -286,3 +286,18 @@ class DoneHead:
     def of(cls, head: Mapping[str, Any]) -> Self:
         error = head.get("error")
         return cls(ok=take(head, "ok", bool), error=None if error is None else GuestError.of(error))
+
+
+@dataclass(frozen=True, slots=True)
+class GuestAnswerHead:
+    """What code inside gets for a question: an HTTP status and headers; the body is the payload."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def as_head(self) -> dict[str, Any]:
+        return {"status": self.status, "headers": dict(self.headers)}
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        return cls(take(head, "status", int), take(head, "headers", dict))

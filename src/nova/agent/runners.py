@@ -53,13 +53,13 @@ def runner_main(config: AgentConfig, init: InitHead) -> Callable[[], NoReturn] |
     return None
 
 
-def worker_init(config: AgentConfig, init: InitHead) -> dict[str, Any]:
-    """The object of the init line."""
+def worker_init(config: AgentConfig, init: InitHead, api_token: str) -> dict[str, Any]:
+    """The object of the init line. ``api_token``: what the worker shows to the guest API."""
     return {
         "handler": init.handler,
         "entry": os.path.join(config.code_dir, init.entry),
         "code_dir": config.code_dir,
         "mode": init.mode,
         "concurrency": init.concurrency,
-        "env": environment.build(init, config.code_dir),
+        "env": environment.build(init, config.code_dir) | environment.guest(config.guest_port, api_token),
     }

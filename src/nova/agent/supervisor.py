@@ -19,6 +19,7 @@ from nova.agent import frames, rehearsal, reload
 from nova.agent.config import AgentConfig
 from nova.agent.control import Control, Ended, Poller
 from nova.agent.frames import Frame
+from nova.agent.guest import GuestApi
 from nova.agent.loading import Code, Loader, Loading
 from nova.agent.messages import (
     DoneHead,
@@ -57,6 +58,7 @@ class Supervisor:
         )
         self._loader = Loader(self._poller, self._loaded)
         self._reload = Reload(config.reload_dir)
+        self._guest = GuestApi(self._control, self._poller, config.guest_port)
         self._workers: dict[int, Worker] = {}
         self._serving: dict[int, Code] = {}
         self._ending: dict[int, int | None] = {}
@@ -74,6 +76,7 @@ class Supervisor:
             self._start(standing_main(self._config))
         rehearsal.codecs()
         self._control.open()
+        self._guest.open()
         try:
             while True:
                 waits = [at for at in (self._control.deadline(), self._stop_at or None) if at is not None]
@@ -110,6 +113,8 @@ class Supervisor:
             self._take_new_code(frame)
         elif frame.type == frames.STOP:
             self._stop(frame)
+        elif frame.type in frames.GUEST_ANSWERS:
+            self._guest.answered(frame)
         elif frame.type in frames.SHELL_TYPES:
             self._control.refuse(frame.id, "forbidden", "this instance has no shell")
         else:
@@ -156,7 +161,7 @@ class Supervisor:
     def _begin_loading(self, worker: Worker, code: Code, frame_id: int, *, with_descriptors: bool = True) -> Loading:
         self._serving[worker.number] = code
         loading = Loading(worker, code, frame_id, with_descriptors)
-        self._loader.begin(loading, worker_init(code.config, code.init))
+        self._loader.begin(loading, worker_init(code.config, code.init, self._guest.token))
         return loading
 
     def _loaded(self, loading: Loading, head: LoadedHead) -> None:

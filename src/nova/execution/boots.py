@@ -10,7 +10,7 @@ import structlog
 from nova.clock import Clock
 from nova.domain.function import FunctionSnapshot
 from nova.errors import NovaError, as_refusal
-from nova.execution.backends.base import Backend, InitFailed, InitSpec, Instance, InstanceSpec
+from nova.execution.backends.base import Backend, Channel, InitFailed, InitSpec, Instance, InstanceSpec
 from nova.execution.slots import BootTimes, LoadFailed
 from nova.ids import new_id
 
@@ -20,6 +20,12 @@ log = structlog.get_logger(__name__)
 class Artifacts(Protocol):
     async def materialise(self, digest: str) -> Path:
         """The tree of an artifact as a read-only folder on this node; raises NovaError."""
+        ...
+
+
+class Guests(Protocol):
+    def attach(self, snapshot: FunctionSnapshot, channel: Channel) -> None:
+        """Let the instance behind ``channel``, which has loaded ``snapshot``, ask for what the guest API offers."""
         ...
 
 
@@ -42,10 +48,13 @@ class Booted:
 class Booter:
     """Boots instances, one call each. A failure at any point, or a cancellation, leaves no instance behind."""
 
-    def __init__(self, artifacts: Artifacts, backends: BackendSelector, clock: Clock) -> None:
+    def __init__(
+        self, artifacts: Artifacts, backends: BackendSelector, clock: Clock, guests: Guests | None = None
+    ) -> None:
         self._artifacts = artifacts
         self._backends = backends
         self._clock = clock
+        self._guests = guests
 
     async def boot(self, snapshot: FunctionSnapshot) -> Booted:
         """Raises :class:`LoadFailed` for the user's code and NovaError for everything else."""
@@ -73,6 +82,8 @@ class Booter:
             raise
         loaded = self._clock.monotonic()
         times = BootTimes(instance.source, _us(created - began), _us(loaded - created), done.stdout, done.stderr)
+        if self._guests is not None:
+            self._guests.attach(snapshot, instance.channel)
         return Booted(backend, instance, max(1, min(done.concurrency, snapshot.concurrency)), times)
 
 

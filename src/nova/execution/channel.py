@@ -23,6 +23,7 @@ from nova.execution.channel_heads import init_head, loaded_head, welcome_head
 from nova.execution.channel_line import WorkerLine
 from nova.execution.channel_reload import ReloadFailed
 from nova.execution.channel_workers import Workers
+from nova.execution.guest_desk import GuestDesk
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +56,7 @@ class DirectChannel:
         self._workers = Workers(self, self._ends, deadlines)
         self._init_timeout_s = init_timeout_s
         self._control = ControlConnection(control, on_frame=self._on_frame, on_lost=self._workers.agent_lost)
+        self.guests = GuestDesk(self._control, self._workers.find)
         self._standing: tuple[int, int, int] | None = None
         self._asked = 1
         self._reloading = asyncio.Lock()
@@ -245,6 +247,7 @@ class DirectChannel:
     def close(self) -> None:
         """Free every descriptor; calls in flight end as ``Nova.InstanceLost``. Idempotent."""
         self._workers.lose(FunctionError("Nova.InstanceLost", "the instance was stopped"))
+        self.guests.close()
         self._control.close()
         self._close_standing()
         self._workers.close()
@@ -252,3 +255,5 @@ class DirectChannel:
     def _on_frame(self, frame: Frame) -> None:
         if frame.type == frames.WORKER_EXIT:
             self._workers.exited(WorkerExitHead.of(frame.head))
+        elif frame.type in frames.GUEST_QUESTIONS or frame.type == frames.CANCEL:
+            self.guests.heard(frame)

@@ -53,6 +53,12 @@ class ControlConnection:
         self._flush()
         return future
 
+    def answer(self, kind: int, frame_id: int, head: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Answer what the agent asked; nothing happens when it has gone. Raises FrameError ``too_large``."""
+        if not self._closed:
+            self._outgoing += frames.encode(kind, frame_id, head, payload)
+            self._flush()
+
     def take_fds(self, answer: Frame) -> tuple[int, int, int]:
         """The descriptors that came with an answer; the caller owns them. Raises ControlLost when they did not come."""
         fds = self._fds_of.pop(answer.id, [])

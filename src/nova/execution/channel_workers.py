@@ -92,6 +92,14 @@ class Workers:
             self._grow()
         return flying
 
+    def find(self, request_id: str) -> Call | None:
+        """The call of this id, while it is in a worker."""
+        for line in self.lines.values():
+            for call in line.in_flight():
+                if call.request_id == request_id and not call.done():
+                    return call
+        return None
+
     def call_overdue(self, call: Call, error: FunctionError | None) -> None:
         """Time is up, or the caller has gone. A worker that has one call at a time dies, others are asked first."""
         line = call.line

@@ -20,6 +20,7 @@ from nova.store.db import Database
 from nova.store.invocations import InvocationStore
 from nova.store.outbox import OutboxStore
 from nova.store.retention import AgedTable, RetentionStore
+from nova.store.state import StateStore
 
 log = structlog.get_logger(__name__)
 DUTY = "retention"
@@ -49,6 +50,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
     """Every table but that of the call records. Settings are read in each round: they are hot."""
     kept = settings.retention
     store, builds, outbox = RetentionStore(db), BuildStore(db), OutboxStore(db)
+    states = StateStore(db, lambda: settings.limits.state_mb << 20)
 
     def aged(table: AgedTable, age: Callable[[], timedelta]) -> Rule:
         async def sweep(now: datetime, limit: int) -> int:
@@ -77,6 +79,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         aged("cluster_nodes", lambda: timedelta(seconds=NODE_KEPT_S)),
         aged("schedule_runs", lambda: timedelta(days=kept.schedule_runs_days)),
         aged("idempotency_keys", timedelta),  # at their own expiry
+        Rule("function_state", states.sweep),  # at its own expiry
         Rule("async_invocations", old_jobs),
         Rule("event_outbox", old_deliveries),
         Rule("builds", old_builds),

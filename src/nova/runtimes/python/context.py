@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable
 from typing import Any, ClassVar
 
+from nova.runtimes.python import guest
+
 REGION = "local"
 
 
@@ -21,6 +23,7 @@ class Context:
     sender: ClassVar[Any] = None
     """Sends a piece: called with the call's id and the piece. How it does that depends on the worker."""
 
+    CallError = guest.CallError
     identity = None
     client_context = None
 
@@ -89,6 +92,27 @@ class Context:
             raise RuntimeError("there is no call")
         sent: Awaitable[None] = self.sender(self.request_id, piece)
         return sent
+
+    @property
+    def state(self) -> guest.State:
+        """What the function keeps between its calls."""
+        return guest.State(self.request_id)
+
+    def invoke(
+        self,
+        name: str,
+        payload: object = None,
+        *,
+        qualifier: str | int | None = None,
+        event: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """Call another function of this tenant and namespace and give its result; awaitable inside a running event loop.
+
+        It has what is left of this call's time, and ends with it. ``event``: put it into the queue instead, and give
+        ``{"invocation_id", …}``. Raises :attr:`CallError`.
+        """
+        return guest.invoke(self.request_id, name, payload, qualifier, event, idempotency_key)
 
     def log(self, message: object) -> None:
         """One line in the log of this call."""

@@ -1,0 +1,130 @@
+"""What code inside an instance asks of the platform, at the host's end: each question is a task, and ends with its call."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from nova.agent import frames
+from nova.agent.frames import Frame, FrameError
+from nova.agent.messages import GuestAnswerHead, take
+from nova.api import problem
+from nova.errors import NovaError, as_refusal, internal
+from nova.execution.channel_control import ControlConnection
+from nova.execution.channel_line import Call
+
+log = structlog.get_logger(__name__)
+
+MAX_QUESTIONS: Final = 128
+"""Of one instance at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What was asked, and in which call.
+
+    ``kind`` is the type of the frame; ``head`` its members as the agent wrote them, none of them proven; ``payload`` any
+    bytes. ``deadline`` is the call's, in monotonic seconds; ``context`` what the call was told when it began.
+    """
+
+    kind: int
+    head: Mapping[str, Any]
+    payload: bytes
+    request_id: str
+    deadline: float
+    context: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """``body`` is JSON, or nothing."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Serve = Callable[[Question], Awaitable[Reply]]
+
+
+class GuestDesk:
+    """The questions of one instance. Until ``serve`` is set nothing can be asked."""
+
+    def __init__(self, control: ControlConnection, call_of: Callable[[str], Call | None]) -> None:
+        """``call_of`` finds a call that is in flight in this instance: nobody else's can be named."""
+        self._control = control
+        self._call_of = call_of
+        self._tasks: dict[int, asyncio.Task[Reply]] = {}
+        self.serve: Serve | None = None
+
+    def heard(self, frame: Frame) -> None:
+        """A question, or that nobody waits for its answer any more."""
+        if frame.type == frames.CANCEL:
+            task = self._tasks.get(take(frame.head, "target", int))
+            if task is not None:
+                task.cancel()
+            return
+        try:
+            self._begin(frame)
+        except NovaError as refusal:
+            self._send(frame, refused(refusal, ""))
+
+    def close(self) -> None:
+        for task in list(self._tasks.values()):
+            task.cancel()
+
+    def _begin(self, frame: Frame) -> None:
+        request_id = frame.head.get("request_id")
+        call = self._call_of(request_id) if isinstance(request_id, str) else None
+        if call is None or self.serve is None:
+            raise NovaError("forbidden", "X-Nova-Request-Id does not name a call that is in flight in this instance")
+        if len(self._tasks) >= MAX_QUESTIONS or frame.id in self._tasks:
+            raise NovaError("queue_full", f"this instance asks {MAX_QUESTIONS} things at once", retry_after_s=1)
+        question = Question(frame.type, frame.head, frame.payload, call.request_id, call.deadline, call.context)
+        task = asyncio.ensure_future(self._work(self.serve, question))
+        self._tasks[frame.id] = task
+        end_with_call = functools.partial(_cancel, task)
+        call.add_done_callback(end_with_call)
+        task.add_done_callback(functools.partial(self._ended, frame, call, end_with_call))
+
+    async def _work(self, serve: Serve, question: Question) -> Reply:
+        try:
+            return await serve(question)
+        except NovaError as refusal:
+            return refused(refusal, question.request_id)
+        except FrameError as error:
+            return refused(NovaError("validation_failed", str(error)), question.request_id)
+        except Exception as exc:
+            log.exception("a guest's question failed", request_id=question.request_id, kind=question.kind)
+            return refused(as_refusal(exc) or internal(), question.request_id)
+
+    def _ended(
+        self, frame: Frame, call: Call, end_with_call: Callable[[object], None], task: "asyncio.Task[Reply]"
+    ) -> None:
+        del self._tasks[frame.id]
+        call.remove_done_callback(end_with_call)
+        if not task.cancelled():
+            self._send(frame, task.result())
+
+    def _send(self, frame: Frame, reply: Reply) -> None:
+        kind = frames.CALL_RESP if frame.type == frames.CALL else frames.STATE_RESP
+        head = GuestAnswerHead(reply.status, reply.headers)
+        try:
+            self._control.answer(kind, frame.id, head.as_head(), reply.body)
+        except FrameError as error:
+            too_large = refused(NovaError("payload_too_large", str(error)), "")
+            head = GuestAnswerHead(too_large.status, too_large.headers)
+            self._control.answer(kind, frame.id, head.as_head(), too_large.body)
+
+
+def _cancel(task: "asyncio.Task[Reply]", _call: object) -> None:
+    task.cancel()
+
+
+def refused(error: NovaError, request_id: str) -> Reply:
+    """A problem document, as the public API has them."""
+    headers = {"Content-Type": problem.MEDIA_TYPE, **problem.headers(error)}
+    return Reply(error.status, problem.document(error, request_id), headers)
