@@ -9,6 +9,9 @@ _FUNCTIONS = "control/test_functions.py"
 _CODE = "control/test_code.py"
 _VERSIONS = "control/test_versions.py"
 _ALIASES = "control/test_aliases.py"
+_ROUTING = "execution/test_routing.py"
+_ROLLOUTS = "control/test_rollouts.py"
+_SHADOWS = "execution/test_shadow.py"
 _BUILDS = "control/test_builds.py"
 _RECORDS = "execution/test_records.py"
 _KEYS = "control/test_apikeys.py"
@@ -21,7 +24,15 @@ _NODES = "scheduling/test_nodes.py"
 
 ENFORCED: dict[str, str] = {
     "aliases.description": f"{_ALIASES}::test_an_alias_names_a_version_or_splits",
+    "aliases.match": f"{_ROUTING}::test_the_first_rule_that_fits_decides",
+    "aliases.match.by": f"{_ROUTING}::test_the_first_rule_that_fits_decides",
+    "aliases.match.name": f"{_ROUTING}::test_the_first_rule_that_fits_decides",
+    "aliases.match.value": f"{_ROUTING}::test_the_first_rule_that_fits_decides",
+    "aliases.match.version": f"{_ROUTING}::test_the_first_rule_that_fits_decides",
     "aliases.name": f"{_ALIASES}::test_bad_aliases_are_refused",
+    "aliases.sticky": f"{_ROUTING}::test_a_caller_stays_by_what_it_carries",
+    "aliases.sticky.by": f"{_ROUTING}::test_a_caller_stays_by_what_it_carries",
+    "aliases.sticky.name": f"{_ROUTING}::test_a_caller_stays_by_what_it_carries",
     "aliases.traffic_split": "execution/test_sandboxed_calls.py::test_an_alias_really_splits_calls",
     "aliases.version": "execution/test_sandboxed_calls.py::test_each_qualifier_runs_its_own_version",
     "aliases?cursor": f"{_ALIASES}::test_names_conflict_and_are_counted",
@@ -178,6 +189,27 @@ ENFORCED: dict[str, str] = {
     "versions.description": f"{_VERSIONS}::test_publish_freezes_what_changed_since",
     "versions?cursor": f"{_VERSIONS}::test_lists_page_newest_first",
     "versions?limit": f"{_VERSIONS}::test_lists_page_newest_first",
+    "rollouts.alias": f"{_ROLLOUTS}::test_a_named_alias_moves_and_what_a_user_does_meanwhile_counts_more",
+    "rollouts.auto_promote": f"{_ROLLOUTS}::test_a_breach_or_the_end_can_wait_for_a_person",
+    "rollouts.auto_rollback": f"{_ROLLOUTS}::test_a_breach_or_the_end_can_wait_for_a_person",
+    "rollouts.compare": f"{_SHADOWS}::test_copies_are_compared_and_thrown_away",
+    "rollouts.enabled": f"{_ROLLOUTS}::test_a_shadow_policy_is_kept_shown_and_refused",
+    "rollouts.guard": f"{_ROLLOUTS}::test_a_breach_gives_all_calls_back",
+    "rollouts.guard.max_error_rate_pct": f"{_ROLLOUTS}::test_a_breach_gives_all_calls_back",
+    "rollouts.guard.max_p95_ms": f"{_ROLLOUTS}::test_a_breach_gives_all_calls_back",
+    "rollouts.guard.min_samples": f"{_ROLLOUTS}::test_what_is_not_judged_goes_on_and_what_is_needs_calls",
+    "rollouts.guard.vs_baseline_pct": f"{_ROLLOUTS}::test_a_breach_gives_all_calls_back",
+    "rollouts.ignore": f"{_SHADOWS}::test_copies_are_compared_and_thrown_away",
+    "rollouts.max_inflight": f"{_SHADOWS}::test_copies_beyond_the_limit_are_left_out_and_delay_nobody",
+    "rollouts.percent": f"{_SHADOWS}::test_a_share_is_copied",
+    "rollouts.steps": f"{_ROLLOUTS}::test_a_rollout_steps_to_the_end_and_takes_the_alias_with_it",
+    "rollouts.steps.hold_s": f"{_ROLLOUTS}::test_a_breach_gives_all_calls_back",
+    "rollouts.steps.percent": f"{_ROUTING}::test_a_rollout_takes_its_share_of_the_calls",
+    "rollouts.sticky": f"{_ROUTING}::test_a_rollout_takes_its_share_of_the_calls",
+    "rollouts.sticky.by": f"{_ROUTING}::test_a_rollout_takes_its_share_of_the_calls",
+    "rollouts.sticky.name": f"{_ROUTING}::test_a_rollout_takes_its_share_of_the_calls",
+    "rollouts.target": f"{_SHADOWS}::test_copies_are_compared_and_thrown_away",
+    "rollouts.to_version": f"{_ROLLOUTS}::test_a_rollout_steps_to_the_end_and_takes_the_alias_with_it",
     "schedules.catch_up": "scheduling/test_firing.py::test_catch_up_after_downtime",
     "schedules.catch_up_window_s": "scheduling/test_firing.py::test_what_is_older_than_the_window_is_missed",
     "schedules.cron_expression": "scheduling/test_schedules.py::test_a_changed_expression_acts_at_its_next_instant",

@@ -10,12 +10,13 @@ from typing import Any
 
 import httpx
 
-from nova.api import aliases, code, functions, versions
+from nova.api import aliases, code, functions, rollouts, versions
 from nova.config import Settings
 from nova.control.aliases import AliasHandlers
 from nova.control.code import CodeHandlers
 from nova.control.deploy import Deployer
 from nova.control.functions import FunctionHandlers
+from nova.control.rollouts import RolloutHandlers, ShadowHandlers
 from nova.control.uploads import Uploads
 from nova.control.versions import VersionHandlers
 from nova.domain.function import Limits, NetworkPolicy
@@ -27,10 +28,12 @@ from nova.store.blobs import BlobStore
 from nova.store.builds import BuildStore
 from nova.store.db import Database
 from nova.store.functions import FunctionStore
+from nova.store.rollouts import RolloutStore
+from nova.store.shadows import ShadowStore
 from nova.store.versions import VersionStore
 from tests.http.harness import Api, management
 
-ROUTES = (*functions.ROUTES, *code.ROUTES, *versions.ROUTES, *aliases.ROUTES)
+ROUTES = (*functions.ROUTES, *code.ROUTES, *versions.ROUTES, *aliases.ROUTES, *rollouts.ROUTES)
 HELLO = "def handler(event, context):\n    return {'hello': event}\n"
 RUNTIMES = Runtimes()
 
@@ -60,6 +63,7 @@ class Control:
     versions: VersionStore
     blobs: BlobStore
     builds: BuildStore
+    rollouts: RolloutStore
 
     @property
     def client(self) -> httpx.AsyncClient:
@@ -113,15 +117,28 @@ async def control(database: Database, settings: Settings | None = None) -> Async
         AliasStore(database),
     )
     deployer = Deployer(database, function_store, version_store, blobs, RUNTIMES, backends)
+    rollout_store = RolloutStore(database, function_store, version_store, alias_store)
     uploads = Uploads(settings.limits)
     owners = [
         FunctionHandlers(deployer, function_store, version_store, uploads, settings.limits, settings.functions),
         CodeHandlers(deployer, function_store, version_store, blobs, uploads, settings.limits, settings.functions),
         VersionHandlers(deployer, function_store, version_store),
         AliasHandlers(deployer, function_store, version_store, alias_store),
+        RolloutHandlers(rollout_store),
+        ShadowHandlers(rollout_store, ShadowStore(database)),
     ]
     async with management(database, owners, ROUTES, settings=settings) as api:
-        yield Control(api, settings, backends, database, function_store, version_store, blobs, BuildStore(database))
+        yield Control(
+            api,
+            settings,
+            backends,
+            database,
+            function_store,
+            version_store,
+            blobs,
+            BuildStore(database),
+            rollout_store,
+        )
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

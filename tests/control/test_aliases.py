@@ -39,7 +39,32 @@ async def test_an_alias_names_a_version_or_splits(plane: Control) -> None:
     assert (await plane.get("/functions/hello/versions/2"))["aliases"] == ["prod"]
 
 
+async def test_an_alias_takes_sticky_values_and_rules_and_gives_them_back(plane: Control) -> None:
+    rules = [
+        {"by": "header", "name": "X-Beta", "value": "1", "version": 3},
+        {"by": "query", "name": "beta", "value": "", "version": 2},
+    ]
+    sticky = {"by": "payload", "name": "/user/id"}
+    body = {"name": "prod", "version": 1, "sticky": sticky, "match": rules}
+    created = (await plane.client.post(PATH, json=body)).json()
+    assert (created["sticky"], created["match"]) == (sticky, rules)
+    function = await plane.functions.lookup(Scope(), "hello")
+    assert function is not None
+    assert function.aliases["prod"].versions == {1, 2, 3}
+    problem(await plane.client.delete("/functions/hello/versions/3"), 409, "in_use")
+    problem(await plane.client.patch(f"{PATH}/prod", json={"match": [{**rules[0], "version": 9}]}), 400, "validation_failed")
+    kept = (await plane.client.patch(f"{PATH}/prod", json={"version": 2})).json()
+    assert (kept["sticky"], kept["match"]) == (sticky, rules)
+    reset = (await plane.client.patch(f"{PATH}/prod", json={"sticky": None, "match": None})).json()
+    assert (reset["sticky"], reset["match"]) == ({"by": "none", "name": ""}, [])
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
+    ({"name": "x", "version": 1, "sticky": {"by": "weather"}}, "sticky.by"),
+    ({"name": "x", "version": 1, "sticky": {"by": "cookie"}}, "sticky"),
+    ({"name": "x", "version": 1, "match": [{"by": "header", "name": "a b", "value": "1", "version": 1}]}, "match.0"),
+    ({"name": "x", "version": 1, "match": [{"by": "query", "name": "a", "value": "1", "version": 7}]}, "version"),
+    ({"name": "x", "version": 1, "match": [{"by": "query", "name": "a", "value": "1"}] * 21}, "match"),
     ({"name": "live", "version": 1}, "name"),
     ({"name": "$LATEST", "version": 1}, "name"),
     ({"name": "1", "version": 1}, "name"),

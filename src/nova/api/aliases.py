@@ -1,12 +1,14 @@
 """Aliases: stable names for one version, or for several by weight."""
 
+import re
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
+from nova.api.functions import POINTER
 from nova.api.table import Empty, Model, Page, PageQuery, Plane, Route
-from nova.domain.alias import MAX_ARMS
+from nova.domain.alias import MAX_ARMS, MAX_RULES
 from nova.domain.names import ALIAS, LIVE
 
 VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -31,11 +33,55 @@ Split = Annotated[
 ]
 
 
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_POINTER = re.compile(POINTER)
+
+
+class Sticky(Model):
+    """What keeps a caller on one version while it is there. ``X-Nova-Sticky-Key`` works whatever this says, and first.
+
+    ``name`` is the header's, cookie's or query parameter's, or a JSON Pointer into the payload. Only function URLs have a
+    query; queued calls, schedules and calls by functions carry neither headers nor cookies, so each of them is drawn.
+    """
+
+    by: Literal["none", "header", "cookie", "query", "ip", "identity", "payload"] = "none"
+    name: str = Field("", max_length=256)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.by in ("none", "ip", "identity"):
+            if self.name:
+                raise ValueError(f"name: not with by={self.by}")
+        elif self.by == "payload":
+            if not _POINTER.fullmatch(self.name) or not self.name:
+                raise ValueError("name: a JSON Pointer into the payload, such as /user/id")
+        elif not self.name or (self.by != "query" and not _HEADER.fullmatch(self.name)):
+            raise ValueError(f"name: the name of the {self.by}")
+        return self
+
+
+class Match(Model):
+    """Calls whose header, or query parameter of a function URL, is exactly ``value`` run ``version``."""
+
+    by: Literal["header", "query"]
+    name: str = Field(min_length=1, max_length=256)
+    value: str = Field(max_length=1024)
+    version: VersionNumber
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.by == "header" and not _HEADER.fullmatch(self.name):
+            raise ValueError("name: the name of the header")
+        return self
+
+
 class AliasPatch(Model):
-    """``version`` and ``traffic_split`` replace each other."""
+    """``version`` and ``traffic_split`` replace each other. Of the rules of ``match`` the first that fits decides."""
 
     version: VersionNumber | None = None
     traffic_split: Split | None = None
+    sticky: Sticky | None = None
+    match: list[Match] | None = Field(None, max_length=MAX_RULES)
     description: str | None = Field(None, max_length=4096)
 
 
@@ -51,6 +97,8 @@ class Alias(Model):
     name: str
     version: int | None
     traffic_split: dict[str, float] | None
+    sticky: Sticky
+    match: list[Match]
     description: str
     created_at: datetime
     updated_at: datetime

@@ -103,6 +103,7 @@ _NOUNS = (
     "code",
     "versions",
     "aliases",
+    "rollouts",
     "builds",
     "invocations",
     "asyncs",

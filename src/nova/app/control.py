@@ -14,6 +14,7 @@ from nova.control.code import CodeHandlers
 from nova.control.deploy import Deployer, Enforcer
 from nova.control.describe import DescriptionHandlers
 from nova.control.functions import FunctionHandlers
+from nova.control.rollouts import RolloutHandlers, ShadowHandlers
 from nova.control.runtimes import RuntimeHandlers
 from nova.control.settings import LiveSettings, SettingsHandlers
 from nova.control.tenants import TenantHandlers
@@ -26,6 +27,7 @@ from nova.scheduling.schedules import ScheduleHandlers
 from nova.store.migrate import pending
 from nova.store.nodes import NodeStore
 from nova.store.schedules import ScheduleStore
+from nova.store.shadows import ShadowStore
 
 
 def control_handlers(
@@ -40,6 +42,8 @@ def control_handlers(
         CodeHandlers(deployer, functions, versions, blobs, uploads, settings.limits, settings.functions),
         VersionHandlers(deployer, functions, versions),
         AliasHandlers(deployer, functions, versions, stores.aliases),
+        RolloutHandlers(stores.rollouts),
+        ShadowHandlers(stores.rollouts, ShadowStore(stores.db)),
         BuildHandlers(stores.builds, functions, stores.listener),
         RuntimeHandlers(runtimes),
         DescriptionHandlers(routes()),

@@ -25,6 +25,7 @@ from nova.store.invocations import InvocationStore
 from nova.store.keeper import Keeper
 from nova.store.listen import Listener
 from nova.store.migrate import migrate
+from nova.store.rollouts import RolloutStore
 from nova.store.settings import SettingsStore
 from nova.store.tenants import TenantStore
 from nova.store.versions import VersionStore
@@ -41,6 +42,7 @@ class Stores:
         self.functions = FunctionStore(db)
         self.versions = VersionStore(db, self.blobs)
         self.aliases = AliasStore(db)
+        self.rollouts = RolloutStore(db, self.functions, self.versions, self.aliases)
         self.keys = KeyStore(db)
         self.tenants = TenantStore(db)
         self.audit = AuditStore(db)

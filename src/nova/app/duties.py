@@ -9,6 +9,7 @@ from nova.observability.retention import Retention, rules
 from nova.observability.rollup import Rollup
 from nova.scheduling.firing import Firing
 from nova.scheduling.replicas import Replicas
+from nova.scheduling.rollouts import Rollouts
 from nova.store.series import SeriesStore
 from nova.work.leader import Duty, Leases
 from nova.work.membership import node_name
@@ -20,11 +21,12 @@ async def open_leases(process: Process, stores: Stores) -> Leases:
 
 
 async def schedule(process: Process, stores: Stores, leases: Leases, scaler: Scaler, metrics: Metrics) -> None:
-    """Corona's: fire schedules, keep instances ready."""
+    """Corona's: fire schedules, keep instances ready, move rollouts."""
     lookahead_s = process.settings.schedules.lookahead
     firing = Firing(stores.db, stores.listener, SYSTEM_CLOCK, lookahead_s=lookahead_s, events=metrics)
     await process.services.start(Duty("schedules", firing.lead, leases))
     await process.services.start(Duty("replicas", Replicas(stores.db, scaler, SYSTEM_CLOCK).lead, leases))
+    await process.services.start(Duty("rollouts", Rollouts(stores.rollouts, SYSTEM_CLOCK).lead, leases))
 
 
 async def observe(process: Process, stores: Stores, leases: Leases, metrics: Metrics) -> None:

@@ -8,7 +8,7 @@ from nova.api import aliases as api
 from nova.api.table import Empty, Page, PageQuery
 from nova.control.deploy import Deployer
 from nova.control.views import check_match, etag
-from nova.domain.alias import MAX_ALIASES, WHOLE, Alias, split_of
+from nova.domain.alias import MAX_ALIASES, NOT_STICKY, WHOLE, Alias, Match, Split, Sticky, split_of
 from nova.errors import FieldError, NovaError, invalid, not_found
 from nova.http import paging
 from nova.http.handler import Answer, Req, handles
@@ -16,8 +16,6 @@ from nova.store.aliases import AliasRecord, AliasStore
 from nova.store.db import Connection
 from nova.store.functions import FunctionRecord, FunctionStore, announce
 from nova.store.versions import VersionStore
-
-Split = tuple[tuple[int, int], ...]
 
 
 class AliasHandlers:
@@ -40,8 +38,10 @@ class AliasHandlers:
             function = await self._locked(conn, req)
             if len(function.aliases) >= MAX_ALIASES and req.body.name not in function.aliases:
                 raise NovaError("invalid_state", f"a function has at most {MAX_ALIASES} aliases")
-            await self._require_versions(conn, function, split)
-            alias = Alias(req.body.name, split, req.body.description or "")
+            alias = Alias(
+                req.body.name, split, req.body.description or "", sticky_of(req.body.sticky), _match(req.body)
+            )
+            await self._require_versions(conn, function, alias)
             if not await self._aliases.insert(conn, function.id, alias):
                 raise NovaError("already_exists", f"alias {alias.name!r} exists already")
             record = await self._changed(conn, function, alias.name)
@@ -76,8 +76,12 @@ class AliasHandlers:
             function = await self._locked(conn, req)
             alias = await self._current(conn, function, req)
             if (split := _split(req.body)) is not None:
-                await self._require_versions(conn, function, split)
                 alias = replace(alias, split=split)
+            if "sticky" in members:
+                alias = replace(alias, sticky=sticky_of(req.body.sticky))
+            if "match" in members:
+                alias = replace(alias, match=_match(req.body))
+            await self._require_versions(conn, function, alias)
             if "description" in members:
                 alias = replace(alias, description=req.body.description or "")
             await self._aliases.save(conn, function.id, alias)
@@ -106,8 +110,8 @@ class AliasHandlers:
         check_match(req.if_match, etag(record.etag, _view(record)))
         return record.alias
 
-    async def _require_versions(self, conn: Connection, function: FunctionRecord, split: Split) -> None:
-        for version, _ in split:
+    async def _require_versions(self, conn: Connection, function: FunctionRecord, alias: Alias) -> None:
+        for version in sorted(alias.versions):
             if await self._versions.version(function.id, version, conn) is None:
                 raise invalid("version", f"version {version} does not exist")
 
@@ -134,6 +138,14 @@ def _split(body: api.AliasPatch) -> Split | None:
         raise invalid("traffic_split", str(exc)) from None
 
 
+def sticky_of(given: api.Sticky | None) -> Sticky:
+    return NOT_STICKY if given is None else Sticky(given.by, given.name)
+
+
+def _match(body: api.AliasPatch) -> tuple[Match, ...]:
+    return tuple(Match(rule.by, rule.name, rule.value, rule.version) for rule in body.match or ())
+
+
 def _one_target() -> NovaError:
     message = "give one of version and traffic_split"
     return NovaError(
@@ -148,6 +160,8 @@ def _view(record: AliasRecord) -> api.Alias:
         name=record.alias.name,
         version=split[0][0] if single else None,
         traffic_split=None if single else {str(version): weight / 100 for version, weight in split},
+        sticky=api.Sticky(by=record.alias.sticky.by, name=record.alias.sticky.name),
+        match=[api.Match(by=m.by, name=m.name, value=m.value, version=m.version) for m in record.alias.match],
         description=record.alias.description,
         created_at=record.created_at,
         updated_at=record.updated_at,

@@ -82,7 +82,7 @@ class VersionHandlers:
         async with self._deployer.writing() as conn:
             function = await self._locked(conn, req.scope, req.params["name"])
             version = await self._version(function, req.params["version"], conn)
-            _require_built(version)
+            require_built(version)
             function = await self._deployer.activate(conn, function, version)
         return function_view(function, version)
 
@@ -149,6 +149,10 @@ class VersionHandlers:
 def _references(function: FunctionRecord, version: int) -> list[str]:
     """Who would miss a version."""
     users = [f"alias:{alias.name}" for alias in function.aliases.values() if version in alias.versions]
+    if function.rollout is not None and version in (function.rollout.baseline, function.rollout.target):
+        users.append("rollout")
+    if function.shadow is not None and function.shadow.target == str(version):
+        users.append("shadow")
     if function.live_version == version:
         users.insert(0, "live")
     elif function.live_version is None and function.head_version == version:
@@ -156,7 +160,8 @@ def _references(function: FunctionRecord, version: int) -> list[str]:
     return users
 
 
-def _require_built(version: VersionRecord) -> None:
+def require_built(version: VersionRecord) -> None:
+    """Raises ``build_failed`` or ``build_pending`` for a version that cannot run yet."""
     if version.built:
         return
     if version.compile_status == "failed":

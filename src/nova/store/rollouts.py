@@ -4,6 +4,7 @@ Every change takes the connection of a transaction that holds the function's loc
 have to go another way.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter
 from nova.domain.alias import WHOLE
 from nova.domain.identity import Scope
 from nova.domain.names import LIVE
-from nova.domain.rollout import MAX_HISTORY, Rollout, RolloutPolicy, Status
+from nova.domain.rollout import MAX_HISTORY, Arm, Rollout, RolloutPolicy, Status
 from nova.errors import NovaError, not_found
 from nova.ids import new_id
 from nova.store import sketch
@@ -45,6 +46,25 @@ class Counted:
     errors: int
     cells: tuple[int, ...]
     seq: int
+
+
+class ArmTally:
+    """Adds up what was counted of one version."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.errors = 0
+        self._cells: Counter[int] = Counter()
+
+    def add(self, counted: Counted | None) -> "ArmTally":
+        if counted is not None:
+            self.calls += counted.calls
+            self.errors += counted.errors
+            self._cells.update(counted.cells)
+        return self
+
+    def arm(self) -> Arm:
+        return Arm(self.calls, self.errors, sketch.percentile(sorted(self._cells.items()), 0.95))
 
 
 class RolloutStore:
