@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from nova.agent import control, environment, loading, messages, reload, runners, supervisor
+from nova.agent import control, environment, guest, loading, messages, reload, runners, supervisor
 from nova.agent.frames import FrameError
 from nova.agent.messages import (
     DoneHead,
     FunctionRef,
+    GuestAnswerHead,
     GuestError,
     HelloHead,
     InitHead,
@@ -21,7 +22,7 @@ from nova.agent.messages import (
     WorkerExitHead,
     take,
 )
-from nova.execution import channel, channel_ends, channel_heads, channel_reload
+from nova.execution import channel, channel_ends, channel_heads, channel_reload, channel_workers
 from nova.execution.backends.base import InitSpec
 
 INIT = InitHead(
@@ -48,6 +49,7 @@ HEADS = [
     KillWorkerHead(worker=2),
     ReloadHead("begin", "sha256:00", 5, "main.handler", "main.py"),
     DoneHead(ok=False, error=GuestError("E", "m", ("s",))),
+    GuestAnswerHead(200, {"ETag": "1"}),
 ]
 
 
@@ -72,9 +74,11 @@ def test_a_wrong_type_is_refused(head: HelloHead) -> None:
 def test_every_member_has_an_effect() -> None:
     """AG15: a member that nobody uses would be a promise that is not kept."""
     agent = "".join(
-        inspect.getsource(module) for module in (supervisor, control, runners, environment, loading, reload)
+        inspect.getsource(module) for module in (supervisor, control, runners, environment, loading, reload, guest)
     )
-    host = "".join(inspect.getsource(module) for module in (channel, channel_ends, channel_heads, channel_reload))
+    host = "".join(
+        inspect.getsource(module) for module in (channel, channel_ends, channel_heads, channel_reload, channel_workers)
+    )
     for kind, reader in (
         (HelloHead, agent),
         (InitHead, agent),
@@ -85,6 +89,7 @@ def test_every_member_has_an_effect() -> None:
         (KillWorkerHead, agent),
         (ReloadHead, agent),
         (DoneHead, host),
+        (GuestAnswerHead, agent),
     ):
         for field in dataclasses.fields(kind):
             assert f".{field.name}" in reader, f"{kind.__name__}.{field.name} is never read"
