@@ -11,6 +11,7 @@ A block belongs to whoever holds the lock on its file, so two daemons on a host 
 import asyncio
 import contextlib
 import fcntl
+import functools
 import itertools
 import os
 import re
@@ -33,6 +34,7 @@ from nova.execution.backends.sandbox.netlink import Netlink
 from nova.execution.backends.sandbox.nftables import Nftables
 from nova.execution.backends.sandbox.rootfs import host_resolvers
 from nova.execution.backends.sandbox.rules import INTERFACE, Chain, NameRule
+from nova.service import Background
 
 log = structlog.get_logger(__name__)
 
@@ -42,8 +44,11 @@ DEFAULT_SUBNET = "172.31.0.0/16"
 BLOCK_PREFIX = 20
 """One daemon's share of the subnet: 1024 slots."""
 SLOT_PREFIX = 30
-KEEP_FREE = 32
-"""Slots above this many are taken down when their instance ends."""
+KEEP_FREE = 64
+"""Free slots above this many are taken down, slowly: the kernel ends network namespaces one after the other."""
+SPARE = 16
+"""Free slots below this many are made, off the path of calls."""
+_DROP_EACH_S = 0.05
 LOCK_DIRECTORY = Path("/run/lock/nova-sandbox")
 _OURS = re.compile(rf"(?:nova_|{INTERFACE})([0-9a-f]{{8}})(?:-[0-9a-f]+)?")
 
@@ -94,6 +99,8 @@ class Network:
         self._resolver = names.upstream(resolvers)
         self._uses = itertools.count(secrets.randbelow(1 << 31) + 1)
         self._shapes = False
+        self._background = Background("network")
+        self._tidying: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nova-network")
         self._free: list[Slot] = []
         self._unused: list[int] = []
@@ -113,8 +120,10 @@ class Network:
     async def start(self) -> None:
         """Lease a block and install its rules. Raises OSError or NovaError ``capacity`` when that is not possible."""
         await self._run(self._start)
+        self._tidy_up()
 
     async def close(self) -> None:
+        await self._background.close()
         await self._run(self._close)
         self._thread.shutdown()
 
@@ -124,6 +133,7 @@ class Network:
         Raises NovaError ``capacity`` when the block has no address left.
         """
         if self._free:
+            self._tidy_up()
             return self._free.pop()
         if not self._unused:
             raise NovaError("capacity", f"all network addresses of this node ({self._block}) are in use")
@@ -155,11 +165,32 @@ class Network:
             slot.server = None
         if slot.chain is not None or slot.shaped:
             await self._run(lambda: self._relax(slot))
-        if len(self._free) < KEEP_FREE:
-            self._free.append(slot)
-        else:
-            await self._run(lambda: self._drop(slot))
-            self._unused.append(slot.number)
+        self._free.append(slot)
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        untidy = not SPARE <= len(self._free) <= KEEP_FREE
+        if untidy and (self._tidying is None or self._tidying.done()):
+            self._tidying = self._background.spawn("tidy", self._tidy())
+
+    async def _tidy(self) -> None:
+        """Bring the number of free slots between :data:`SPARE` and :data:`KEEP_FREE`; those used last stay on top."""
+        while True:
+            if len(self._free) > KEEP_FREE:
+                slot = self._free.pop(0)
+                await self._run(functools.partial(self._drop, slot))
+                self._unused.append(slot.number)
+                await asyncio.sleep(_DROP_EACH_S)
+            elif len(self._free) < SPARE and len(self._unused) > SPARE:
+                number = self._unused.pop()
+                try:
+                    await self._run(functools.partial(self._make_spare, number))
+                except OSError as error:
+                    self._unused.append(number)
+                    log.warning("no way out could be made", reason=str(error))
+                    return
+            else:
+                return
 
     def _name_server(self, slot: Slot, chain: Chain) -> names.NameServer:
         async def pin(found: list[NameRule], addresses: list[IPv4Address], seconds: int) -> None:
@@ -269,6 +300,10 @@ class Network:
             os.close(namespace)
             raise
         return Slot(number, namespace, name, address)
+
+    def _make_spare(self, number: int) -> None:
+        # Here and not where it is awaited, so that a cancellation loses no slot.
+        self._free.insert(0, self._make(number))
 
     def _new_namespace(self) -> int:
         kernel.unshare(kernel.CLONE_NEWNET)

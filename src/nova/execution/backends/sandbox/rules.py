@@ -4,9 +4,10 @@ A rule by name has a set that :mod:`names` fills with the addresses it has answe
 with the number of this use of the slot, so that it outlives the address in the set, and no later user of the slot inherits it.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses, ip_network
 
 from nova.domain.function import EgressRule, NetworkPolicy
 from nova.errors import NovaError
@@ -97,28 +98,30 @@ def compile_policy(policy: NetworkPolicy, *, slot: str, use: int, private: bool 
         if not outside:
             return None
         return Chain((*outside, "accept" if private else "drop"))
-    within: list[str] = []
-    networks: list[IPv4Network] = []
-    beyond: list[str] = []
-    grouped: dict[tuple[int, str], list[str]] = {}
+    within: dict[tuple[int, str], list[IPv4Network]] = {}
+    beyond: dict[tuple[int, str], list[IPv4Network]] = {}
+    named: dict[tuple[int, str], list[str]] = {}
     for index, rule in enumerate(policy.egress_rules):
         target = _network(rule, index)
         if target is None:
-            grouped.setdefault((rule.port, rule.protocol), []).append(rule.host)
+            named.setdefault((rule.port, rule.protocol), []).append(rule.host)
         else:
-            line = f"ip daddr {target}{_service(rule.port, rule.protocol)} accept"
-            if any(target.subnet_of(network) for network in PRIVATE):
-                within.append(line)
-                networks.append(target)
-            else:
-                beyond.append(line)
-    names = []
-    for number, ((port, protocol), hosts) in enumerate(grouped.items()):
-        names.append(NameRule(number, tuple(hosts)))
-        beyond.append(f"ip daddr @{set_name(slot, number)}{_service(port, protocol)} ct mark set {use:#x} accept")
-    kept = [f"ct state established ct mark {use:#x} accept"] if names else []
-    guard = [] if private else [f"ip daddr {{ {_PRIVATE} }} drop"]
-    return Chain((*outside, *kept, *within, *guard, *beyond, "drop"), tuple(names), tuple(networks))
+            inner = any(target.subnet_of(network) for network in PRIVATE)
+            (within if inner else beyond).setdefault((rule.port, rule.protocol), []).append(target)
+    names = [NameRule(number, tuple(hosts)) for number, hosts in enumerate(named.values())]
+    lines = [
+        *outside,
+        *([f"ct state established ct mark {use:#x} accept"] if names else []),
+        *_accepted(within),
+        *([] if private else [f"ip daddr {{ {_PRIVATE} }} drop"]),
+        *_accepted(beyond),
+        *(
+            f"ip daddr @{set_name(slot, number)}{_service(*service)} ct mark set {use:#x} accept"
+            for number, service in enumerate(named)
+        ),
+        "drop",
+    ]
+    return Chain(tuple(lines), tuple(names), tuple(itertools.chain.from_iterable(within.values())))
 
 
 def check_policy(policy: NetworkPolicy) -> None:
@@ -140,6 +143,14 @@ def _network(rule: EgressRule, index: int) -> IPv4Network | None:
         field = f"network_policy.egress_rules[{index}].host"
         raise NovaError("unsupported", f"{field}: the sandbox backend gives instances no IPv6 address")
     return target
+
+
+def _accepted(grouped: dict[tuple[int, str], list[IPv4Network]]) -> list[str]:
+    """One line for each port and protocol: a line costs more than an address. Sets refuse networks that overlap."""
+    return [
+        f"ip daddr {{ {', '.join(map(str, collapse_addresses(networks)))} }}{_service(*service)} accept"
+        for service, networks in grouped.items()
+    ]
 
 
 def _service(port: int, protocol: str) -> str:
