@@ -38,7 +38,7 @@ EVERYTHING: dict[str, Any] = {
     "env_vars": {"GREETING": "hi"},
     "description": "says hi",
     "tags": {"team": "a"},
-    "function_url": {"enabled": False},
+    "function_url": {"enabled": False, "invoke_mode": "stream"},
     "capture": {"payloads": "errors", "max_kb": 8, "redact": ["/password"]},
     "async_policy": {"max_attempts": 5, "backoff_base_ms": 10, "backoff_max_ms": 100, "max_age_s": 600},
     "async_destinations": {

@@ -7,7 +7,9 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from nova.gateway.front import Front
+from nova.gateway.modes import UrlModes
 from nova.store.db import Database
+from nova.store.functions import FunctionStore
 from tests.gateway.fakes import FakeInvoker
 from tests.http.harness import Api, Security, client_of, security, serve
 
@@ -25,8 +27,9 @@ class Gateway:
 async def gateway(database: Database) -> AsyncIterator[Gateway]:
     invoker = FakeInvoker()
     async with security(database) as guards:
+        modes = UrlModes(FunctionStore(database), guards.listener)
         behind = PlainTextResponse("management")
-        front = Front(invoker, guards.door, guards.audit, behind, limits=guards.settings.limits)
+        front = Front(invoker, guards.door, guards.audit, behind, limits=guards.settings.limits, modes=modes)
         client, remote = client_of(front), client_of(front, "203.0.113.7", "nova.example")
         async with serve(front) as port, client, remote:
             yield Gateway(front, invoker, guards, Api(front, client, remote, guards), port)

@@ -19,6 +19,8 @@ import pytest
 from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.domain.node import SILENT_S, NodeReport, WarmPool
+from nova.domain.pieces import Pieces
+from nova.domain.stream import Sink
 from nova.errors import FunctionError, NovaError, draining
 from nova.rpc import comets as module
 from nova.rpc import roster
@@ -44,6 +46,7 @@ class Fake:
         self.scaled: list[int] = []
         self.fails: Callable[[], NovaError | None] = lambda: None
         self.hold: asyncio.Event | None = None
+        self.starts = False
         self.closed = False
         self.error: FunctionError | None = None
         self.app: Callable[..., Awaitable[None]] | None = None
@@ -74,6 +77,14 @@ class Fake:
         await self._take()
         output = None if self.error else self.address.encode()
         return CallResult(call.request_id, 1, output, self.error, 1, False, "i")
+
+    async def stream(self, call: CallRequest, sink: Sink) -> CallResult:
+        self.calls.append(call)
+        if self.starts:
+            sink.started(1, cold_start=False)
+        await self._take()
+        sink.started(1, cold_start=False)
+        return CallResult(call.request_id, 1, self.address.encode(), None, 1, False, "i")
 
     async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
         self.calls.append(call)
@@ -127,6 +138,22 @@ async def refused(comets: Comets, **values: Any) -> NovaError:
     with pytest.raises(NovaError) as caught:
         await comets.invoke(make_call(**values))
     return caught.value
+
+
+async def test_a_stream_goes_elsewhere_only_while_nothing_of_it_has_begun() -> None:
+    async with cluster("a", "b") as (comets, fakes):
+        one = await comets.stream(make_call(), Pieces())
+        fakes[(one.output or b"").decode()].fails = lambda: remote_failure("queue_full", "no room", "no")
+        other = await comets.stream(make_call(), Pieces())
+        assert {one.output, other.output} == {b"a", b"b"}
+        for fake in fakes.values():
+            fake.calls.clear()
+            fake.starts = True
+            fake.fails = lambda: remote_failure("queue_full", "no room", "no")
+        with pytest.raises(NovaError) as caught:
+            await comets.stream(make_call(), Pieces())
+        assert caught.value.code == "queue_full"
+        assert sum(len(fake.calls) for fake in fakes.values()) == 1
 
 
 async def test_calls_at_once_are_spread_and_followed_by_the_warm_one() -> None:

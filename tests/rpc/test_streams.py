@@ -166,9 +166,12 @@ async def test_a_client_of_another_kind_sees_the_events() -> None:
         assert (start.start.request_id, start.start.version) == (invoker.calls[0].request_id, 7)
         assert (first.chunk.kind, first.chunk.data) == ("text", b'"one"')
         assert (log.log.stream, second.chunk.kind, done.done.output) == ("stderr", "b64", b"7")
-        bad = {"chain": ["no/name"]}, {"chain": ["f"] * 40}, {"function": "no/name"}
-        for fields, code in zip(bad, ("validation_failed", "validation_failed", "not_found"), strict=True):
+        for message, code in (
+            (pb.InvokeRequest(function="hello", chain=["no/name"]), "validation_failed"),
+            (pb.InvokeRequest(function="hello", chain=["f"] * 40), "validation_failed"),
+            (pb.InvokeRequest(function="no/name"), "not_found"),
+        ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await events(pb.InvokeRequest(**{"function": "hello", **fields}))
+                await events(message)
             trailers = dict(caught.value.trailing_metadata() or ())
             assert pb.Failure.FromString(trailers[TRAILER]).code == code

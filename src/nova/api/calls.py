@@ -55,4 +55,15 @@ ROUTES = (
         kind=Kind.ASGI,
         tag="calls",
     ),
+    Route(
+        op="function.invoke_stream",
+        method="POST",
+        path="/functions/{name}/invoke-stream",
+        summary="Call a function and get its pieces as they come; with Accept: application/octet-stream as bare bytes",
+        plane=Plane.EXECUTION,
+        permission="function:invoke",
+        query=StreamQuery,
+        kind=Kind.SSE,
+        tag="calls",
+    ),
 )

@@ -14,6 +14,7 @@ from nova.domain.environment import check_environment
 from nova.domain.function import CapturePolicy, CompileStatus, EntryKind, IsolationMode, Mode
 from nova.domain.hosts import host_pattern
 from nova.domain.names import NAME, is_name
+from nova.domain.version import UrlMode
 
 Backend = Literal["auto", "sandbox"]
 Deploy = Literal["activate", "publish"]
@@ -75,6 +76,9 @@ class NetworkPolicy(Model):
 
 class FunctionUrl(Model):
     enabled: bool | None = Field(None, description="serve the function under /fn/{name}; default true")
+    invoke_mode: UrlMode | None = Field(
+        None, description="buffered (default): answer when the call has ended; stream: as its pieces come"
+    )
 
 
 class Capture(Model):
@@ -243,6 +247,7 @@ class Urls(Model):
     """Where to call it, relative to the server. ``function`` is null when the function URL is off."""
 
     invoke: str
+    invoke_mode: UrlMode
     function: str | None
 
 

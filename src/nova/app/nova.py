@@ -18,6 +18,7 @@ from nova.control.settings import LiveSettings
 from nova.execution.executor import Executor
 from nova.execution.metrics import Metrics
 from nova.gateway.front import Front
+from nova.gateway.modes import UrlModes
 from nova.gateway.tracing import at_the_door
 from nova.http.bind import bind
 from nova.listen import Address
@@ -77,6 +78,7 @@ class Nova(Process):
             acceptor=accepting.queue,
             overhead=metrics.overhead,
         )
+            modes=UrlModes(stores.functions, stores.listener),
         await work_off(settings, stores, metrics, services, accepting.notices, execution.invoker)
         leases = await open_leases(self, stores)
         await schedule(self, stores, leases, execution.scaler, metrics)

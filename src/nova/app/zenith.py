@@ -22,6 +22,7 @@ from nova.execution.metrics import Metrics
 from nova.gateway.forward import forwarding
 from nova.gateway.front import Front
 from nova.gateway.health import WORKERS, Standings, standing_of
+from nova.gateway.modes import UrlModes
 from nova.gateway.tracing import at_the_door
 from nova.http.bind import bind
 from nova.http.proxy import HttpProxy
@@ -111,6 +112,7 @@ class Zenith(Process):
             limits=settings.limits,
             acceptor=comets,
             overhead=metrics.overhead,
+            modes=UrlModes(stores.functions, stores.listener),
         )
         await side.serve(front, hand_over=True)
         address = advertised("", side.address.host, side.address.port)

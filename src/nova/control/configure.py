@@ -117,6 +117,7 @@ def settings_of(fields: FunctionFields) -> FunctionSettings:
                 **_given(
                     payloads=capture.payloads,
                     max_kb=capture.max_kb,
+            url_mode=url.invoke_mode if url else None,
                     redact=tuple(capture.redact) if capture.redact is not None else None,
                 )
             )

@@ -56,7 +56,7 @@ def config_members(config: VersionConfig, recorded: Recorded) -> dict[str, Any]:
         "network_policy": _policy(config.network),
         "env_vars": dict(config.env),
         "dependency_files": list(config.dependency_files),
-        "function_url": FunctionUrlView(enabled=recorded.function_url),
+        "function_url": FunctionUrlView(enabled=recorded.function_url, invoke_mode=recorded.url_mode),
         "capture": CaptureView(
             payloads=recorded.capture.payloads,
             max_kb=recorded.capture.max_kb,

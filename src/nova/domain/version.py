@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from nova.domain.asyncs import AsyncDestinations, AsyncPolicy
-from nova.domain.function import Capture, EntryKind, Limits, Mode, NetworkPolicy
+from nova.domain.function import Capacity, Capture, EntryKind, Limits, Mode, NetworkPolicy, Window
+
+UrlMode = Literal["buffered", "stream"]
+"""How a function URL answers: when the call has ended, or as its pieces come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class Recorded:
     async_policy: AsyncPolicy = field(default_factory=AsyncPolicy)
     async_destinations: AsyncDestinations = field(default_factory=AsyncDestinations)
 
+    url_mode: UrlMode = "buffered"
 
 @dataclass(frozen=True, slots=True)
 class FunctionSettings:

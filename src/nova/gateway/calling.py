@@ -110,6 +110,14 @@ def _bad(field: str, message: str) -> NovaError:
     return NovaError("validation_failed", f"{field}: {message}", errors=[FieldError(field, message)])
 
 
+def id_headers(call: CallRequest) -> bytes:
+    """Header lines that name the call, and what its caller calls it."""
+    lines = b"x-request-id: %s\r\n" % call.request_id.encode()
+    if call.client_request_id is not None:
+        lines += b"x-client-request-id: %s\r\n" % call.client_request_id.encode()
+    return lines
+
+
 def start_headers(version: int, *, cold_start: bool) -> bytes:
     """Header lines about a call that has begun: what is known before it ends."""
     return b"x-nova-executed-version: %d\r\nx-nova-cold-start: %s\r\n" % (version, _BOOL[cold_start])

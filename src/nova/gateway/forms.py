@@ -35,7 +35,7 @@ class Form(Protocol):
     comment: bytes
     failure_is_a_status: bool
 
-    def begin(self, started: Started | None) -> bytes:
+    def begin(self, started: Started) -> bytes:
         """What stands before everything else."""
         ...
 
@@ -73,12 +73,14 @@ class Events:
         self._request_id = request_id
         self._clock = clock
         self._number = 0
-        self._started = False
 
-    def begin(self, started: Started | None) -> bytes:
-        if started is None or self._started:
-            return b""
-        return self._start(started)
+    def begin(self, started: Started) -> bytes:
+        data = b'{"request_id":"%s","version":%d,"cold_start":%s}' % (
+            self._request_id.encode(),
+            started.version,
+            _BOOL[started.cold_start],
+        )
+        return self._event(b"start", data)
 
     def piece(self, piece: Piece) -> bytes:
         return self._event(b"chunk", b'{"%s":%s}' % (piece.kind.encode(), piece.data))
@@ -105,17 +107,9 @@ class Events:
         return self._event(b"error", encode(error))
 
     def whole(self, started: Started, result: CallResult) -> bytes:
+        start = self.begin(started)
         end = self.done(result) if result.error is None else self.failed(result.error)
-        return self._start(started) + end
-
-    def _start(self, started: Started) -> bytes:
-        self._started = True
-        data = b'{"request_id":"%s","version":%d,"cold_start":%s}' % (
-            self._request_id.encode(),
-            started.version,
-            _BOOL[started.cold_start],
-        )
-        return self._event(b"start", data)
+        return start + end
 
     def _event(self, name: bytes, data: bytes) -> bytes:
         self._number += 1
@@ -133,7 +127,7 @@ class Bytes:
         self.status = 200
         self.headers: HeaderList = [_BYTES, (b"cache-control", b"no-store")]
 
-    def begin(self, started: Started | None) -> bytes:
+    def begin(self, started: Started) -> bytes:
         return b""
 
     def piece(self, piece: Piece) -> bytes:

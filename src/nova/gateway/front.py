@@ -5,7 +5,6 @@ guards are the same as everywhere (:class:`~nova.security.guards.Door`).
 """
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,13 @@ from nova.config import LimitSettings
 from nova.domain.call import SAMPLED, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope as Place
 from nova.domain.ports import Acceptor, Flight, Invoker, Starter
-from nova.errors import FunctionError, NovaError, as_refusal, draining, internal
-from nova.gateway import calling, urls
+from nova.errors import NovaError, as_refusal, draining, internal
+from nova.gateway import calling
 from nova.gateway.entry import Entry, Knock
-from nova.gateway.replying import lines_of, pairs, reply, text
+from nova.gateway.modes import UrlModes
+from nova.gateway.replying import lines_of, reply, text, with_client
+from nova.gateway.streams import INVOKE_STREAM, Streams
+from nova.gateway.url_calls import URL_PATH, UrlCalls
 from nova.http import cors
 from nova.http.body import ClientGone
 from nova.http.body import read as read_body
@@ -32,20 +34,18 @@ from nova.http.operation import parse_query
 from nova.http.routing import decode_segment, without_prefix
 from nova.http.trail import Trail
 from nova.ids import new_id
-from nova.payload import check, too_large
-from nova.security import access
+from nova.payload import check
 from nova.security.guards import Caller, Door
 from nova.store.audit import AuditStore
 
 log = structlog.get_logger(__name__)
 INVOKE = "function.invoke"
 INVOKE_ASYNC = "function.invoke_async"
-URL = "function.url"
 _FUNCTIONS = b"/functions/"
 _INVOKE = b"/invoke"
 _ASYNC = b"/invoke-async"
+_STREAM = b"/invoke-stream"
 _NO_OPTIONS = AsyncOptions()
-_URL_PATH = re.compile(rb"(?:/t/([^/]+)/([^/]+))?/fn/([^/]+)(/.*)?", re.DOTALL)
 _JSON = b"content-type: application/json\r\n"
 
 
@@ -81,10 +81,10 @@ class Front:
     """``management`` gets every request that is not a call.
 
     Operations of the route table that are answered here: :attr:`OPS`. ``overhead`` hears how many microseconds each call spent
-    in the stages ``guard`` and ``gateway``.
+    in the stages ``guard`` and ``gateway``. ``modes`` knows whose URLs stream; without it, none does.
     """
 
-    OPS = (INVOKE,)
+    OPS = (INVOKE, INVOKE_STREAM)
 
     def __init__(
         self,
@@ -97,12 +97,15 @@ class Front:
         acceptor: Acceptor | None = None,
         clock: Clock = SYSTEM_CLOCK,
         overhead: Callable[[str, float], None] | None = None,
+        modes: UrlModes | None = None,
     ) -> None:
         self._invoker = invoker
         self._acceptor = acceptor
         self._begin = invoker.begin if isinstance(invoker, Starter) else None
         self._door = door
         self._entry = Entry(door, Trail(audit, door))
+        self._streams = Streams(invoker, self._entry, door, limits, clock)
+        self._urls = UrlCalls(invoker, self._entry, door, self._streams, modes, limits, clock)
         self._management = management
         self._limits = limits
         self._clock = clock
@@ -118,9 +121,14 @@ class Front:
                 if name and b"/" not in name:
                     await self._serve(self._invoke(scope, receive, send, name), scope, receive, send)
                     return
-            elif path.startswith((b"/fn/", b"/t/")) and (match := _URL_PATH.fullmatch(path)):
-                await self._serve(self._url(scope, receive, send, match), scope, receive, send)
+            elif path.startswith((b"/fn/", b"/t/")) and (match := URL_PATH.fullmatch(path)):
+                await self._serve(self._urls.serve(scope, receive, send, match), scope, receive, send)
                 return
+            elif path.startswith(_FUNCTIONS) and path.endswith(_STREAM):
+                name = path[len(_FUNCTIONS) : -len(_STREAM)]
+                if name and b"/" not in name:
+                    await self._serve(self._streams.invoke(scope, receive, send, name), scope, receive, send)
+                    return
         await self._management(scope, receive, send)
 
     async def _serve(self, work: Coroutine[None, None, None], scope: Scope, receive: Receive, send: Send) -> None:
@@ -320,99 +328,16 @@ class Front:
             self._overhead("guard", (accepted.admitted - accepted.call.received) * 1e6)
             self._overhead("gateway", (accepted.handed - accepted.admitted + self._now() - back) * 1e6)
 
-    async def _url(self, scope: Scope, receive: Receive, send: Send, match: re.Match[bytes]) -> None:
-        """``ANY [/t/{tenant}/{namespace}]/fn/{name}[@{qualifier}][/path]``."""
-        received = self._now()
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        name, at, qualifier = decode_segment(match[3]).partition("@")
-        tenant, namespace = text(headers.get(b"x-nova-tenant")), text(headers.get(b"x-nova-namespace"))
-        if match[1] is not None:
-            tenant, namespace = decode_segment(match[1]), decode_segment(match[2])
-        peer = scope["client"][0] if scope["client"] else None
-        caller, place, extra = await self._entry.enter(
-            headers, peer, URL, name, tenant, namespace, scope[REQUEST_ID], lenient=True
-        )
-        limit = self._limits.sync_payload_mb << 20
-        body = await read_body(receive, headers.get(b"content-length"), limit)
-        request = self._url_request(scope, match, place, name, caller, body, headers)
-        payload = urls.event(request)
-        if len(payload) > limit:
-            raise too_large(limit)
-        call = CallRequest(request.request_id, place, name, payload, caller.identity, received)
-        call.qualifier = qualifier if at else None
-        call.trigger = "url"
-        call.source_address = caller.address
-        calling.apply_headers(call, headers)
-        result = await self._run(scope, call)
-        lines = self._lines(call, headers, result) + extra
-        if result.error is not None or result.output is None:
-            await self._function_failed(self._exchange(scope, receive, send), caller, name, result, lines)
-            return
-        answer = urls.answer(result.output)
-        head = b"".join(b"%s: %s\r\n" % pair for pair in answer.headers)
-        await reply(scope, send, answer.status, head + lines, answer.body)
-
     async def _run(self, scope: Scope, call: CallRequest) -> CallResult:
         """Call the function; a client that leaves takes its call with it."""
-        wire = wire_of(scope)
-        if wire is None:
+        with with_client(scope):
             return await self._invoker.invoke(call)
-        if wire.disconnected:
-            raise ClientGone
-        wire.cancel_with_client(True)
-        try:
-            return await self._invoker.invoke(call)
-        finally:
-            wire.cancel_with_client(False)
 
     def _lines(self, call: CallRequest, headers: dict[bytes, bytes], result: CallResult) -> bytes:
-        lines = b"x-request-id: %s\r\n" % call.request_id.encode() + calling.answer_headers(result)
-        if call.client_request_id is not None:
-            lines += b"x-client-request-id: %s\r\n" % call.client_request_id.encode()
-        if b"origin" in headers and call.trigger == "http":
+        lines = calling.id_headers(call) + calling.answer_headers(result)
+        if b"origin" in headers:
             lines += lines_of(cors.answer_headers(self._door, headers))
         return lines
-
-    def _url_request(
-        self,
-        scope: Scope,
-        match: re.Match[bytes],
-        place: Place,
-        name: str,
-        caller: Caller,
-        body: bytes,
-        headers: dict[bytes, bytes],
-    ) -> urls.UrlRequest:
-        peer = scope["client"][0] if scope["client"] else None
-        proto = scope["scheme"]
-        if self._door.trusts(peer):
-            proto = text(headers.get(b"x-forwarded-proto")) or proto
-        rest = match[4] or b""
-        return urls.UrlRequest(
-            request_id=scope[REQUEST_ID],
-            tenant=place.tenant,
-            function=name,
-            principal=caller.identity.subject,
-            method=scope["method"],
-            raw_path=rest or b"/",
-            prefix=without_prefix(scope["raw_path"])[: match.end(3)].decode("ascii", "replace"),
-            query=scope["query_string"],
-            http_version=scope["http_version"],
-            headers=scope["headers"],
-            body=body,
-            address=caller.address,
-            proto=proto,
-            received=self._clock.now(),
-        )
-
-    async def _function_failed(
-        self, exchange: Exchange, caller: Caller, name: str, result: CallResult, lines: bytes
-    ) -> None:
-        """502; what the function said is for those who may read its logs."""
-        error = result.error or FunctionError("Nova.InvalidOutput", "there is no output")
-        shown = {"error": error.as_dict()} if access.allowed(caller.identity, "log:read", name) else {}
-        exchange.extra = pairs(lines)
-        await exchange.refuse(NovaError("function_error", "the function failed", extra=shown))
 
     def _exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         exchange = Exchange(scope, receive, send)

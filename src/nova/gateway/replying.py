@@ -1,10 +1,14 @@
 """Answers as header lines and bytes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from starlette.types import Scope, Send
 
 from nova.domain.call import CallResult
 from nova.errors import FunctionError, NovaError
-from nova.http.cycle import wire_of
+from nova.http.body import ClientGone
+from nova.http.cycle import Cycle, wire_of
 from nova.http.exchange import Exchange, HeaderList
 from nova.security import access
 from nova.security.guards import Caller
@@ -19,6 +23,22 @@ async def reply(scope: Scope, send: Send, status: int, lines: bytes, body: bytes
     headers = [*pairs(lines), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+@contextmanager
+def with_client(scope: Scope) -> Iterator[Cycle | None]:
+    """In this block the running task is cancelled when the client leaves. Raises ClientGone when it has left already."""
+    wire = wire_of(scope)
+    if wire is None:
+        yield None
+        return
+    if wire.disconnected:
+        raise ClientGone
+    wire.cancel_with_client(True)
+    try:
+        yield wire
+    finally:
+        wire.cancel_with_client(False)
 
 
 def pairs(lines: bytes) -> HeaderList:

@@ -21,12 +21,11 @@ from nova.errors import NovaError
 from nova.gateway import calling
 from nova.gateway.entry import Entry
 from nova.gateway.forms import Bytes, Events, Form, UrlBytes
-from nova.gateway.replying import function_failed, pairs, reply, text
+from nova.gateway.replying import function_failed, lines_of, pairs, reply, text, with_client
 from nova.gateway.tracing import streamer_of
 from nova.http import cors
-from nova.http.body import ClientGone
 from nova.http.body import read as read_body
-from nova.http.cycle import Cycle, wire_of
+from nova.http.cycle import Cycle
 from nova.http.exchange import REQUEST_ID, Exchange
 from nova.http.operation import parse_query
 from nova.http.routing import decode_segment
@@ -97,28 +96,19 @@ class Streams:
         await self._run(call, listener, UrlBytes())
 
     def _about(self, call: CallRequest, headers: dict[bytes, bytes]) -> bytes:
-        lines = b"x-request-id: %s\r\n" % call.request_id.encode()
-        if call.client_request_id is not None:
-            lines += b"x-client-request-id: %s\r\n" % call.client_request_id.encode()
+        lines = calling.id_headers(call)
         if b"origin" in headers and call.trigger == "http":
-            lines += b"".join(b"%s: %s\r\n" % pair for pair in cors.answer_headers(self._door, headers))
+            lines += lines_of(cors.answer_headers(self._door, headers))
         return lines
 
     async def _run(self, call: CallRequest, listener: Listener, form: Form) -> None:
         """Call, and send on what comes; a client that leaves takes its call with it."""
         streamer = streamer_of(self._invoker)
-        wire = wire_of(listener.scope)
-        if wire is not None:
-            if wire.disconnected:
-                raise ClientGone
-            wire.finite = True
-            wire.cancel_with_client(True)
-        try:
+        with with_client(listener.scope) as wire:
+            if wire is not None:
+                wire.finite = True
             async with streaming(streamer, call) as (pieces, running):
                 await _Relay(call, listener, form, wire).run(pieces, running)
-        finally:
-            if wire is not None:
-                wire.cancel_with_client(False)
 
 
 class _Relay:
@@ -131,6 +121,7 @@ class _Relay:
         self._wire = wire
         self._started: Started | None = None
         self._begun = False
+        self._opened = False
 
     async def run(self, pieces: Pieces, running: "asyncio.Future[CallResult]") -> None:
         """Until the call and its answer are complete."""
@@ -141,10 +132,10 @@ class _Relay:
             if not self._begun:
                 await self._whole(result)
                 return
-            if result.error is None:
-                end: bytes | None = self._form.done(result)
-            else:
-                end = self._form.failed(result.error)
+            self._started = self._started or Started(result.version, result.cold_start)
+            opening = self._opening()
+            end = self._form.done(result) if result.error is None else self._form.failed(result.error)
+            end = None if end is None else opening + end
         except NovaError as refusal:
             if not self._begun:
                 raise
@@ -162,31 +153,36 @@ class _Relay:
             items = await pieces.take(COMMENT_INTERVAL_S if self._form.comment else None)
             if items or pieces.ended:
                 return items
-            await self._send(self._form.comment)
+            await self._send(self._opening() + self._form.comment)
 
     async def _pass_on(self, items: list[Item]) -> None:
-        parts = []
+        parts: list[bytes] = []
         for item in items:
             if isinstance(item, Started):
                 self._started = item
             elif isinstance(item, Piece):
-                parts.append(self._form.piece(item))
+                parts += (self._opening(), self._form.piece(item))
             elif self._form.logs:
-                parts.append(self._form.printed(item))
+                parts += (self._opening(), self._form.printed(item))
         if parts:
             await self._send(b"".join(parts))
+
+    def _opening(self) -> bytes:
+        """What stands before everything else, once it is known which version runs."""
+        if self._opened or self._started is None:
+            return b""
+        self._opened = True
+        return self._form.begin(self._started)
 
     async def _send(self, body: bytes) -> None:
         """A part of the answer; the first one brings the head along."""
         if not self._begun:
-            started = self._started or Started(0, cold_start=False)
             lines = self._to.lines
             if self._started is not None:
-                lines += calling.start_headers(started.version, cold_start=started.cold_start)
+                lines += calling.start_headers(self._started.version, cold_start=self._started.cold_start)
             self._begun = True
             head = {"status": self._form.status, "headers": [*self._form.headers, *pairs(lines)]}
             await self._to.send({"type": "http.response.start", **head})
-            body = self._form.begin(self._started) + body
         await self._to.send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _whole(self, result: CallResult) -> None:
@@ -198,8 +194,7 @@ class _Relay:
             await function_failed(exchange, to.caller, self._call.function, result, lines)
             return
         body = form.whole(self._started or Started(result.version, result.cold_start), result)
-        head = b"".join(b"%s: %s\r\n" % pair for pair in form.headers)
-        await reply(to.scope, to.send, form.status, head + lines, body)
+        await reply(to.scope, to.send, form.status, lines_of(form.headers) + lines, body)
 
 
 def _wants_bytes(headers: dict[bytes, bytes]) -> bool:

@@ -17,10 +17,12 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.domain.node import NodeReport
+from nova.domain.stream import Sink
 from nova.errors import NovaError
 from nova.rpc.failures import delivered, out_of_time, remote_failure
 from nova.rpc.placement import Key, key_of, shares
 from nova.rpc.roster import Comet, Connection, Roster, Standing
+from nova.rpc.streams import Once
 from nova.store.nodes import NodeStore
 from nova.work.runner import Notifications
 
@@ -39,7 +41,7 @@ _BROKEN = frozenset({"dependency_unavailable", "instance_lost", "internal", "tim
 
 
 class Comets:
-    """Implements the ports Invoker, Acceptor and Scaler over every comet there is; a service.
+    """Implements the ports Invoker, Streamer, Acceptor and Scaler over every comet there is; a service.
 
     ``addresses`` names them; with none they are found in ``cluster_nodes`` through ``nodes`` and ``notifications``. ``name`` and
     ``zone`` (a node label) say where this process is.
@@ -81,6 +83,18 @@ class Comets:
     async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
         """Let some comet commit the call to the queue; see :class:`~nova.domain.ports.Acceptor`."""
         repeatable = options.idempotency_key is not None
+    async def stream(self, call: CallRequest, sink: Sink) -> CallResult:
+        """The same for a call that answers piece by piece; see :class:`~nova.domain.ports.Streamer`."""
+        once = Once(sink)
+
+        async def work(comet: Comet) -> CallResult:
+            try:
+                return await comet.connection.stream(call, once)
+            except NovaError as error:
+                raise once.judge(error) from None
+
+        return await self._place(key_of(call), call, work, repeatable=False)
+
         return await self._place(
             None, call, lambda comet: comet.connection.accept(call, options), repeatable=repeatable
         )

@@ -15,7 +15,7 @@ from nova.domain.alias import Alias
 from nova.domain.identity import Scope
 from nova.domain.rollout import Routing
 from nova.domain.shadow import Shadow
-from nova.domain.version import FunctionSettings
+from nova.domain.version import FunctionSettings, UrlMode
 from nova.errors import NovaError
 from nova.ids import new_id, new_token
 from nova.payload import encode
@@ -83,6 +83,11 @@ class FunctionStore:
         """The function with its aliases, in one round trip."""
         row = await (conn or self._db).one(_sql.lookup, tenant=scope.tenant, namespace=scope.namespace, name=name)
         return None if row is None else _function_of(row)
+
+    async def url_mode(self, scope: Scope, name: str) -> UrlMode | None:
+        """How the function's URL answers; None when there is no such function."""
+        row = await self._db.one(_sql.url_mode, tenant=scope.tenant, namespace=scope.namespace, name=name)
+        return None if row is None else row["mode"]
 
     async def generations(self, function_ids: Sequence[str]) -> dict[str, int]:
         """The generation of each function that still exists."""

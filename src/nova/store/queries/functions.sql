@@ -16,6 +16,10 @@ SELECT f.id::text AS id, f.tenant_id, f.namespace, f.name, f.data, f.live_versio
   FROM functions f
  WHERE f.tenant_id = %(tenant)s AND f.namespace = %(namespace)s AND f.name = %(name)s;
 
+-- name: url_mode
+SELECT coalesce(data -> 'recorded' ->> 'url_mode', 'buffered') AS mode FROM functions
+ WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND name = %(name)s;
+
 -- name: lock
 SELECT id::text AS id FROM functions
  WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND name = %(name)s
