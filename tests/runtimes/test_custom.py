@@ -11,6 +11,7 @@ from nova.errors import FunctionError
 from nova.execution.backends.base import InitFailed
 from nova.runtimes.registry import Runtimes
 from tests.agent.harness import guest
+from tests.execution.sinks import Reader
 
 pytestmark = pytest.mark.anyio
 
@@ -237,3 +238,47 @@ async def test_scripts_at_once_have_a_file_each(tmp_path: Path) -> None:
     values = [json.loads(result.output or b"") for result in results]
     assert [value["event"] for value in values] == list(range(12))
     assert [value["file"] for value in values] == [f"/tmp/0199-{n}/input.json" for n in range(12)]
+
+
+async def test_a_script_streams_what_it_writes(tmp_path: Path) -> None:
+    """AG14: as it is written, cut at characters; bytes that are no text travel as bytes, and a failure is one."""
+    code = """#!/bin/sh
+printf 'grü'
+printf '\\303'
+while [ ! -e "$GO" ]; do sleep 0.01; done
+printf '\\237e\\n'
+sleep 0.05
+printf '\\377\\n'
+grep -q fail "$1" && { echo "it broke" >&2; exit 3; }
+exit 0
+"""
+    go = tmp_path / "go"
+    async with custom(code, tmp_path, mode="process", env={"GO": str(go)}) as instance:
+        await instance.init()
+        for event, error in (("fine", None), ("fail", FunctionError("Nova.ExitError", "it broke"))):
+            go.unlink(missing_ok=True)
+            call = instance.begin(event, sink=(reader := Reader()))
+            await reader.until(lambda reader=reader: reader.values == ["grü"])
+            go.touch()
+            result = await call
+            assert (result.error, result.stdout) == (error, "")
+            whole = b"".join(value.encode() if isinstance(value, str) else value for value in reader.values)
+            assert whole == "grüße\n".encode() + b"\xff\n"
+        go.touch()
+        assert (await instance.call("fine")).error is None
+
+
+async def test_a_program_on_stdout_may_write_pieces(tmp_path: Path) -> None:
+    code = """#!/bin/sh
+while IFS= read -r call; do
+  echo '{"chunk": {"enc": "text", "data": "piece"}}'
+  echo 'a print'
+  echo '{"output": null}'
+done
+"""
+    async with custom(code, tmp_path) as instance:
+        await instance.init()
+        for _ in range(2):
+            result = await instance.call(1, sink=(reader := Reader()))
+            assert (result.output, result.stdout, reader.values) == (b"null", "a print\n", ["piece"])
+        assert await instance.value(1) == "piece"

@@ -73,7 +73,7 @@ class PrintBuffer:
         data = b"".join(self._kept)
         cut = self._total - len(data)
         if cut:
-            data = _whole_characters(data)
+            data = whole_characters(data)
             cut = self._total - len(data)
         text = data.decode("utf-8", "replace").replace("\0", "\ufffd")
         self._kept.clear()
@@ -81,7 +81,7 @@ class PrintBuffer:
         return f"{text}\n[… {cut} bytes cut]\n" if cut else text
 
 
-def _whole_characters(data: bytes) -> bytes:
+def whole_characters(data: bytes) -> bytes:
     """``data`` without a UTF-8 sequence that its end cuts in half."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]

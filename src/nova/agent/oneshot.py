@@ -10,7 +10,7 @@ from nova.agent.lines import LineReader
 from nova.agent.messages import GuestError
 from nova.agent.process import exit_error, kill_children, start_program
 from nova.agent.serving import READ, Lines, Loaded, load
-from nova.agent.worker import Ending, Ready, error_line, parse
+from nova.agent.worker import Chunk, Ending, Ready, error_line, parse
 
 
 def main(launch: WorkerLaunch) -> NoReturn:
@@ -20,7 +20,7 @@ def main(launch: WorkerLaunch) -> NoReturn:
     child = Child.start(launch, loaded)
     lines.write(child.greeting)
     while (line := lines.read()) is not None:
-        answer = child.serve(line)
+        answer = child.serve(line, lines)
         kill_children()
         child.line.close()
         lines.write(answer)
@@ -45,16 +45,16 @@ class Child:
         os.close(standard[0])
         theirs.close()
         child = cls(pid, ours)
-        child.greeting = child._exchange(loaded.raw + b"\n")
+        child.greeting = child._exchange(loaded.raw + b"\n", None)
         return child
 
-    def serve(self, line: bytes) -> bytes:
-        """The answer's line to a call's line."""
+    def serve(self, line: bytes, host: Lines) -> bytes:
+        """The answer's line to a call's line. Pieces before it go on to the host as they come."""
         if not isinstance(parse(self.greeting.rstrip()), Ready):
             return self.greeting
-        return self._exchange(line + b"\n")
+        return self._exchange(line + b"\n", host)
 
-    def _exchange(self, line: bytes) -> bytes:
+    def _exchange(self, line: bytes, host: Lines | None) -> bytes:
         reader = LineReader()
         try:
             self.line.sendall(line)
@@ -62,7 +62,10 @@ class Child:
                 for answer in reader.feed(data):
                     if answer is None:
                         return error_line(GuestError("Nova.OutputTooLarge", "the worker's line is too long"))
-                    if not isinstance(parse(answer), Ending):  # every worker here ends after its call
+                    event = parse(answer)
+                    if host is not None and isinstance(event, Chunk):
+                        host.write(answer + b"\n")
+                    elif not isinstance(event, Ending):  # every worker here ends after its call
                         return answer + b"\n"
         except ConnectionError:
             pass  # it ended in the middle; its exit status below says how

@@ -1,15 +1,20 @@
-"""Plain scripts: each call runs a program on a file with the input, and takes one JSON document from its output."""
+"""Plain scripts: each call runs a program on a file with the input, and takes one JSON document from its output.
 
+In a call that streams, all that it writes to stdout are pieces.
+"""
+
+import base64
 import json
 import os
 import pathlib
 from typing import Any, Final, NoReturn
 
 from nova.agent.frames import MAX_MESSAGE
+from nova.agent.lines import whole_characters
 from nova.agent.messages import GuestError
 from nova.agent.process import exit_error, kill_children, start_program
 from nova.agent.serving import Lines, Loaded, Pump, call_env, load, ready, write_all
-from nova.agent.worker import error_line, output_line, split_call
+from nova.agent.worker import chunk_line, error_line, output_line, split_call
 
 ERROR_TAIL: Final = 4096
 """Bytes of stderr that become the message of a failed run."""
@@ -22,11 +27,15 @@ def main(argv: tuple[str, ...]) -> NoReturn:
     ready(lines)
     while (line := lines.read()) is not None:
         payload, context = split_call(line)
-        lines.write(_run(loaded, command, payload, json.loads(context)))
+        members = json.loads(context)
+        stdout = Streamed(lines) if members.get("streaming") else Output()
+        lines.write(_run(loaded, command, payload, members, stdout))
     os._exit(0)
 
 
-def _run(loaded: Loaded, command: tuple[str, ...], payload: bytes, context: dict[str, Any]) -> bytes:
+def _run(
+    loaded: Loaded, command: tuple[str, ...], payload: bytes, context: dict[str, Any], stdout: "Output | Streamed"
+) -> bytes:
     """One call; the answer's line. Nothing of the program is alive afterwards."""
     folder = pathlib.Path(loaded.env["TMPDIR"])
     if loaded.concurrency > 1:
@@ -34,7 +43,7 @@ def _run(loaded: Loaded, command: tuple[str, ...], payload: bytes, context: dict
         folder.mkdir(exist_ok=True)
     input_file = folder / "input.json"
     input_file.write_bytes(payload)
-    stdout, tail, document = Output(), Tail(), bytearray()
+    tail, document = Tail(), bytearray()
     try:
         status = _pump(
             [str(input_file) if word == "{input}" else word for word in command],
@@ -65,7 +74,7 @@ def _pump(
     env: dict[str, str],
     cwd: str,
     payload: bytes,
-    stdout: "Output",
+    stdout: "Output | Streamed",
     tail: "Tail",
     document: bytearray,
 ) -> int:
@@ -130,6 +139,37 @@ class Output:
             write_all(1, prints + b"\n")
             return output_line(last)
         return output_line(json.dumps(text.decode("utf-8", "replace")).encode())
+
+
+class Streamed:
+    """stdout of a script whose caller takes it as it comes: text where it is UTF-8, else bytes."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._rest = b""
+
+    def add(self, data: bytes) -> None:
+        data = self._rest + data
+        whole = whole_characters(data)
+        self._rest = data[len(whole) :]
+        if whole:
+            self._send(whole)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            line = chunk_line("text", json.dumps(data.decode()).encode())
+        except UnicodeDecodeError:
+            line = chunk_line("b64", b'"%b"' % base64.b64encode(data))
+        self._lines.write(line)
+
+    def all_are_prints(self) -> None:
+        """They were pieces, and have gone."""
+        if self._rest:
+            self._send(self._rest)
+
+    def result(self) -> bytes:
+        self.all_are_prints()
+        return output_line(b"null")
 
 
 def _is_json(text: bytes) -> bool:

@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 from nova.agent.lines import LineReader
 from nova.agent.process import end_like, start_program
 from nova.agent.serving import INPUT_FD, READ, RESULT_FD, Lines, load, ready, write_all
-from nova.agent.worker import Ready, Result, parse
+from nova.agent.worker import Chunk, Ready, Result, parse
 
 _STDIN: Final = "stdin"
 _FD3: Final = "fd3"
@@ -115,8 +115,10 @@ class Adapter:
         return True
 
     def _is_answer(self, line: bytes) -> bool:
-        """Whether a line on stdout answers the call."""
-        if _STDIN not in self._pending or not line.lstrip().startswith(b"{") or not isinstance(parse(line), Result):
+        """Whether a line on stdout answers the call, or is a piece of the answer."""
+        if _STDIN not in self._pending or not line.lstrip().startswith(b"{"):
+            return False
+        if not isinstance(parse(line), Result | Chunk):
             return False
         if _FD3 in self._pending:
             self._speaks(_FD3 if self._has_read_3() else _STDIN)

@@ -58,7 +58,7 @@ class Resolved:
 
     @property
     def host_paths(self) -> tuple[Path, ...]:
-        own = (self.bootstrap,) if self.bootstrap else ()
+        own = (self.folder,) if self.bootstrap else ()
         return (*self.toolchain.host_paths, *own)
 
 

@@ -7,12 +7,12 @@ const Module = require("node:module");
 const net = require("node:net");
 const path = require("node:path");
 const { pathToFileURL } = require("node:url");
+const { OUTPUT_LIMIT, encode } = require("./encoding.cjs");
+const { Pieces, isStream } = require("./pieces.cjs");
 
-const OUTPUT_LIMIT = 6 * 1024 * 1024;
 const STACK_LINES = 64;
 const PRINT_LIMIT = 512 * 1024;
 const REGION = "local";
-const HALF_PAIR = /(?:^|[^\\])(?:\\\\)*\\ud[89a-f]/;
 const ENDING = '{"ending": true}\n';
 const ESM_SYNTAX = /^\s*(?:import\s*[\w{*"']|export\s)/m;
 
@@ -72,6 +72,18 @@ class Context {
     return Math.max(0, this.deadlineMs - Date.now());
   }
 
+  /**
+   * Send a piece of the answer: text, bytes, or a value. The promise ends when the next one may come; handlers that send
+   * much should await it. In a call that does not stream the pieces become the result.
+   */
+  write(piece) {
+    const call = inFlight.get(this.requestId);
+    if (call === undefined) {
+      throw new Error("the call has ended");
+    }
+    return call.pieces.send(piece);
+  }
+
   log(message) {
     process.stderr.write(`${message}\n`);
   }
@@ -101,7 +113,7 @@ function describe(thrown) {
   if (!(thrown instanceof Error)) {
     return { type: "Error", message: typeof thrown === "string" ? thrown : safeString(thrown), stack: [] };
   }
-  const type = thrown.initError ? "Nova.InitError" : thrown.constructor?.name || thrown.name || "Error";
+  const type = thrown.initError ? "Nova.InitError" : thrown.notJson ? "Nova.InvalidOutput" : thrown.constructor?.name || thrown.name || "Error";
   return { type, message: thrown.message, stack: stackOf(thrown) };
 }
 
@@ -118,43 +130,12 @@ function stackOf(error) {
   const lines = [];
   for (const line of String(error.stack ?? "").split("\n")) {
     const match = /^\s+at (?:(.*?) \()?(?:file:\/\/)?([^()]+?):(\d+):\d+\)?$/.exec(line);
-    if (match && !match[2].startsWith("node:") && match[2] !== __filename) {
+    if (match && !match[2].startsWith("node:") && !match[2].startsWith(__dirname)) {
       const file = match[2].startsWith(codeDir + "/") ? match[2].slice(codeDir.length + 1) : match[2];
       lines.push(`${file}:${match[3]} in ${match[1] || "<anonymous>"}`.slice(0, 512));
     }
   }
   return lines.reverse().slice(-STACK_LINES);
-}
-
-/** Result as JSON text. Throws TypeError for what JSON cannot hold, NaN and Infinity included. */
-function encode(value) {
-  if (value === undefined) {
-    return "null";
-  }
-  if (value instanceof Uint8Array) {
-    return JSON.stringify(binary(value));
-  }
-  const text = JSON.stringify(value);
-  if (text === undefined) {
-    throw new TypeError(`a ${typeof value} cannot be written as JSON`);
-  }
-  if (text.includes("\\ud") && HALF_PAIR.test(text)) {
-    throw new TypeError("it has half a surrogate pair");
-  }
-  // NaN came out as null, a nested Buffer as numbers: look again only where that may have happened.
-  return text.includes("null") || text.includes('"type":"Buffer"') ? JSON.stringify(value, strict) : text;
-}
-
-function strict(key, value) {
-  const original = this[key];
-  if (typeof original === "number" && !Number.isFinite(original)) {
-    throw new TypeError(`${original} cannot be written as JSON`);
-  }
-  return original instanceof Uint8Array ? binary(original) : value;
-}
-
-function binary(bytes) {
-  return { b64: Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("base64") };
 }
 
 function sendValue(id, value) {
@@ -304,7 +285,12 @@ function sendDropped(id, { dropped }) {
 
 function begin({ input: event, context: call }) {
   const id = call.request_id;
-  inFlight.set(id, { aborter: null, printed: { stdout: 0, stderr: 0 }, dropped: { stdout: 0, stderr: 0 } });
+  inFlight.set(id, {
+    aborter: null,
+    pieces: new Pieces(result, tagOf(id), multiplex ? call.stream_credit : undefined),
+    printed: { stdout: 0, stderr: 0 },
+    dropped: { stdout: 0, stderr: 0 },
+  });
   if (multiplex) {
     currentCall.run(id, serve, id, event, new Context(call));
     return;
@@ -316,12 +302,31 @@ function begin({ input: event, context: call }) {
 }
 
 function serve(id, event, context) {
+  const { pieces } = inFlight.get(id);
   const settle = (error, value) => {
+    const call = inFlight.get(id);
+    if (call === undefined || call.settled) {
+      return;
+    }
+    call.settled = true;
+    if (error === null && isStream(value)) {
+      pieces.each(value).then((rest) => end(null, rest), (thrown) => end(thrown ?? new Error(String(thrown))));
+    } else if (pieces.queue.length > 0) {
+      pieces.gone().then(() => end(error, value));
+    } else {
+      end(error, value);
+    }
+  };
+  const end = (error, value) => {
     const call = inFlight.get(id);
     if (call !== undefined) {
       sendDropped(id, call);
       inFlight.delete(id);
-      error === null ? sendValue(id, value) : sendException(id, error);
+      if (pieces.stopped) {
+        sendError(id, "Nova.Cancelled", "the call was cancelled");
+      } else {
+        error === null ? sendValue(id, value) : sendException(id, error);
+      }
     }
   };
   const callback = (error, value) => settle(error ?? null, value);
@@ -367,10 +372,23 @@ function take(line) {
   if (message.context) {
     begin(message);
   } else if (message.cancel) {
-    inFlight.get(message.cancel)?.aborter?.abort();
+    const call = inFlight.get(message.cancel);
+    call?.aborter?.abort();
+    call?.pieces.cancel();
+  } else if (message.credit) {
+    const pieces = inFlight.get(message.credit)?.pieces;
+    if (pieces !== undefined) {
+      pieces.credit += message.bytes;
+      pieces.goOn();
+    }
   } else if (message.init) {
+    const began = process.hrtime.bigint();
     load(message.init).then(
-      () => send(JSON.stringify({ ready: { concurrency: multiplex ? message.init.concurrency : 1, multiplex } }) + "\n"),
+      () => {
+        const concurrency = multiplex ? message.init.concurrency : 1;
+        const import_us = Number((process.hrtime.bigint() - began) / 1000n);
+        send(`${JSON.stringify({ ready: { concurrency, multiplex, import_us } })}\n`);
+      },
       (thrown) => {
         const { type, message: text, stack } = describe(thrown);
         send(JSON.stringify({ error: { type, message: text, stack } }) + "\n");
@@ -403,6 +421,11 @@ for (const event of ["end", "error"]) {
   input.on(event, () => process.exit(0));
 }
 result.on("error", () => process.exit(0));
+result.on("drain", () => {
+  for (const { pieces } of inFlight.values()) {
+    pieces.goOn();
+  }
+});
 Error.stackTraceLimit = 30;
 process.on("uncaughtException", die);
 process.on("unhandledRejection", die);
