@@ -202,6 +202,7 @@ class NetworkPolicyView(Model):
 
 class FunctionUrlView(Model):
     enabled: bool
+    invoke_mode: UrlMode
 
 
 class CaptureView(Model):
@@ -247,7 +248,6 @@ class Urls(Model):
     """Where to call it, relative to the server. ``function`` is null when the function URL is off."""
 
     invoke: str
-    invoke_mode: UrlMode
     function: str | None
 
 

@@ -77,8 +77,8 @@ class Nova(Process):
             limits=settings.limits,
             acceptor=accepting.queue,
             overhead=metrics.overhead,
-        )
             modes=UrlModes(stores.functions, stores.listener),
+        )
         await work_off(settings, stores, metrics, services, accepting.notices, execution.invoker)
         leases = await open_leases(self, stores)
         await schedule(self, stores, leases, execution.scaler, metrics)

@@ -113,11 +113,11 @@ def settings_of(fields: FunctionFields) -> FunctionSettings:
             max_replicas=fields.max_replicas,
             idle_ttl_s=fields.idle_ttl_s,
             function_url=url.enabled if url else None,
+            url_mode=url.invoke_mode if url else None,
             capture=Capture(
                 **_given(
                     payloads=capture.payloads,
                     max_kb=capture.max_kb,
-            url_mode=url.invoke_mode if url else None,
                     redact=tuple(capture.redact) if capture.redact is not None else None,
                 )
             )

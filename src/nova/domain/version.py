@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nova.domain.asyncs import AsyncDestinations, AsyncPolicy
-from nova.domain.function import Capacity, Capture, EntryKind, Limits, Mode, NetworkPolicy, Window
+from nova.domain.function import Capture, EntryKind, Limits, Mode, NetworkPolicy
 
 UrlMode = Literal["buffered", "stream"]
 """How a function URL answers: when the call has ended, or as its pieces come."""
@@ -23,11 +23,11 @@ class Recorded:
     max_replicas: int = 100
     idle_ttl_s: float | None = None
     function_url: bool = True
+    url_mode: UrlMode = "buffered"
     capture: Capture = field(default_factory=Capture)
     async_policy: AsyncPolicy = field(default_factory=AsyncPolicy)
     async_destinations: AsyncDestinations = field(default_factory=AsyncDestinations)
 
-    url_mode: UrlMode = "buffered"
 
 @dataclass(frozen=True, slots=True)
 class FunctionSettings:

@@ -80,9 +80,6 @@ class Comets:
             key_of(call), call, lambda comet: comet.connection.invoke(call), repeatable=call.idempotency_key is not None
         )
 
-    async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
-        """Let some comet commit the call to the queue; see :class:`~nova.domain.ports.Acceptor`."""
-        repeatable = options.idempotency_key is not None
     async def stream(self, call: CallRequest, sink: Sink) -> CallResult:
         """The same for a call that answers piece by piece; see :class:`~nova.domain.ports.Streamer`."""
         once = Once(sink)
@@ -95,6 +92,9 @@ class Comets:
 
         return await self._place(key_of(call), call, work, repeatable=False)
 
+    async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
+        """Let some comet commit the call to the queue; see :class:`~nova.domain.ports.Acceptor`."""
+        repeatable = options.idempotency_key is not None
         return await self._place(
             None, call, lambda comet: comet.connection.accept(call, options), repeatable=repeatable
         )
