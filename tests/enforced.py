@@ -20,7 +20,9 @@ _POLICY = "store/test_asyncs.py::test_a_job_takes_its_rules_from_options_then_po
 _TO_FUNCTION = "events/test_deliveries.py::test_success_reaches_a_function_as_an_event"
 _SERIES = "observability/test_series.py"
 _TENANTS = "control/test_tenants.py"
+_CAPACITY = "execution/test_capacity.py"
 _NODES = "scheduling/test_nodes.py"
+_STATE = "control/test_state.py"
 
 ENFORCED: dict[str, str] = {
     "aliases.description": f"{_ALIASES}::test_an_alias_names_a_version_or_splits",
@@ -202,8 +204,8 @@ ENFORCED: dict[str, str] = {
     "rollouts.guard.min_samples": f"{_ROLLOUTS}::test_what_is_not_judged_goes_on_and_what_is_needs_calls",
     "rollouts.guard.vs_baseline_pct": f"{_ROLLOUTS}::test_a_breach_gives_all_calls_back",
     "rollouts.ignore": f"{_SHADOWS}::test_copies_are_compared_and_thrown_away",
-    "rollouts.max_inflight": f"{_SHADOWS}::test_copies_beyond_the_limit_are_left_out_and_delay_nobody",
-    "rollouts.percent": f"{_SHADOWS}::test_a_share_is_copied",
+    "rollouts.max_inflight": f"{_SHADOWS}::test_a_share_is_copied_within_a_limit_and_delays_nobody",
+    "rollouts.percent": f"{_SHADOWS}::test_a_share_is_copied_within_a_limit_and_delays_nobody",
     "rollouts.steps": f"{_ROLLOUTS}::test_a_rollout_steps_to_the_end_and_takes_the_alias_with_it",
     "rollouts.steps.hold_s": f"{_ROLLOUTS}::test_a_breach_gives_all_calls_back",
     "rollouts.steps.percent": f"{_ROUTING}::test_a_rollout_takes_its_share_of_the_calls",
@@ -236,5 +238,31 @@ ENFORCED: dict[str, str] = {
     "schedules?status": "scheduling/test_schedules.py::test_the_history_filters_and_pages",
     "schedules?target": "scheduling/test_schedules.py::test_lists_filter_and_page",
     "schedules?timezone": "scheduling/test_schedules.py::test_preview_shows_the_next_instants_or_says_what_is_wrong",
+    "state.by": f"{_STATE}::test_counters_are_changed_in_one_step",
+    "state.expected_version": f"{_STATE}::test_a_key_is_set_read_and_deleted",
+    "state.ttl_s": f"{_STATE}::test_a_key_is_set_read_and_deleted",
+    "state.value": f"{_STATE}::test_a_key_is_set_read_and_deleted",
+    "state?cursor": f"{_STATE}::test_keys_are_listed_by_prefix_and_paged",
+    "state?expected_version": f"{_STATE}::test_a_key_is_set_read_and_deleted",
+    "state?key": f"{_STATE}::test_a_key_is_set_read_and_deleted",
+    "state?limit": f"{_STATE}::test_keys_are_listed_by_prefix_and_paged",
+    "state?prefix": f"{_STATE}::test_keys_are_listed_by_prefix_and_paged",
+    "functions.capacity_policy": f"{_CAPACITY}::test_a_changed_policy_acts_on_the_running_pool",
+    "functions.capacity_policy.max_inflight": f"{_CAPACITY}::test_calls_beyond_max_inflight_are_turned_away_at_once",
+    "functions.capacity_policy.max_queue_depth": f"{_CAPACITY}::test_the_function_bounds_its_own_queue",
+    "functions.capacity_policy.max_queue_wait_ms": f"{_CAPACITY}::test_the_function_bounds_its_own_queue",
+    "functions.capacity_policy.shed_status_code": f"{_CAPACITY}::test_calls_beyond_max_inflight_are_turned_away_at_once",
+    "functions.max_calls": f"{_CAPACITY}::test_max_calls_is_exact_with_many_at_once",
+    "functions.max_instance_age_s": f"{_CAPACITY}::test_an_instance_is_replaced_when_it_is_old_and_its_calls_end_well",
+    "functions.provisioned": "scheduling/test_replicas.py::test_a_window_raises_the_wish_while_it_is_open",
+    "functions.provisioned.cron": "domain/test_windows.py::test_the_next_openings_of_all_windows_by_time_with_those_that_are_open",
+    "functions.provisioned.duration_s": "domain/test_windows.py::test_a_window_is_open_from_its_instant_until_its_length_is_over",
+    "functions.provisioned.name": "scheduling/test_windows.py::test_what_stands_ready_and_when_that_changes",
+    "functions.provisioned.replicas": "domain/test_windows.py::test_of_overlapping_windows_the_largest_counts",
+    "functions.provisioned.time_zone": "domain/test_windows.py::test_a_window_in_the_gap_of_spring_opens_right_after_it",
+    "prewarm.qualifier": "execution/test_scaling.py::test_a_function_is_kept_ready_for_real",
+    "prewarm.target_replicas": "execution/test_scaling.py::test_a_function_is_kept_ready_for_real",
+    "prewarm.ttl_s": "execution/test_scaling.py::test_prewarming_holds_for_its_time_beside_any_floor",
+    "prewarm?count": "scheduling/test_windows.py::test_what_stands_ready_and_when_that_changes",
     "functions.min_replicas": "execution/test_scaling.py::test_instances_are_booted_without_a_call_and_take_the_next_one_warm",
 }

@@ -10,13 +10,14 @@ from typing import Any
 
 import httpx
 
-from nova.api import aliases, code, functions, rollouts, versions
+from nova.api import aliases, code, functions, rollouts, state, versions
 from nova.config import Settings
 from nova.control.aliases import AliasHandlers
 from nova.control.code import CodeHandlers
 from nova.control.deploy import Deployer
 from nova.control.functions import FunctionHandlers
 from nova.control.rollouts import RolloutHandlers, ShadowHandlers
+from nova.control.state import StateHandlers
 from nova.control.uploads import Uploads
 from nova.control.versions import VersionHandlers
 from nova.domain.function import Limits, NetworkPolicy
@@ -30,10 +31,11 @@ from nova.store.db import Database
 from nova.store.functions import FunctionStore
 from nova.store.rollouts import RolloutStore
 from nova.store.shadows import ShadowStore
+from nova.store.state import StateStore
 from nova.store.versions import VersionStore
 from tests.http.harness import Api, management
 
-ROUTES = (*functions.ROUTES, *code.ROUTES, *versions.ROUTES, *aliases.ROUTES, *rollouts.ROUTES)
+ROUTES = (*functions.ROUTES, *code.ROUTES, *versions.ROUTES, *aliases.ROUTES, *rollouts.ROUTES, *state.ROUTES)
 HELLO = "def handler(event, context):\n    return {'hello': event}\n"
 RUNTIMES = Runtimes()
 
@@ -123,6 +125,7 @@ async def control(database: Database, settings: Settings | None = None) -> Async
         FunctionHandlers(deployer, function_store, version_store, uploads, settings.limits, settings.functions),
         CodeHandlers(deployer, function_store, version_store, blobs, uploads, settings.limits, settings.functions),
         VersionHandlers(deployer, function_store, version_store),
+        StateHandlers(function_store, StateStore(database, lambda: 64 << 20)),
         AliasHandlers(deployer, function_store, version_store, alias_store),
         RolloutHandlers(rollout_store),
         ShadowHandlers(rollout_store, ShadowStore(database)),

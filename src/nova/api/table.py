@@ -100,6 +100,7 @@ class Route:
 _NOUNS = (
     "functions",
     "calls",
+    "prewarm",
     "code",
     "versions",
     "aliases",
@@ -108,6 +109,7 @@ _NOUNS = (
     "invocations",
     "asyncs",
     "schedules",
+    "state",
     "series",
     "runtimes",
     "apikeys",

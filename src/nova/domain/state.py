@@ -47,6 +47,11 @@ class StateValue:
     created_at: datetime
     updated_at: datetime
 
+    @property
+    def is_new(self) -> bool:
+        """The write that gave this found no such key."""
+        return self.created_at == self.updated_at
+
 
 def check_key(key: str) -> str:
     """Raise ``validation_failed`` unless this can be a key: 1 to 512 bytes of UTF-8 without control characters."""

@@ -168,7 +168,7 @@ class Guest:
         value = payload.check(question.payload, limit=MAX_VALUE, empty=b"null")
         put = await states.put(self._owner, key, value, ttl_s=ttl_s, expected=expected)
         body = {"key": put.key, "version": put.version, "expires_at": put.expires_at}
-        return Reply(201 if put.version == 1 else 200, payload.encode(body), {**_JSON, **_tags(put)})
+        return Reply(201 if put.is_new else 200, payload.encode(body), {**_JSON, **_tags(put)})
 
     async def _list(self, question: Question) -> Reply:
         head = question.head

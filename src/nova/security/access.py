@@ -31,6 +31,8 @@ _RUN = _READ | {
     "tenant:read",
     "async:manage",
     "schedule:manage",
+    "state:read",
+    "state:write",
 }
 _DEVELOP = _RUN | {"function:create", "function:delete"}
 _ADMIN = _DEVELOP | {"apikey:manage", "tenant:manage"}
