@@ -29,6 +29,7 @@ from nova.execution.recorder import CallRecorder
 from nova.execution.records import RecordHandlers
 from nova.execution.rollover import Rollover
 from nova.execution.scaling import LocalScaler
+from nova.execution.shadow import Shadows
 from nova.execution.snapshots import SnapshotMaker
 from nova.execution.tail import LogFeed
 from nova.execution.tracing import TracedInvoker
@@ -36,6 +37,7 @@ from nova.observability.spans import SpanWriter
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
 from nova.store.idempotency import IdempotencyStore
+from nova.store.shadows import ShadowStore
 from nova.store.spans import SpanStore
 from nova.tracing import open_tracing
 from nova.work.membership import node_name
@@ -83,16 +85,18 @@ class ExecutionPlane:
             Booter(self.artifacts, self.router, SYSTEM_CLOCK), settings.pool, events=self.metrics
         )
         self.tracing = open_tracing(settings.tracing, node=node_name(settings.cluster.node_id), sinks=(self.spans.add,))
-        record = CallRecorder(self.metrics, self.logs).record
+        self.shadows = Shadows(ShadowStore(stores.db), SYSTEM_CLOCK)
+        record = self.shadows.recorder(CallRecorder(self.metrics, self.logs).record)
         traced = None if self.tracing is None else TracedInvoker(self.tracing.tracer("comet"), metrics.backend_of)
         self.executor = Executor(
             self.catalog,
             self.fleet,
             record if traced is None else traced.recorder(record),
-            refused=self.metrics.refused,
+            refused=self.shadows.refusals(self.metrics.refused),
             drain_s=settings.daemon.drain_s,
             stream_limit=lambda: settings.limits.stream_mb << 20,
         )
+        self.shadows.run_on(self.executor)
         self.scaler = LocalScaler(self.catalog, self.fleet, SYSTEM_CLOCK)
         self.invoker = IdempotentInvoker(
             self.executor if traced is None else traced.around(self.executor), IdempotencyStore(stores.db)
@@ -112,6 +116,7 @@ class ExecutionPlane:
         await services.start(self.router)
         await services.start(self.artifacts)
         await services.start(self.executor)
+        await services.start(self.shadows)
         await services.start(self.invoker)
         await services.start(Rollover(self.catalog, self.fleet))
         builder = Builder(
