@@ -1,5 +1,6 @@
 """Memory, processes, disk and CPU: each function is stopped at its own limit, and a neighbour goes on."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -134,25 +135,51 @@ async def test_many_small_files(sandbox: SandboxBackend, tmp_path: Path) -> None
 
 
 async def test_cpu(sandbox: SandboxBackend, tmp_path: Path) -> None:
-    """BE4: a spinning handler gets its share of CPU time and no more."""
+    """BE4: however many processes spin, together they get the instance's quota and no more."""
     function = await load(
         sandbox,
         tmp_path,
         """
-        import time
+        import os, time
         def handler():
-            end = time.monotonic() + 1.5
+            end = time.monotonic() + 1
+            started = [os.fork() for _ in range(2)]
             while time.monotonic() < end:
                 pass
-            return time.process_time()
+            if 0 in started:
+                os._exit(0)
+            for pid in started:
+                os.waitpid(pid, 0)
         """,
         limits=Limits(memory_mb=256, vcpus=0.2),
     )
     before = (await sandbox.stats(function.instance)).cpu_us
     await function.value()
     used = (await sandbox.stats(function.instance)).cpu_us - before
-    assert used < 0.8e6, "0.2 of a CPU for 1.5 s, with slack for the periods that were begun"
+    assert used < 0.6e6, "0.2 of a CPU for 1 s, with slack for the periods that were begun"
     await function.stop()
+
+
+async def test_cpu_shares(sandbox: SandboxBackend, tmp_path: Path) -> None:
+    """BE4: where two functions want the same processor, each gets in proportion to its memory."""
+    spin = """
+        import os, time
+        def handler():
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                pass
+        """
+    small = await load(sandbox, tmp_path, spin, limits=Limits(memory_mb=177))
+    large = await load(sandbox, tmp_path, spin, limits=Limits(memory_mb=1769))
+    both = (small, large)
+    before = [(await sandbox.stats(each.instance)).cpu_us for each in both]
+    await asyncio.gather(*(each.value() for each in both))
+    after = [(await sandbox.stats(each.instance)).cpu_us for each in both]
+    little, much = (end - start for start, end in zip(before, after, strict=True))
+    assert much > 3 * little, "ten times the memory"
+    for each in both:
+        await each.stop()
 
 
 async def test_stats(sandbox: SandboxBackend, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import textwrap
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from nova.agent.config import WorkerLaunch
-from nova.execution.backends.base import InitSpec, InstanceSpec, WorkerCall
+from nova.domain.function import Limits
+from nova.execution.backends.base import InitSpec, Instance, InstanceSpec, WorkerCall, WorkerResult
 from nova.execution.backends.sandbox.backend import SandboxBackend
 from nova.execution.launch import launch_for
 from nova.runtimes.registry import Runtimes
@@ -44,39 +46,44 @@ async def backend(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) 
     await made.close()
 
 
+async def call(
+    backend: SandboxBackend, folder: Path, runtime: str, code: tuple[str, str, str], payload: bytes, limits: Limits
+) -> tuple[Instance, WorkerResult]:
+    """A fresh instance and what it answered."""
+    version = RUNTIMES.resolve(runtime).version
+    entry, handler, source = code
+    tree = write_code(folder, source, entry)
+    (tree / entry).chmod(0o755)
+    instance = await backend.create(InstanceSpec(uuid.uuid4().hex, runtime, version, tree, limits, OFFLINE))
+    await instance.channel.init(
+        InitSpec(
+            function_id="f",
+            name="test",
+            version=1,
+            tenant="default",
+            namespace="default",
+            runtime=runtime,
+            runtime_version=version,
+            mode="persistent",
+            handler=handler,
+            entry=entry,
+            entry_kind="handler",
+            env={},
+            memory_mb=limits.memory_mb,
+            timeout_s=30,
+            concurrency=1,
+            open_files=limits.open_files,
+        )
+    )
+    request = WorkerCall("r", payload, b'{"request_id": "r"}', time.monotonic() + 20)
+    return instance, await instance.channel.call(request)
+
+
 @pytest.mark.parametrize("runtime", CODE)
 async def test_a_call(backend: SandboxBackend, tmp_path: Path, runtime: str) -> None:
-    version = RUNTIMES.resolve(runtime).version
-    entry, handler, source = CODE[runtime]
-    code = write_code(tmp_path, source, entry)
-    (code / entry).chmod(0o755)
     for expected in ("boot", "template"):
-        instance = await backend.create(
-            InstanceSpec(uuid.uuid4().hex, runtime, version, code, ROOMY, OFFLINE),
-        )
+        instance, result = await call(backend, tmp_path, runtime, CODE[runtime], b"[1]", ROOMY)
         assert instance.source == expected
-        await instance.channel.init(
-            InitSpec(
-                function_id="f",
-                name="test",
-                version=1,
-                tenant="default",
-                namespace="default",
-                runtime=runtime,
-                runtime_version=version,
-                mode="persistent",
-                handler=handler,
-                entry=entry,
-                entry_kind="handler",
-                env={},
-                memory_mb=256,
-                timeout_s=30,
-                concurrency=1,
-                open_files=1024,
-            )
-        )
-        call = WorkerCall("r", b"[1]", b'{"request_id": "r"}', time.monotonic() + 20)
-        result = await instance.channel.call(call)
         assert result.error is None, result.error
         assert result.output is not None
         assert json.loads(result.output) == {"got": [1]}
@@ -86,3 +93,67 @@ async def test_a_call(backend: SandboxBackend, tmp_path: Path, runtime: str) -> 
                 kind.runtime == runtime and ready for kind, (ready, _) in backend._templates.counts().items()
             ):
                 await asyncio.sleep(0.01)
+
+
+GREEDY = {
+    "node": (
+        "index.js",
+        "index.handler",
+        """
+        const { spawn } = require("child_process");
+        const started = () => new Promise((done) => {
+            const child = spawn("/bin/sleep", ["600"], { stdio: "ignore" });
+            child.on("spawn", () => done(true));
+            child.on("error", () => done(false));
+        });
+        exports.handler = async (what) => {
+            const held = [];
+            for (let i = 0; what === "memory" && i < 300; i++) held.push(Buffer.alloc(1 << 20, 1));
+            for (let i = 0; what === "prints" && i < 100; i++) console.error("x".repeat(65535));
+            let made = 0;
+            if (what === "processes") while (made < 200 && await started()) made++;
+            return made;
+        };
+        """,
+    ),
+    "custom": (
+        "bootstrap",
+        "bootstrap",
+        """\
+        #!/bin/sh
+        while read -r line; do
+            case "$line" in
+            *memory*) head -c 300000000 /dev/zero | tail > /dev/null ;;
+            *prints*) head -c 6000000 /dev/zero | tr "\\0" x >&2 ;;
+            *processes*) for i in $(seq 200); do sleep 600 & done ;;
+            esac
+            echo '{"output": 0}'
+        done
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize("runtime", GREEDY)
+async def test_limits_are_the_same_for_every_runtime(backend: SandboxBackend, tmp_path: Path, runtime: str) -> None:
+    """BE4: memory, processes and prints of programs that no helper of ours runs in."""
+    entry, handler, source = GREEDY[runtime]
+    code = (entry, handler, textwrap.dedent(source))
+    limits = Limits(memory_mb=192, vcpus=2, pids=48)
+
+    async def greedy(what: str) -> tuple[WorkerResult, int]:
+        instance, result = await call(backend, tmp_path, runtime, code, json.dumps(what).encode(), limits)
+        pids = (await backend.stats(instance)).pids
+        await backend.stop(instance, reason="test")
+        return result, pids
+
+    memory, _ = await greedy("memory")
+    assert memory.error is not None
+    assert memory.error.type == "Nova.OutOfMemory"
+    prints, _ = await greedy("prints")
+    assert prints.output == b"0"
+    assert 200 << 10 < len(prints.stderr) < (256 << 10) + 200
+    bomb, pids = await greedy("processes")
+    assert pids <= limits.pids
+    if runtime == "node":
+        assert 20 < json.loads(bomb.output or b"0") < limits.pids
