@@ -28,7 +28,9 @@ async def test_a_call_answers_the_invoke_response_and_its_headers(gateway: Gatew
     assert reply.headers["x-nova-executed-version"] == "7"
     assert reply.headers["x-nova-cold-start"] == "false"
     assert reply.headers["x-nova-duration-ms"] == "0.412"
-    assert reply.headers["server-timing"] == ("queue;dur=0.005, instance;dur=0.000, init;dur=0.000, handler;dur=0.400")
+    assert reply.headers["server-timing"] == (
+        "queue;dur=0.005, instance;dur=0.000, runtime;dur=0.000, import;dur=0.000, init;dur=0.000, handler;dur=0.400"
+    )
     (call,) = gateway.invoker.calls
     assert call.request_id == request_id
     assert (call.function, call.scope, call.identity.subject) == ("hello", Scope(), "operator")

@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, Field
 
 from nova.api.table import BY_HANDLER, Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain.names import NAME
+from nova.domain.outcome import Outcome
 
 Status = Literal["success", "error"]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
@@ -37,14 +38,18 @@ class Invocation(Model):
     trigger: str
     caller: str
     status: Status
+    outcome: Outcome = Field(description="how it ended, in one word")
     error: CallError | None
     cold_start: bool
     start_source: str
     instance_id: str
     duration_ms: float
     queue_ms: float
-    boot_ms: float
-    init_ms: float
+    boot_ms: float = Field(description="getting an isolated instance; 0 when warm")
+    runtime_ms: float = Field(description="the part of boot_ms in which the language started")
+    init_ms: float = Field(description="loading the code; 0 when warm")
+    import_ms: float = Field(description="the part of init_ms in which the code was imported")
+    handler_ms: float = Field(description="from sending the input to having the result")
     input_size: int
     output_size: int
     trace_id: str | None
@@ -93,6 +98,7 @@ class LogQuery(Model):
     cursor: str | None = None
     request_id: str | None = Field(None, max_length=64)
     status: Status | None = None
+    outcome: Outcome | None = None
     q: Text | None = None
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
@@ -111,6 +117,7 @@ class StreamQuery(Model):
 class InvocationQuery(PageQuery):
     function: str | None = Field(None, pattern=NAME)
     status: Status | None = None
+    outcome: Outcome | None = None
     runtime: Text | None = None
     version: int | None = Field(None, ge=1)
     caller: Text | None = None

@@ -77,6 +77,17 @@ class Phases:
     runtime_us: int = 0
     """the part of ``instance_us`` in which the language started; zero when that was done beforehand"""
 
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """The time of the call in milliseconds, by what it went to; the parts add up to the whole."""
+        return (
+            ("queue", self.queue_us / 1000),
+            ("instance", max(0, self.instance_us - self.runtime_us) / 1000),
+            ("runtime", self.runtime_us / 1000),
+            ("import", self.import_us / 1000),
+            ("init", max(0, self.init_us - self.import_us) / 1000),
+            ("handler", self.handler_us / 1000),
+        )
+
 
 @dataclass(slots=True)
 class CallResult:
@@ -95,6 +106,8 @@ class CallResult:
     stderr: str = ""
     deduplicated: bool = False
     """the stored answer of an earlier call with the same idempotency key"""
+    loaded: bool = True
+    """False: the function's code did not load, so its handler never ran"""
 
 
 @dataclass(frozen=True, slots=True)

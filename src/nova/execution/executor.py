@@ -331,6 +331,7 @@ class Executor:
             phases=_phases(times, began, ended, ended),
             stdout=times.stdout,
             stderr=times.stderr,
+            loaded=False,
         )
         self.record(call, snapshot, result)
         return result

@@ -31,6 +31,12 @@ class Series:
 SERIES: Mapping[str, Series] = {
     "invocations_total": Series("counter", (*_F, "runtime", "status", "trigger"), "Finished calls"),
     "invocation_errors_total": Series("counter", (*_F, "type"), "Calls that ended in an error, by its type"),
+    "call_outcomes_total": Series(
+        "counter", (*_F, "outcome"), "Finished calls by how they ended: why a call failed, in one word"
+    ),
+    "cold_start_phase_milliseconds": Series(
+        "histogram", ("runtime", "phase"), "Where the time of calls went that had to wait for an instance"
+    ),
     "cold_starts_total": Series("counter", (*_F, "runtime", "source"), "Calls that had to wait for an instance"),
     "warm_starts_total": Series("counter", (*_F, "runtime"), "Calls that found an instance ready"),
     "invocation_duration_milliseconds": Series("histogram", (*_F, "runtime", "cold_start"), "Duration of calls"),
@@ -167,6 +173,12 @@ class _Scrape(Collector):
             for kind, count in s.errors.items():
                 errors[*_names(s.key), kind] += count
         yield self._counted("invocation_errors_total", errors.items())
+        outcomes: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        for s in calls:
+            for outcome, count in (("success", s.success.total()), *s.outcomes.items()):
+                if count:
+                    outcomes[*_names(s.key), outcome] += count
+        yield self._counted("call_outcomes_total", outcomes.items())
         yield self._counted(
             "cold_starts_total",
             (((*_names(s.key), s.runtime, source), n) for s in calls for source, n in s.cold_starts.items()),
@@ -213,6 +225,7 @@ class _Scrape(Collector):
         yield self._counted("instances_stopped_total", counters.stopped.items())
         yield self._counted("instances_crashed_total", counters.crashed.items())
         yield self._measured("instance_boot_milliseconds", metrics.boots.items())
+        yield self._measured("cold_start_phase_milliseconds", metrics.phases.items())
         yield self._counted("builds_total", counters.builds.items())
         yield self._measured("build_milliseconds", metrics.build_times.items())
         yield self._counted("auth_failures_total", counters.auth_failures.items())

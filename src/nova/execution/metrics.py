@@ -13,6 +13,7 @@ from nova.config import MetricsSettings
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
+from nova.domain.outcome import outcome_of
 from nova.execution.boots import Booted
 
 OTHER = "_other"
@@ -59,6 +60,7 @@ class CallSeries:
         "key",
         "max_us",
         "min_us",
+        "outcomes",
         "queue",
         "runtime",
         "success",
@@ -73,6 +75,7 @@ class CallSeries:
         self.success: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
         self.cold_starts: Counter[str] = Counter()
         self.warm_starts = 0
         self.total_us = 0
@@ -88,6 +91,7 @@ class CallSeries:
             self.success[trigger] += 1
         else:
             self.failed[trigger] += 1
+            self.outcomes[outcome_of(result.error, loaded=result.loaded)] += 1
             self._add_error(result.error.type)
         if result.cold_start:
             self.cold_starts[result.source] += 1
@@ -149,6 +153,7 @@ class Metrics:
         self.calls: dict[tuple[str, str, str, str], CallSeries] = {}
         self.instances: dict[str, InstanceTally] = {}
         self.boots: dict[tuple[str, ...], Histogram] = {}
+        self.phases: dict[tuple[str, ...], Histogram] = {}
         self.build_times: dict[tuple[str, ...], Histogram] = {}
         self.overheads: dict[str, Histogram] = {}
         self.lateness: dict[tuple[str, ...], Histogram] = {}
@@ -171,6 +176,9 @@ class Metrics:
         if series is None:
             series = self._open(key)
         series.add(call.trigger, result)
+        if result.cold_start:
+            for phase, milliseconds in result.phases.parts():
+                self._observe(self.phases, (snapshot.runtime, phase), milliseconds)
 
     def _open(self, key: tuple[str, str, str, str]) -> CallSeries:
         """The series of a function seen for the first time; one for all of them beyond ``metrics.max_series``."""

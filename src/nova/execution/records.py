@@ -20,7 +20,8 @@ from nova.api.invocations import (
 from nova.api.table import Empty, Page
 from nova.domain.identity import Identity, Scope
 from nova.domain.names import is_name
-from nova.errors import NovaError, invalid, not_found
+from nova.domain.outcome import outcome_of
+from nova.errors import FunctionError, NovaError, invalid, not_found
 from nova.execution.tail import LogFeed, Position
 from nova.http import paging
 from nova.http.handler import Req, handles
@@ -33,7 +34,8 @@ MAX_SHOWN_DEPTH = 100
 """levels of a payload in an answer"""
 _DEFAULT_PAGE = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SAME = tuple(name for name in Invocation.model_fields if name not in {"id", "function_id", "function", "error"})
+_MADE = {"id", "function_id", "function", "error", "outcome", "handler_ms"}
+_SAME = tuple(name for name in Invocation.model_fields if name not in _MADE)
 
 
 class RecordHandlers:
@@ -55,6 +57,7 @@ class RecordHandlers:
         wanted = LogFilter(
             request_id=None if query.request_id is None else call_id(query.request_id),
             status=query.status,
+            outcome=query.outcome,
             since=query.since,
             until=query.until,
             version=query.version,
@@ -159,8 +162,14 @@ def _common(row: Row) -> dict[str, Any]:
         "id": str(row["id"]),
         "function_id": str(row["function_id"]),
         "function": row["function_name"],
+        "outcome": row["outcome"] or outcome_of(_failure(row)),
+        "handler_ms": max(0.0, round(row["duration_ms"] - row["queue_ms"] - row["boot_ms"] - row["init_ms"], 3)),
         "error": error,
     }
+
+
+def _failure(row: Row) -> FunctionError | None:
+    return None if row["error_kind"] is None else FunctionError(row["error_kind"], row["error_message"])
 
 
 def _shown(text: str) -> Any:

@@ -17,13 +17,11 @@ _MAX_TIMEOUT_S = 900
 _MAX_HEADER = 512
 _LOG_TAIL = 4096
 _BOOL = (b"false", b"true")
-_COLD = (
-    b"x-nova-executed-version: %d\r\nx-nova-cold-start: true\r\nx-nova-duration-ms: %.3f\r\n"
-    b"server-timing: queue;dur=%.3f, instance;dur=%.3f, init;dur=%.3f, handler;dur=%.3f\r\n"
-)
+_COLD = b"x-nova-executed-version: %d\r\nx-nova-cold-start: true\r\nx-nova-duration-ms: %.3f\r\nserver-timing: %s\r\n"
 _WARM = (
     b"x-nova-executed-version: %d\r\nx-nova-cold-start: false\r\nx-nova-duration-ms: %.3f\r\n"
-    b"server-timing: queue;dur=%.3f, instance;dur=0.000, init;dur=0.000, handler;dur=%.3f\r\n"
+    b"server-timing: queue;dur=%.3f, instance;dur=0.000, runtime;dur=0.000, import;dur=0.000, init;dur=0.000,"
+    b" handler;dur=%.3f\r\n"
 )
 WISHES = frozenset(
     {
@@ -128,14 +126,8 @@ def answer_headers(result: CallResult) -> bytes:
     phases = result.phases
     lines = _WARM % (result.version, result.duration_us / 1000, phases.queue_us / 1000, phases.handler_us / 1000)
     if result.cold_start:
-        lines = _COLD % (
-            result.version,
-            result.duration_us / 1000,
-            phases.queue_us / 1000,
-            phases.instance_us / 1000,
-            phases.init_us / 1000,
-            phases.handler_us / 1000,
-        )
+        timing = ", ".join(f"{name};dur={milliseconds:.3f}" for name, milliseconds in phases.parts())
+        lines = _COLD % (result.version, result.duration_us / 1000, timing.encode())
     if result.error is not None:
         lines += b"x-nova-function-error: %s\r\n" % _header_text(result.error.type)
     return lines

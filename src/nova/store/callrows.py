@@ -12,12 +12,13 @@ from functools import lru_cache
 from nova import payload
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.function import FunctionSnapshot
+from nova.domain.outcome import outcome_of
 
 COLUMNS = (
     "tenant_id, namespace, function_id, function_name, version, runtime,"
     " id, created_at, success, cold_start, duration_ms, queue_ms, boot_ms, init_ms, input_size, output_size,"
     " qualifier, trigger, caller, status, error_kind, error_message, error_stack, start_source, instance_id,"
-    " input, output, stdout, stderr, trace_id, client_request_id"
+    " input, output, stdout, stderr, trace_id, client_request_id, runtime_ms, import_ms, outcome"
 )
 LAYOUT = hashlib.sha256(COLUMNS.encode()).hexdigest()[:12]
 """Names the form of encoded rows; rows of another layout cannot be written by this code."""
@@ -28,6 +29,8 @@ _COUNT = struct.pack("!h", COLUMNS.count(",") + 1)
 _NULL = struct.pack("!i", -1)
 _length = struct.Struct("!i").pack
 _FIXED = struct.Struct("!i16siqi?i?idididid" + "iqiq")
+_PARTS = struct.Struct("!idid")
+_NO_PARTS = _PARTS.pack(8, 0, 8, 0)
 _EPOCH_2000_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 
 
@@ -100,6 +103,10 @@ def encode(prefix: bytes, done: FinishedCall, input: bytes | None, output: bytes
             _text(result.stderr) if result.stderr else _EMPTY,
             _optional(_trace_id(call.traceparent)),
             _optional(call.client_request_id),
+            _NO_PARTS
+            if not result.cold_start
+            else _PARTS.pack(8, phases.runtime_us / 1000, 8, phases.import_us / 1000),
+            _label(outcome_of(error, loaded=result.loaded)),
         )
     )
 

@@ -28,6 +28,7 @@ class LogFilter:
 
     request_id: UUID | None = None
     status: str | None = None
+    outcome: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     version: int | None = None
@@ -41,6 +42,7 @@ class CallFilter:
 
     function: str | None = None
     status: str | None = None
+    outcome: str | None = None
     runtime: str | None = None
     version: int | None = None
     caller: str | None = None

@@ -15,11 +15,12 @@ INSERT INTO invocation_logs SELECT * FROM staged_calls ORDER BY seq ON CONFLICT 
 -- name: function_logs
 SELECT id, created_at, tenant_id, namespace, function_id, function_name, version, qualifier, runtime, trigger, caller,
        status, error_kind, error_message, error_stack, cold_start, start_source, instance_id, duration_ms, queue_ms,
-       boot_ms, init_ms, input_size, output_size, trace_id, client_request_id, stdout, stderr
+       boot_ms, runtime_ms, init_ms, import_ms, outcome, input_size, output_size, trace_id, client_request_id, stdout, stderr
   FROM invocation_logs
  WHERE function_id = %(function_id)s
    AND (%(request_id)s::uuid IS NULL OR id = %(request_id)s)
    AND (%(status)s::text IS NULL OR status = %(status)s)
+   AND (%(outcome)s::text IS NULL OR outcome = %(outcome)s)
    AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s)
    AND (%(until)s::timestamptz IS NULL OR created_at < %(until)s)
    AND (%(version)s::int IS NULL OR version = %(version)s)
@@ -32,11 +33,12 @@ SELECT id, created_at, tenant_id, namespace, function_id, function_name, version
 -- name: scope_calls
 SELECT id, created_at, tenant_id, namespace, function_id, function_name, version, qualifier, runtime, trigger, caller,
        status, error_kind, error_message, error_stack, cold_start, start_source, instance_id, duration_ms, queue_ms,
-       boot_ms, init_ms, input_size, output_size, trace_id, client_request_id
+       boot_ms, runtime_ms, init_ms, import_ms, outcome, input_size, output_size, trace_id, client_request_id
   FROM invocation_logs
  WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s
    AND (%(function)s::text IS NULL OR function_name = %(function)s)
    AND (%(status)s::text IS NULL OR status = %(status)s)
+   AND (%(outcome)s::text IS NULL OR outcome = %(outcome)s)
    AND (%(runtime)s::text IS NULL OR runtime = %(runtime)s)
    AND (%(version)s::int IS NULL OR version = %(version)s)
    AND (%(caller)s::text IS NULL OR caller = %(caller)s)
@@ -53,7 +55,7 @@ SELECT id, created_at, tenant_id, namespace, function_id, function_name, version
 -- name: call
 SELECT id, created_at, tenant_id, namespace, function_id, function_name, version, qualifier, runtime, trigger, caller,
        status, error_kind, error_message, error_stack, cold_start, start_source, instance_id, duration_ms, queue_ms,
-       boot_ms, init_ms, input_size, output_size, trace_id, client_request_id, stdout, stderr,
+       boot_ms, runtime_ms, init_ms, import_ms, outcome, input_size, output_size, trace_id, client_request_id, stdout, stderr,
        input::text AS input, output::text AS output
   FROM invocation_logs
  WHERE id = %(id)s AND tenant_id = %(tenant)s AND namespace = %(namespace)s;
