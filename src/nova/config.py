@@ -40,6 +40,13 @@ def network(text: str) -> str:
     return text
 
 
+def ipv4_network(text: str) -> str:
+    """As :func:`network`, IPv4 only."""
+    if ipaddress.ip_network(network(text), strict=False).version != 4:
+        raise ValueError(f"{text!r} is not an IPv4 address or network")
+    return text
+
+
 Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
 HOT: JsonDict = {"hot": True}
 SECRET: JsonDict = {"secret": True}
@@ -114,6 +121,12 @@ class DaemonSettings(Section):
     drain_s: Seconds = Field(10.0, description="how long a shutdown waits for calls in flight")
     workers: int = Field(
         1, ge=1, le=64, description="processes that `nova up` serves with; each owns a part of the functions"
+    )
+    spread_at: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="a function whose owner's loop wants more than this share of a core is spread over all",
     )
     planes: list[Literal["control", "execution", "scheduling", "events", "observability", "gateway"]] = Field(
         default=[], description="what `nova daemon` serves; empty: every plane"
@@ -227,6 +240,9 @@ class NetworkPolicySettings(Section):
     )
     private_egress: bool = Field(
         True, description="false: functions reach private networks only where an egress rule names them by address"
+    )
+    blocked: list[Annotated[str, AfterValidator(ipv4_network)]] = Field(
+        default=[], description="addresses and networks that no function reaches, whatever its rules: databases, other nodes"
     )
 
 

@@ -21,10 +21,22 @@ EVERYTHING: dict[str, Any] = {
     "mode": "process",
     "memory_mb": 256,
     "timeout_s": 7,
+    "stream_idle_s": 4,
     "instance_concurrency": 3,
     "min_replicas": 2,
     "max_replicas": 5,
     "idle_ttl_s": 12.5,
+    "max_calls": 1000,
+    "max_instance_age_s": 3600,
+    "provisioned": [
+        {"cron": "0 8 * * 1-5", "time_zone": "Europe/Berlin", "duration_s": 3600, "replicas": 4, "name": "morning"}
+    ],
+    "capacity_policy": {
+        "max_inflight": 50,
+        "max_queue_depth": 20,
+        "max_queue_wait_ms": 500,
+        "shed_status_code": 429,
+    },
     "backend": "sandbox",
     "limits": {"vcpus": 0.5, "tmp_mb": 32, "pids": 64, "open_files": 256, "net_mbps": 50},
     "network_policy": {
@@ -106,6 +118,7 @@ async def test_every_field_is_kept_and_shown(plane: Control) -> None:
     snapshot = SnapshotMaker(RUNTIMES, Networks()).make(function, version)
     assert (snapshot.limits, snapshot.network, snapshot.env) == (frozen.limits, frozen.network, {"GREETING": "hi"})
     assert (snapshot.mode, snapshot.timeout_s, snapshot.concurrency, snapshot.max_replicas) == ("process", 7, 3, 5)
+    assert snapshot.stream_idle_s == 4
     assert (snapshot.runtime, snapshot.handler, snapshot.function_url) == ("python", "app.api.handle", False)
     recorded = function.settings.recorded
     assert (recorded.min_replicas, recorded.max_replicas) == (2, 5)
@@ -137,6 +150,8 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("memory_mb", True, "memory_mb"),
     ("timeout_s", 0, "timeout_s"),
     ("timeout_s", 901, "timeout_s"),
+    ("stream_idle_s", -1, "stream_idle_s"),
+    ("stream_idle_s", 901, "stream_idle_s"),
     ("instance_concurrency", 1001, "instance_concurrency"),
     ("max_replicas", -1, "max_replicas"),
     ("max_replicas", 1001, "max_replicas"),

@@ -11,6 +11,7 @@ import pytest
 from nova.clock import SYSTEM_CLOCK
 from nova.config import PoolSettings
 from nova.domain.identity import Scope
+from nova.domain.ports import Warmth
 from nova.errors import NovaError
 from nova.execution.scaling import LocalScaler
 from tests.execution.fakes import make_snapshot
@@ -136,6 +137,22 @@ async def test_code_that_does_not_load_is_tried_with_pauses(rig: Rig) -> None:
     assert rig.backend.created <= 7
 
 
+async def test_prewarming_holds_for_its_time_beside_any_floor(rig: Rig) -> None:
+    """The duty's wish and the user's do not take each other back; the higher one counts."""
+    hello = make_snapshot()
+    pool = rig.fleet.prewarm(hello, 3, rig.clock.monotonic() + 200)
+    assert pool is not None
+    await settle(60)
+    keep(rig, hello, 1)
+    await rig.clock.advance(80)
+    assert rig.numbers()["ready"] == 3
+    keep(rig, hello, 0)
+    await rig.clock.advance(80)
+    assert rig.numbers()["ready"] == 3
+    await rig.clock.advance(120)
+    assert rig.numbers()["ready"] == 0
+
+
 async def test_the_floor_of_many_slots_counts_instances(rig: Rig) -> None:
     hello = replace(make_snapshot(), concurrency=10)
     keep(rig, hello, 2)
@@ -162,3 +179,18 @@ async def kept_ready(stack: RealStack) -> None:
     result = await stack.invoke()
     assert (result.cold_start, result.output) == (False, b'"here"')
     assert await scaler.scale(Scope(), "hello", 0, ttl_s=10) == 2
+    await prewarmed(stack, scaler)
+
+
+async def prewarmed(stack: RealStack, scaler: LocalScaler) -> None:
+    """A version that is not live any more, by its number; through the handler as over HTTP."""
+    await stack.deploy("def handler(event, context):\n    return 'new'\n")
+    there = await scaler.prewarm(Scope(), "hello", 2, qualifier="2", ttl_s=30)
+    assert there.ready + there.starting == 2
+    with pytest.raises(NovaError, match="max_replicas, which is 100"):
+        await scaler.prewarm(Scope(), "hello", 101, qualifier=None, ttl_s=30)
+    async with asyncio.timeout(20):
+        while await scaler.prewarm(Scope(), "hello", 2, qualifier="2", ttl_s=30) != Warmth(2, 0):
+            await asyncio.sleep(0.02)
+    assert (await stack.invoke(qualifier="2")).cold_start is False
+    assert await scaler.prewarm(Scope(), "hello", 0, qualifier="1", ttl_s=30) == Warmth(2, 0)

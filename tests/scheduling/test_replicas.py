@@ -2,15 +2,17 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from nova.domain.identity import Scope
 from nova.errors import NovaError
 from nova.scheduling.replicas import TTL_S, Replicas
 from nova.service import Background
 from nova.store.db import Database
-from tests.scheduling.support import HandClock, Held, function
+from tests.scheduling.support import NOON, HandClock, Held, function
 
 pytestmark = pytest.mark.anyio
 
@@ -70,3 +72,31 @@ async def test_a_wish_that_is_gone_is_taken_back_and_a_lost_lease_ends_the_duty(
             await asyncio.sleep(0.005)
     fence.lost = True
     await asyncio.wait_for(task, 20)
+
+
+async def test_a_window_raises_the_wish_while_it_is_open(database: Database) -> None:
+    """Two windows and min_replicas: the most counts, within max_replicas; afterwards the wish is what it was."""
+    await function(database, min_replicas=1, max_replicas=5)
+    await function(database, "seldom", max_replicas=3)
+    noon = {"cron": "0 12 * * *", "duration_s": 600, "replicas": 4, "time_zone": "UTC", "name": ""}
+    later = {"cron": "5 12 * * *", "duration_s": 60, "replicas": 9, "time_zone": "UTC", "name": ""}
+    await database.run(
+        "UPDATE functions SET data = jsonb_set(data, '{recorded,provisioned}', %(windows)s)",
+        windows=Jsonb([noon, later]),
+    )
+    scaler, clock, tasks = Asked(), HandClock(NOON - timedelta(seconds=1)), Background("test")
+    tasks.spawn("lead", Replicas(database, scaler, clock).lead(Held()))
+
+    async def until(wishes: dict[str, int]) -> None:
+        async with asyncio.timeout(20):
+            while scaler.wishes != wishes:
+                await asyncio.sleep(0.005)
+
+    await until({"default/f": 1})
+    clock.move(1)
+    await until({"default/f": 4, "default/seldom": 3})
+    clock.move(300)
+    await until({"default/f": 5, "default/seldom": 3})
+    clock.move(300)
+    await until({"default/f": 1, "default/seldom": 0})
+    await tasks.close()

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
-from nova.domain import asyncs
+from nova.domain import asyncs, cron, windows
 from nova.domain.environment import check_environment
-from nova.domain.function import CapturePolicy, CompileStatus, EntryKind, IsolationMode, Mode
+from nova.domain.function import CapturePolicy, CompileStatus, EntryKind, IsolationMode, Mode, ShedStatus
 from nova.domain.hosts import host_pattern
 from nova.domain.names import NAME, is_name
 from nova.domain.version import UrlMode
@@ -124,6 +124,41 @@ class AsyncDestinations(Model):
     on_failure: Destination | None = None
 
 
+class CapacityPolicy(Model):
+    """When calls are turned away, on each node. Null or 0: the settings of the pool alone decide."""
+
+    max_inflight: int | None = Field(
+        None, ge=0, le=100_000, description="calls that run or wait, at once; default 0: not limited"
+    )
+    max_queue_depth: int | None = Field(
+        None, ge=0, le=100_000, description="waiting calls; default pool.max_queue_depth, which also bounds it"
+    )
+    max_queue_wait_ms: int | None = Field(
+        None, ge=1, le=900_000, description="longest wait for an instance; default pool.max_queue_wait"
+    )
+    shed_status_code: ShedStatus | None = Field(None, description="of calls that are turned away; default 503")
+
+
+class ProvisionedWindow(Model):
+    """``replicas`` instances stand ready for ``duration_s`` seconds from each instant of ``cron`` in ``time_zone`` on."""
+
+    cron: str = Field(min_length=1, max_length=cron.MAX_LENGTH)
+    time_zone: str = Field("UTC", max_length=64)
+    duration_s: int = Field(ge=60, le=7 * 86400)
+    replicas: int = Field(ge=1, le=1000)
+    name: str = Field("", max_length=64)
+
+    @model_validator(mode="after")
+    def _understood(self) -> Self:
+        try:
+            cron.parse(self.cron, self.time_zone, anchor=windows.ANCHOR)
+        except cron.CronError as exc:
+            raise ValueError(f"cron: {exc}") from None
+        except ValueError as exc:
+            raise ValueError(f"time_zone: {exc}") from None
+        return self
+
+
 class FunctionFields(Model):
     """Everything that can be set and has a default. An absent member and null both mean the default."""
 
@@ -142,6 +177,16 @@ class FunctionFields(Model):
         None, ge=0, le=1000, description="instances at once; 0: what the node can hold; default 100"
     )
     idle_ttl_s: float | None = Field(None, ge=1, le=86400, description="default: the setting pool.idle_ttl")
+    max_calls: int | None = Field(
+        None, ge=0, le=1_000_000_000, description="an instance is replaced after so many; default 0: never"
+    )
+    max_instance_age_s: int | None = Field(
+        None, ge=0, le=30 * 86400, description="an instance is replaced after so long; default 0: never"
+    )
+    provisioned: list[ProvisionedWindow] | None = Field(
+        None, max_length=20, description="when more instances than min_replicas stand ready; of several, the most"
+    )
+    capacity_policy: CapacityPolicy | None = None
     backend: Backend | None = Field(None, description="isolation technology; default auto")
     limits: Limits | None = None
     network_policy: NetworkPolicy | None = None
@@ -218,6 +263,13 @@ class AsyncPolicyView(Model):
     max_age_s: int
 
 
+class CapacityPolicyView(Model):
+    max_inflight: int
+    max_queue_depth: int | None
+    max_queue_wait_ms: int | None
+    shed_status_code: ShedStatus
+
+
 class ConfigView(Model):
     """The frozen configuration of one version. ``network_policy`` null: the default of this server."""
 
@@ -233,6 +285,10 @@ class ConfigView(Model):
     min_replicas: int
     max_replicas: int
     idle_ttl_s: float | None
+    max_calls: int
+    max_instance_age_s: int
+    provisioned: list[ProvisionedWindow]
+    capacity_policy: CapacityPolicyView
     backend: str
     limits: LimitsView
     network_policy: NetworkPolicyView | None

@@ -8,7 +8,7 @@ from typing import Any
 from nova.api.functions import Destination as DestinationFields
 from nova.api.functions import FunctionFields, NetworkPolicy
 from nova.domain.asyncs import AsyncDestinations, AsyncPolicy, Destination
-from nova.domain.function import Capture, EgressRule, EntryKind, Limits, Mode
+from nova.domain.function import Capacity, Capture, EgressRule, EntryKind, Limits, Mode, Window
 from nova.domain.function import NetworkPolicy as Policy
 from nova.domain.tree import EXECUTABLE, SourceFile, Tree
 from nova.domain.version import FunctionSettings, Recorded, VersionConfig
@@ -112,6 +112,10 @@ def settings_of(fields: FunctionFields) -> FunctionSettings:
             min_replicas=fields.min_replicas,
             max_replicas=fields.max_replicas,
             idle_ttl_s=fields.idle_ttl_s,
+            max_calls=fields.max_calls,
+            max_instance_age_s=fields.max_instance_age_s,
+            provisioned=_windows(fields),
+            capacity=Capacity(**_given(**fields.capacity_policy.model_dump())) if fields.capacity_policy else None,
             function_url=url.enabled if url else None,
             url_mode=url.invoke_mode if url else None,
             capture=Capture(
@@ -132,7 +136,18 @@ def settings_of(fields: FunctionFields) -> FunctionSettings:
     most = recorded.max_replicas
     if most and recorded.min_replicas > most:
         raise invalid("min_replicas", f"at most max_replicas, which is {most}")
+    if most and (large := [window for window in recorded.provisioned if window.replicas > most]):
+        raise invalid("provisioned", f"replicas: at most max_replicas, which is {most}, not {large[0].replicas}")
     return FunctionSettings(recorded, fields.description or "", _present(fields.tags))
+
+
+def _windows(fields: FunctionFields) -> tuple[Window, ...] | None:
+    if fields.provisioned is None:
+        return None
+    return tuple(
+        Window(window.cron, window.duration_s, window.replicas, window.time_zone, window.name)
+        for window in fields.provisioned
+    )
 
 
 def _destination(given: DestinationFields | None) -> Destination | None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from nova.api.functions import (
     AsyncDestinations,
     AsyncPolicyView,
+    CapacityPolicyView,
     CaptureView,
     ConfigView,
     Destination,
@@ -17,6 +18,7 @@ from nova.api.functions import (
     FunctionUrlView,
     LimitsView,
     NetworkPolicyView,
+    ProvisionedWindow,
     Urls,
 )
 from nova.api.versions import VersionSummary
@@ -45,6 +47,10 @@ def config_members(config: VersionConfig, recorded: Recorded) -> dict[str, Any]:
         "min_replicas": recorded.min_replicas,
         "max_replicas": recorded.max_replicas,
         "idle_ttl_s": recorded.idle_ttl_s,
+        "max_calls": recorded.max_calls,
+        "max_instance_age_s": recorded.max_instance_age_s,
+        "provisioned": [ProvisionedWindow.model_validate(asdict(window)) for window in recorded.provisioned],
+        "capacity_policy": CapacityPolicyView.model_validate(asdict(recorded.capacity)),
         "backend": config.backend,
         "limits": LimitsView(
             vcpus=limits.vcpus or None,

@@ -67,6 +67,29 @@ class NetworkPolicy:
 
 
 CapturePolicy = Literal["all", "errors", "none"]
+ShedStatus = Literal[503, 429]
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """When calls of a function are turned away, on each node. ``max_inflight`` counts calls that run or wait; 0 means that
+    only the queue is bounded. None: as the settings of the pool say."""
+
+    max_inflight: int = 0
+    max_queue_depth: int | None = None
+    max_queue_wait_ms: int | None = None
+    shed_status_code: ShedStatus = 503
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Instances that stand ready from each instant of ``cron`` on, for ``duration_s`` seconds."""
+
+    cron: str
+    duration_s: int
+    replicas: int
+    time_zone: str = "UTC"
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +138,11 @@ class FunctionSnapshot:
     pool_key: str = field(default="")
     capture: Capture = field(default=Capture())
     generation: int = 0
+    capacity: Capacity = field(default=Capacity())
+    max_calls: int = 0
+    """calls after which an instance is replaced; 0: never"""
+    max_instance_age_s: int = 0
+    """seconds after which it is; 0: never"""
     stream_idle_s: int = 0
     """seconds that a stream may be silent; 0: however long"""
     shadow: Shadow | None = None

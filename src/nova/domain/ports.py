@@ -62,6 +62,14 @@ class Fleet(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """Instances of one version: those that take calls, busy ones included, and those that are being made."""
+
+    ready: int
+    starting: int
+
+
 class Scaler(Protocol):
     """The port through which corona sees to it that enough instances stand ready."""
 
@@ -69,6 +77,16 @@ class Scaler(Protocol):
         """Keep at least ``replicas`` instances of the live version for ``ttl_s`` seconds; 0 takes an earlier wish back.
 
         Returns how many there are now, those that are booting included. Raises NovaError (``not_found``).
+        """
+        ...
+
+    async def prewarm(
+        self, scope: Scope, function: str, replicas: int, *, qualifier: str | None, ttl_s: float
+    ) -> Warmth:
+        """The same for any version, beside what :meth:`scale` asks for: the higher number counts.
+
+        Returns what there is right after asking. Raises NovaError (``not_found``, ``build_pending``,
+        ``validation_failed`` for more than ``max_replicas``).
         """
         ...
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nova.domain.asyncs import AsyncDestinations, AsyncPolicy
-from nova.domain.function import Capture, EntryKind, Limits, Mode, NetworkPolicy
+from nova.domain.function import Capacity, Capture, EntryKind, Limits, Mode, NetworkPolicy, Window
 
 UrlMode = Literal["buffered", "stream"]
 """How a function URL answers: when the call has ended, or as its pieces come."""
@@ -16,12 +16,16 @@ class Recorded:
     """Settings that act at once on every version. Each version keeps a copy, which activating it puts back.
 
     ``min_replicas`` of the live version stand ready. ``max_replicas`` 0 means the node's capacity. ``idle_ttl_s`` None means
-    the pool's own.
+    the pool's own. ``max_calls`` and ``max_instance_age_s`` 0 mean that instances are not replaced.
     """
 
     min_replicas: int = 0
     max_replicas: int = 100
     idle_ttl_s: float | None = None
+    max_calls: int = 0
+    max_instance_age_s: int = 0
+    provisioned: tuple[Window, ...] = ()
+    capacity: Capacity = field(default_factory=Capacity)
     function_url: bool = True
     url_mode: UrlMode = "buffered"
     capture: Capture = field(default_factory=Capture)

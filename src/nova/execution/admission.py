@@ -5,6 +5,7 @@ of its pages. The number of instances is therefore bounded by what an instance c
 while less than a tenth of the memory (of the host, or of the control group that the daemon lives in) is available.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 INSTANCE_FLOOR_MB = 16
@@ -18,10 +19,11 @@ _CGROUPS = (
 
 
 class NodeMemory:
-    """Memory of the machine as the daemon may use it."""
+    """Memory of the machine as the daemon may use it: all of it, or ``budget_mb`` (MiB, asked for at each look; 0: all)."""
 
-    def __init__(self, meminfo: Path = Path("/proc/meminfo")) -> None:
+    def __init__(self, meminfo: Path = Path("/proc/meminfo"), *, budget_mb: Callable[[], int] = lambda: 0) -> None:
         self._meminfo = meminfo
+        self._budget_mb = budget_mb
         self._read_at = float("-inf")
         self._low = False
 
@@ -39,7 +41,7 @@ class NodeMemory:
         return self._low
 
     def measure(self) -> tuple[int, int]:
-        """Total and available bytes: the host's, or the control group's when that is tighter."""
+        """Total and available bytes: the host's, or the control group's or the budget's when that is tighter."""
         fields = dict(line.split(":", 1) for line in self._meminfo.read_text().splitlines())
         total = int(fields["MemTotal"].split()[0]) << 10
         available = int(fields["MemAvailable"].split()[0]) << 10
@@ -48,6 +50,9 @@ class NodeMemory:
             if limit is not None and limit < total:
                 used = (_number(folder / used_file) or 0) - _cached(folder / "memory.stat", cache)
                 total, available = limit, min(available, limit - used)
+        budget = self._budget_mb() << 20
+        if budget and budget < total:
+            total, available = budget, max(0, budget - (total - available))
         return total, available
 
 

@@ -5,7 +5,8 @@ One object, one event loop. Boots and stops are tasks of the fleet's own, so tha
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -19,6 +20,7 @@ from nova.errors import draining
 from nova.execution.admission import NodeMemory
 from nova.execution.backends.base import Backend
 from nova.execution.boots import Booted, Booter, as_failure
+from nova.execution.fairness import giver
 from nova.execution.pool import Pool
 from nova.execution.slots import BootFailure, Lease, LoadFailed, Member, Waiter
 from nova.execution.turns import Turns
@@ -65,7 +67,7 @@ class InstanceFleet:
         self._booter = booter
         self._settings = settings
         self._events = events or NoEvents()
-        self._memory = memory or NodeMemory()
+        self._memory = memory or NodeMemory(budget_mb=lambda: settings.memory_budget_mb)
         self._capacity = self._memory.capacity()
         self._clock = clock
         self._turns = Turns(parallel_boots or max(4, 2 * (os.cpu_count() or 1)))
@@ -77,6 +79,9 @@ class InstanceFleet:
         self._stops: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[Any] | None = None
         self._full = False
+        self._capped: set[str] = set()
+        """tenants at their bound: nothing is tried for them before one of their instances went or a tick passed"""
+        self._tenants: Counter[str] = Counter()
         self._closing = False
         self.size = 0
         """instances of all pools, from the beginning of a boot to the end of a stop"""
@@ -109,7 +114,7 @@ class InstanceFleet:
         if pool is None:
             pool = self._pools[snapshot.pool_key] = Pool(self, snapshot, self._clock.monotonic())
         elif pool.snapshot is not snapshot and snapshot.generation >= pool.snapshot.generation:
-            pool.snapshot = snapshot
+            pool.adopt(snapshot)
         return pool
 
     async def wait(self, pool: Pool, deadline: float | None) -> Lease:
@@ -122,25 +127,30 @@ class InstanceFleet:
             raise
 
     def queue(self, pool: Pool, deadline: float | None) -> Waiter:
-        """Queue for a slot until ``deadline`` (monotonic; the caller's) or ``pool.max_queue_wait``.
+        """Queue for a slot until ``deadline`` (monotonic; the caller's) or the function's or the pool's longest wait.
 
-        Raises, here or through the waiter's future, NovaError (``queue_full``, ``queue_timeout``, ``capacity``,
-        ``timeout``, ``draining``, or what a boot failed with), LoadFailed, or PoolMoved when the function changed
+        Raises, here or through the waiter's future, NovaError (``inflight_limit``, ``queue_full``, ``queue_timeout``,
+        ``capacity``, ``timeout``, ``draining``, or what a boot failed with), LoadFailed, or PoolMoved when the function changed
         meanwhile.
         """
         if self._closing:
             raise draining()
         now = self._clock.monotonic()
-        limit, refusal = now + self._settings.max_queue_wait, "queue_timeout"
+        own = pool.snapshot.capacity
+        wait = self._settings.max_queue_wait if own.max_queue_wait_ms is None else own.max_queue_wait_ms / 1000
+        limit, refusal = now + wait, "queue_timeout"
         if deadline is not None and deadline < limit:
             limit, refusal = deadline, "timeout"
-        return pool.join(now, limit, refusal, self._settings.max_queue_depth)
+        depth = self._settings.max_queue_depth
+        if own.max_queue_depth is not None:
+            depth = min(depth, own.max_queue_depth)
+        return pool.join(now, limit, refusal, depth)
 
     # What pools ask for (pool.Owner)
 
     def want_boots(self, pool: Pool) -> None:
         self._turns.add(pool)
-        if not self._full:
+        if not self._full and pool.snapshot.scope.tenant not in self._capped:
             self._boot_next()
 
     def stop(self, member: Member, reason: str) -> None:
@@ -161,7 +171,10 @@ class InstanceFleet:
                 if pool.waiters:
                     pool.expire(now)
                     pool.plan()
+                pool.owed = 0  # nobody may need it any more; who does asks again at once
             self._boot_next()
+        for pool in self._all():
+            pool.owed = 0
 
     # Boots and stops
 
@@ -173,34 +186,59 @@ class InstanceFleet:
         if self._closing:
             return
         now = self._clock.monotonic()
+        self._full = False
+        self._capped.clear()
         blocked: list[Pool] = []
         while (pool := self._turns.pop()) is not None:
             if pool.shortfall(now) <= 0:
                 continue
-            if not self._room(now, wanted=len(blocked) + 1, needed=bool(pool.waiters)):
+            if not self._room(pool, now, wanted=len(blocked) + 1):
                 if pool.waiters:  # a floor alone can wait until it is asked for again
                     blocked.append(pool)
                 continue
-            self.size += 1
+            self._count(pool, 1)
             pool.boot_began()
             _keep(self._boots, self._boot(pool, self._turns.enter(now)))
             self._turns.add(pool)
         for pool in blocked:
             self._turns.add(pool)
-        self._full = bool(blocked)
 
-    def _room(self, now: float, wanted: int, *, needed: bool) -> bool:
-        """May one more instance begin? At the bound, idle instances that nobody waits for make place for one that is
-        ``needed``: first those above their pool's floor, but a call comes before any floor."""
-        limit = self._settings.max_global_instances or self._capacity
-        if self.size < limit and not self._memory.low(now):
+    def _room(self, pool: Pool, now: float, wanted: int) -> bool:
+        """May one more instance begin? At the node's or the tenant's bound room is made for a pool in which calls wait."""
+        tenant = pool.snapshot.scope.tenant
+        most = self._settings.max_tenant_instances
+        capped = bool(most) and self._tenants[tenant] >= most
+        fits = not capped and self.size < (self._settings.max_global_instances or self._capacity)
+        if fits and not self._memory.low(now):
             return True
-        if needed and sum(pool.stopping for pool in self._all()) < wanted:
-            kept = {pool for pool in self._pools.values() if pool.floor and pool.serving <= pool.kept(now)}
-            idle = min(self._idle(), key=lambda member: (member.pool in kept, member.last_used), default=None)
-            if idle is not None:
-                idle.pool.discard(idle, "reclaimed")
+        if pool.waiters:
+            if capped:
+                self._capped.add(tenant)
+            else:
+                self._full = True
+            rivals = [rival for rival in self._all() if not capped or rival.snapshot.scope.tenant == tenant]
+            if sum(rival.stopping + rival.owed for rival in rivals) < wanted:
+                self._make_room(pool, rivals, now, own_tenant=capped)
         return False
+
+    def _make_room(self, needy: Pool, rivals: Sequence[Pool], now: float, *, own_tenant: bool) -> None:
+        """Idle instances that nobody waits for go, the one idle longest first: those above their pool's floor, but a call
+        comes before any floor. When none is idle, a pool with more than its share gives one up after a call."""
+        kept = {pool for pool in rivals if (pool.floor or pool.warm) and pool.serving <= pool.kept(now)}
+        members = (member for pool in rivals for member in pool.available if not member.inflight)
+        idle = min(members, key=lambda member: (member.pool in kept, member.last_used), default=None)
+        if idle is not None:
+            idle.pool.discard(idle, "reclaimed")
+        elif (rich := giver(rivals, needy, own_tenant=own_tenant)) is not None:
+            rich.owed += 1
+
+    def _count(self, pool: Pool, change: int) -> None:
+        """One instance more or less, from the beginning of its boot to the end of its stop."""
+        self.size += change
+        tenant = pool.snapshot.scope.tenant
+        self._tenants[tenant] += change
+        if not self._tenants[tenant]:
+            del self._tenants[tenant]
 
     def _idle(self) -> Iterator[Member]:
         return (member for pool in self._pools.values() for member in pool.available if not member.inflight)
@@ -209,11 +247,11 @@ class InstanceFleet:
         try:
             booted = await self._booter.boot(pool.snapshot)
         except asyncio.CancelledError:
-            self.size -= 1
+            self._count(pool, -1)
             pool.boot_cancelled()
             raise
         except Exception as exc:
-            self.size -= 1
+            self._count(pool, -1)
             failure = BootFailure(as_failure(exc))
             self._log_failure(pool, failure)
             pool.boot_failed(failure, self._clock.monotonic())
@@ -254,7 +292,7 @@ class InstanceFleet:
             await backend.stop(instance, reason=reason)
         except Exception:
             log.exception("an instance could not be stopped", instance=instance.instance_id)
-        self.size -= 1
+        self._count(member.pool, -1)
         self.stopped += 1
         member.pool.stopped()
         self._forget_if_gone(member.pool)
@@ -285,6 +323,19 @@ class InstanceFleet:
         pool.keep(floor, until)
         return pool.serving
 
+    def prewarm(self, snapshot: FunctionSnapshot, instances: int, until: float) -> Pool | None:
+        """Have at least so many instances of this version ready until then, whatever floor there is beside; its pool.
+
+        None when 0 were asked for and there is no pool.
+        """
+        if self._closing:
+            raise draining()
+        if not instances and snapshot.pool_key not in self._pools:
+            return None
+        pool = self.pool(snapshot)
+        pool.prewarm(instances, until)
+        return pool
+
     def has_pools(self, scope: Scope, function: str) -> bool:
         return any(True for _ in self._of(scope, function))
 
@@ -307,9 +358,14 @@ class InstanceFleet:
             await work()
 
     async def _sweep(self) -> None:
-        """Stop what was idle for too long; forget pools that have nothing."""
+        """Stop what was idle for too long or is too old; forget pools that have nothing."""
         now = self._clock.monotonic()
         for pool in list(self._pools.values()):
+            pool.mark(now)
+            oldest = pool.snapshot.max_instance_age_s
+            for member in list(pool.members.values()) if oldest else ():
+                if now - member.started >= oldest:
+                    pool.retire(member, "max_age")
             own = pool.snapshot.idle_ttl_s
             ttl = self._settings.idle_ttl if own is None else own
             spare = pool.serving - pool.kept(now)

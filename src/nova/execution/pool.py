@@ -21,6 +21,7 @@ BOOT_GRACE_S = 2.0
 """beyond its time, for a call that waits for the first instance: what that boot ends with says more than a time-out"""
 _WEIGHT = 0.2
 """of the newest sample in the running means"""
+_NO_LIMIT = 1 << 60
 
 
 class Owner(Protocol):
@@ -48,6 +49,7 @@ class Pool:
         "booting",
         "boots",
         "calls",
+        "ceiling",
         "context",
         "draining",
         "failure",
@@ -57,7 +59,10 @@ class Pool:
         "inflight",
         "key",
         "last_used",
+        "marks",
+        "max_calls",
         "members",
+        "owed",
         "owner",
         "progress_at",
         "retry_at",
@@ -65,12 +70,14 @@ class Pool:
         "snapshot",
         "stopping",
         "waiters",
+        "warm",
+        "warm_until",
     )
 
     def __init__(self, owner: Owner, snapshot: FunctionSnapshot, now: float) -> None:
         self.owner = owner
         self.key = snapshot.pool_key
-        self.snapshot = snapshot
+        self.adopt(snapshot)
         self.context = ContextEncoder(snapshot)
         self.available: list[Member] = []
         self.members: dict[str, Member] = {}
@@ -90,19 +97,32 @@ class Pool:
         self.draining = False
         self.floor = 0
         self.floor_until = 0.0
+        self.warm = 0
+        self.warm_until = 0.0
+        self.owed = 0
+        """instances to give up, as their calls end, for a pool that has fewer"""
+        self.marks = (0, now), (0, now)
+
+    def adopt(self, snapshot: FunctionSnapshot) -> None:
+        """Take over settings that lie outside the key; they act on the next call."""
+        self.snapshot = snapshot
+        self.max_calls = snapshot.max_calls
+        self.ceiling = snapshot.capacity.max_inflight or _NO_LIMIT
 
     # The warm path
 
     def take(self) -> Lease | None:
         """A free slot of the instance that was used last, or None."""
         available = self.available
-        if not available:
+        if not available or self.inflight >= self.ceiling:
             return None
         member = available[-1]
         member.inflight += 1
         self.inflight += 1
         if member.inflight == member.concurrency:
             available.pop()
+        if self.max_calls:
+            self._wear(member)
         return Lease(member)
 
     def released(self, member: Member, now: float, service_s: float) -> None:
@@ -114,6 +134,9 @@ class Pool:
 
     def _free(self, member: Member) -> None:
         """One slot of ``member`` has no call any more."""
+        if self.owed and member.state is State.READY:
+            self.owed -= 1
+            self.retire(member, "reclaimed")
         if member.state is State.READY:
             if self.waiters and self._hand(member, None):
                 return
@@ -123,7 +146,23 @@ class Pool:
         else:
             self._count_out(member)
             if member.state is State.DRAINING and not member.inflight:
-                self.discard(member, "drained")
+                self.discard(member, member.leaving)
+                self.plan()
+
+    def _wear(self, member: Member) -> None:
+        """An instance that has begun its last call takes no other."""
+        if member.calls + member.inflight >= self.max_calls and member.state is State.READY:
+            self.retire(member, "max_calls")
+
+    def retire(self, member: Member, reason: str) -> None:
+        """Take no more calls on an instance, and stop it when those that it has are ended."""
+        if not member.inflight:
+            self.discard(member, reason)
+        elif member.state is State.READY:
+            if member in self.available:
+                self.available.remove(member)
+            member.state = State.DRAINING
+            member.leaving = reason
 
     def _count_out(self, member: Member) -> None:
         member.inflight -= 1
@@ -136,6 +175,8 @@ class Pool:
         while self.waiters:
             waiter, _ = self.waiters.popitem(last=False)
             if not waiter.future.done():
+                if self.max_calls:
+                    self._wear(member)
                 waiter.give(Lease(member, boot))
                 return True
         return False
@@ -188,8 +229,10 @@ class Pool:
             raise PoolMoved
         if self.failure is not None and now < self.retry_at and not self.members and not self.booting:
             raise self.failure.exception()
+        if self.inflight + len(self.waiters) >= self.ceiling:
+            raise self._shed("inflight_limit", f"{self.ceiling} calls are under way already")
         if len(self.waiters) >= max_depth:
-            raise NovaError("queue_full", f"{max_depth} calls are waiting already", retry_after_s=1)
+            raise self._shed("queue_full", f"{max_depth} calls are waiting already")
         if not self.waiters:
             self.progress_at = now
         waiter = Waiter(asyncio.get_running_loop().create_future(), deadline, refusal)
@@ -220,8 +263,11 @@ class Pool:
         if code == "timeout":
             return NovaError("timeout", "the caller's time was up before an instance was free")
         if not self.members and not self.booting:
-            return NovaError("capacity", "this node has no room for another instance", retry_after_s=1)
-        return NovaError("queue_timeout", "no instance became free in time", retry_after_s=1)
+            return self._shed("capacity", "this node has no room for another instance")
+        return self._shed("queue_timeout", "no instance became free in time")
+
+    def _shed(self, code: str, detail: str) -> NovaError:
+        return NovaError(code, detail, retry_after_s=1, status=self.snapshot.capacity.shed_status_code)
 
     def refuse_all(self, make: "ExceptionFactory") -> None:
         """Every waiter gets an exception of its own."""
@@ -237,11 +283,27 @@ class Pool:
         self.floor, self.floor_until = floor, until
         self.plan()
 
+    def prewarm(self, instances: int, until: float) -> None:
+        """The same for a while, beside that floor: the higher of the two counts."""
+        self.warm, self.warm_until = instances, until
+        self.plan()
+
     def kept(self, now: float) -> int:
         """How many instances are to stay although nobody calls."""
         if self.floor and now >= self.floor_until:
             self.floor = 0
-        return self.floor
+        if self.warm and now >= self.warm_until:
+            self.warm = 0
+        return max(self.floor, self.warm)
+
+    def mark(self, now: float) -> None:
+        """Begin another stretch of time for :meth:`rate`."""
+        self.marks = self.marks[1], (self.calls, now)
+
+    def rate(self, now: float) -> float:
+        """Calls a second, since the mark before the last."""
+        calls, since = self.marks[0]
+        return (self.calls - calls) / max(now - since, 1.0)
 
     @property
     def serving(self) -> int:
@@ -258,15 +320,15 @@ class Pool:
     def plan(self) -> None:
         """Ask for a turn to boot if that could help anybody."""
         limit = self.snapshot.max_replicas
-        if (self.waiters or self.floor) and not self.draining and (not limit or self.size < limit):
+        if (self.waiters or self.floor or self.warm) and not self.draining and (not limit or self.size < limit):
             self.owner.want_boots(self)
 
     def shortfall(self, now: float) -> int:
         """How many boots to begin now: those that the queue needs beyond what will be free within one boot time, and those
         that are missing to the floor."""
-        if self.draining or now < self.retry_at or not (self.waiters or self.floor):
+        if self.draining or now < self.retry_at or not (self.waiters or self.floor or self.warm):
             return 0
-        boots = self.kept(now) - self.serving if self.floor else 0
+        boots = self.kept(now) - self.serving if self.floor or self.warm else 0
         if self.waiters:
             concurrency = self.snapshot.concurrency
             need = len(self.waiters) - self.booting * concurrency - self._expected_releases(now)
@@ -304,7 +366,7 @@ class Pool:
             self.discard(member, "drained")
             return
         boot: BootTimes | None = times
-        while member.inflight < member.concurrency:
+        while member.inflight < member.concurrency and member.state is State.READY:
             member.inflight += 1
             self.inflight += 1
             if not self._hand(member, boot):

@@ -38,7 +38,7 @@ class BootTimes:
 class Member:
     """One instance of a pool. Only its pool changes it."""
 
-    __slots__ = ("calls", "concurrency", "inflight", "instance", "last_used", "pool", "started", "state")
+    __slots__ = ("calls", "concurrency", "inflight", "instance", "last_used", "leaving", "pool", "started", "state")
 
     def __init__(self, pool: "Pool", instance: Instance, concurrency: int, now: float) -> None:
         self.pool = pool
@@ -49,6 +49,8 @@ class Member:
         self.calls = 0
         self.started = now
         self.last_used = now
+        self.leaving = "drained"
+        """why it is stopped once its calls have ended"""
 
     @property
     def label(self) -> str:

@@ -45,7 +45,7 @@ _BY_STATUS: Mapping[int, grpc.StatusCode] = {
     508: grpc.StatusCode.FAILED_PRECONDITION,
 }
 _BY_CODE: Mapping[str, grpc.StatusCode] = dict.fromkeys(
-    ("queue_full", "queue_timeout", "capacity"), grpc.StatusCode.RESOURCE_EXHAUSTED
+    ("queue_full", "queue_timeout", "inflight_limit", "capacity"), grpc.StatusCode.RESOURCE_EXHAUSTED
 )
 
 
@@ -127,6 +127,7 @@ def read(message: pb.Failure) -> RemoteFailure:
         errors=[FieldError(item["field"], item["message"]) for item in details.get("errors", ())],
         extra=details.get("extra"),
         retry_after_s=message.retry_after_ms / 1000 if message.retry_after_ms else None,
+        status=message.http_status if message.code in CODES else None,
     )
     failure.delivered = _FROM_WIRE.get(message.delivered, "unknown")
     return failure

@@ -1,4 +1,5 @@
-"""The duty that keeps ``min_replicas`` instances of a function ready, on whichever comets there are.
+"""The duty that keeps ``min_replicas`` instances of a function ready, more in its provisioned windows, on whichever comets
+there are.
 
 It asks again and again, each time for a while only: when nobody leads any more, the wish runs out by itself and idle
 instances go their usual way.
@@ -53,7 +54,9 @@ class Replicas:
 
     async def _reconcile(self) -> None:
         """One look at every function that wants instances; those that want none any more are told so."""
-        wanted = {(entry.scope, entry.name): entry.replicas for entry in await self._all()}
+        now = self._clock.now()
+        entries = [(entry.scope, entry.name, entry.replicas(now)) for entry in await self._all()]
+        wanted = {(scope, name): replicas for scope, name, replicas in entries if replicas}
         wishes = {key: 0 for key in self._wanted if key not in wanted} | wanted
         self._wanted = wanted
         turn = asyncio.Semaphore(AT_ONCE)

@@ -11,6 +11,7 @@ from psycopg.errors import UniqueViolation
 from nova.api import schedules as api
 from nova.api.table import Empty, Page, PageQuery
 from nova.clock import Clock
+from nova.domain import cron
 from nova.domain.asyncs import MAX_PAYLOAD
 from nova.domain.identity import Identity, Scope
 from nova.domain.names import LATEST, LIVE
@@ -20,7 +21,6 @@ from nova.http import paging
 from nova.http.handler import Answer, Req, handles
 from nova.ids import new_id
 from nova.payload import too_large
-from nova.scheduling import cron
 from nova.scheduling.firing import enqueue, job_of
 from nova.scheduling.timing import Instant, times_of, timing
 from nova.security import access

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from nova.clock import rfc3339
-from nova.scheduling import cron
+from nova.domain import cron
 from nova.store.schedules import ScheduleRecord, ScheduleSettings, Timing
 
 GRACE = timedelta(seconds=10)
@@ -37,7 +37,7 @@ class Plan:
 
 
 def times_of(settings: ScheduleSettings, anchor: datetime) -> cron.Times:
-    """Raises ValueError (:class:`~nova.scheduling.cron.CronError`) for an expression or zone that is not understood."""
+    """Raises ValueError (:class:`~nova.domain.cron.CronError`) for an expression or zone that is not understood."""
     return cron.parse(settings.cron_expression, settings.timezone, anchor=anchor)
 
 

@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Literal
 
+from pydantic import TypeAdapter
+
+from nova.domain.function import Window
 from nova.domain.identity import Scope
+from nova.domain.windows import replicas_at
 from nova.store.db import Connection, Database, Queries, Row
 from nova.store.listen import Channel
 
@@ -282,19 +286,38 @@ async def released(conn: Connection, limit: int) -> list[Waiting]:
 
 @dataclass(frozen=True, slots=True)
 class KeptReady:
-    """A function that wants ``replicas`` instances although nobody calls it."""
+    """A function that wants instances although nobody calls it: ``least`` always, more while a window is open, and never
+    more than ``most`` (0: no bound)."""
 
     id: str
     scope: Scope
     name: str
-    replicas: int
+    least: int
+    most: int
+    windows: tuple[Window, ...] = ()
+
+    def replicas(self, now: datetime) -> int:
+        """What it wants at this moment."""
+        wanted = max(self.least, replicas_at(self.windows, now)) if self.windows else self.least
+        return min(wanted, self.most) if self.most else wanted
+
+
+_windows: TypeAdapter[tuple[Window, ...]] = TypeAdapter(tuple[Window, ...])
 
 
 async def kept_ready(db: Database, *, after: str | None, limit: int) -> list[KeptReady]:
-    """Built functions of active tenants with ``min_replicas``, by id."""
+    """Built functions of active tenants with ``min_replicas`` or windows, by id."""
     rows = await db.fetch(_sql.kept_ready, after=after, limit=limit)
     return [
-        KeptReady(row["id"], Scope(row["tenant_id"], row["namespace"]), row["name"], row["replicas"]) for row in rows
+        KeptReady(
+            row["id"],
+            Scope(row["tenant_id"], row["namespace"]),
+            row["name"],
+            row["min_replicas"],
+            row["max_replicas"],
+            _windows.validate_python(row["provisioned"]),
+        )
+        for row in rows
     ]
 
 

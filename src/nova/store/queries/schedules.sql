@@ -135,13 +135,14 @@ SELECT r.scheduled_for, r.fired_at, r.status, r.reason, r.catch_up, r.invocation
 -- name: drop_queued
 UPDATE schedule_runs SET status = 'skipped', reason = %(reason)s WHERE schedule_id = %(id)s::uuid AND status = 'queued';
 
--- name: kept_ready -- by id; functions that want instances although nobody calls them
+-- name: kept_ready -- by id; functions that want instances although nobody calls them, always or at times
 SELECT f.id::text AS id, f.tenant_id, f.namespace, f.name,
-       CASE WHEN (f.data -> 'recorded' ->> 'max_replicas')::int > 0
-            THEN least((f.data -> 'recorded' ->> 'min_replicas')::int, (f.data -> 'recorded' ->> 'max_replicas')::int)
-            ELSE (f.data -> 'recorded' ->> 'min_replicas')::int END AS replicas
+       coalesce((f.data -> 'recorded' ->> 'min_replicas')::int, 0) AS min_replicas,
+       coalesce((f.data -> 'recorded' ->> 'max_replicas')::int, 0) AS max_replicas,
+       coalesce(f.data -> 'recorded' -> 'provisioned', '[]'::jsonb) AS provisioned
   FROM functions f JOIN tenants t ON t.id = f.tenant_id AND t.status = 'active'
- WHERE (f.data -> 'recorded' ->> 'min_replicas')::int > 0 AND f.live_version IS NOT NULL
+ WHERE ((f.data -> 'recorded' ->> 'min_replicas')::int > 0
+        OR jsonb_array_length(f.data -> 'recorded' -> 'provisioned') > 0) AND f.live_version IS NOT NULL
    AND (%(after)s::uuid IS NULL OR f.id > %(after)s::uuid)
  ORDER BY f.id
  LIMIT %(limit)s;

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from nova.scheduling import cron
+from nova.domain import cron
 
 SPRING = datetime(2026, 3, 28, 12, tzinfo=UTC)
 
