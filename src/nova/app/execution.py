@@ -196,4 +196,5 @@ def sandbox_options(settings: Settings, runtimes: Runtimes, home: Path, place: i
         cgroup_root=settings.sandbox.cgroup_root,
         strict_limits=settings.execution.strict_limits,
         private_networks=settings.network_policy.private_egress,
+        blocked=tuple(settings.network_policy.blocked),
     )

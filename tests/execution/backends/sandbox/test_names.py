@@ -211,10 +211,7 @@ async def test_private_networks_can_be_closed(tmp_path: Path, outside: World) ->
     await closed.start()
 
     async def seen(policy: NetworkPolicy, *hosts: str) -> list[bool]:
-        function = await guest(closed, tmp_path, policy)
-        answers: list[bool] = await function.value([("connects", host, 8080) for host in hosts])
-        await function.stop()
-        return answers
+        return await _connects(closed, tmp_path, policy, *hosts)
 
     addresses = (outside.near, outside.far, outside.other)
     given = (EgressRule("0.0.0.0/0"), EgressRule("*.example.test"), EgressRule(f"{outside.other}/32"))
@@ -230,6 +227,31 @@ async def test_private_networks_can_be_closed(tmp_path: Path, outside: World) ->
     assert free == default == [False, True, False]
     assert ruled == [False, True, True, False, True, True], "svc leads to an address that a rule names"
     assert private == [False, False, False]
+
+
+async def test_what_is_blocked_stays_blocked(tmp_path: Path, outside: World) -> None:
+    """``network_policy.blocked``: neither by the default, nor by a rule, nor under a name."""
+    backend = SandboxBackend(
+        options(tmp_path, resolvers=(outside.near,), blocked=(f"{outside.other}/32",)), PythonOnly()
+    )
+    await backend.start()
+    ruled = rules(EgressRule(outside.other), EgressRule("svc.example.test"), EgressRule(outside.near))
+    try:
+        free, named = await asyncio.gather(
+            _connects(backend, tmp_path, NetworkPolicy(), outside.other, outside.near),
+            _connects(backend, tmp_path, ruled, outside.other, "svc.example.test", outside.near),
+        )
+    finally:
+        await backend.close()
+    assert free == [False, True]
+    assert named == [False, False, True]
+
+
+async def _connects(backend: SandboxBackend, folder: Path, policy: NetworkPolicy, *hosts: str) -> list[bool]:
+    function = await guest(backend, folder, policy)
+    answers: list[bool] = await function.value([("connects", host, 8080) for host in hosts])
+    await function.stop()
+    return answers
 
 
 async def test_what_is_no_question_gets_no_answer() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from nova.domain.function import EgressRule, NetworkPolicy
 from nova.errors import NovaError
+from nova.execution.backends.sandbox import nftables
 from nova.execution.backends.sandbox.backend import SandboxBackend
 from nova.execution.backends.sandbox.netlink import Netlink
 from nova.execution.backends.sandbox.network import Network
@@ -241,6 +242,29 @@ async def test_the_block_of_a_killed_daemon_is_cleaned() -> None:
         assert table not in _tables()
     finally:
         await following.close()
+
+
+@pytest.mark.parametrize("library", [True, False])
+async def test_the_filter_by_library_and_by_program(monkeypatch: pytest.MonkeyPatch, library: bool) -> None:
+    """Both change it as a whole or not at all, and say what was wrong."""
+    if not library:
+        monkeypatch.setattr(nftables, "_load", _no_library)
+    table = f"nova_test{os.getpid():x}"
+    nft = nftables.Nftables()
+    try:
+        nft.apply(f"table inet {table} {{ chain c {{ counter; }}; }}\n")
+        assert table in nft.tables()
+        with pytest.raises(OSError, match="nft: "):
+            nft.apply(f"add chain inet {table} d\nadd rule inet {table} nowhere accept\n")
+        assert "chain d" not in _nft("list", "table", "inet", table)
+        nft.apply(f"delete table inet {table}\n")
+        assert table not in nft.tables()
+    finally:
+        nft.close()
+
+
+def _no_library() -> Any:
+    raise OSError("not installed")
 
 
 async def test_addresses_run_out() -> None:

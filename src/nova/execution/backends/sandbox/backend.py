@@ -56,6 +56,8 @@ class SandboxOptions:
     strict_limits: bool = False
     private_networks: bool = True
     """false: private networks are reachable only where an egress rule names them by address"""
+    blocked: tuple[str, ...] = ()
+    """IPv4 networks that no instance reaches, whatever its policy says"""
     resolvers: tuple[str, ...] = ()
     """name servers for egress rules by name; none: the host's"""
 
@@ -101,7 +103,12 @@ class SandboxBackend:
 
     async def _start_network(self) -> Network | None:
         options = self._options
-        ways = Network(options.subnet, private=options.private_networks, resolvers=options.resolvers)
+        ways = Network(
+            options.subnet,
+            private=options.private_networks,
+            blocked=options.blocked,
+            resolvers=options.resolvers,
+        )
         try:
             await ways.start()
         except (OSError, NovaError) as error:

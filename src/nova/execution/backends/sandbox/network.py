@@ -87,15 +87,17 @@ class Network:
         *,
         locks: Path = LOCK_DIRECTORY,
         private: bool = True,
+        blocked: Sequence[str] = (),
         resolvers: Sequence[str] = (),
     ) -> None:
-        """``private`` false: private networks are reachable only where a rule names them by address.
+        """``private`` false: private networks are reachable only where a rule names them by address; ``blocked`` never are.
 
         ``resolvers``: name servers for rules by name; none: the host's.
         """
         self._subnet = IPv4Network(subnet)
         self._locks = locks
         self._private = private
+        self._never = (*rules.NEVER, *(IPv4Network(text, strict=False) for text in blocked))
         self._resolver = names.upstream(resolvers)
         self._uses = itertools.count(secrets.randbelow(1 << 31) + 1)
         self._shapes = False
@@ -197,7 +199,7 @@ class Network:
             await self._run(lambda: self._nftables.apply(rules.pin(self.table, slot.tag, found, addresses, seconds)))
 
         def refused(address: IPv4Address) -> bool:
-            if any(address in network for network in (*rules.NEVER, self._subnet)) or _is_of_this_host(address):
+            if any(address in network for network in (*self._never, self._subnet)) or _is_of_this_host(address):
                 return True
             private = any(address in network for network in rules.PRIVATE)
             return private and not self._private and not any(address in network for network in chain.private)
@@ -219,7 +221,9 @@ class Network:
         self._unused.reverse()
         log.debug("network block leased", block=str(self._block))
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        base = rules.base_rules(self.table, self._block, private=self._private, resolvers=host_resolvers())
+        base = rules.base_rules(
+            self.table, self._block, never=self._never, private=self._private, resolvers=host_resolvers()
+        )
         self._nftables.apply(base)
         self._shapes = self._can_shape()
 

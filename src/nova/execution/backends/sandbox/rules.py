@@ -49,12 +49,20 @@ class Chain:
     """private networks that rules name by address"""
 
 
-def base_rules(table: str, addresses: IPv4Network, *, private: bool = True, resolvers: Sequence[str] = ()) -> str:
-    """The rules that hold for every slot.
+def base_rules(
+    table: str,
+    addresses: IPv4Network,
+    *,
+    never: Sequence[IPv4Network] = NEVER,
+    private: bool = True,
+    resolvers: Sequence[str] = (),
+) -> str:
+    """The rules that hold for every slot. ``never`` is out of reach under every policy.
 
     ``private`` false: private networks only where a policy's rule names them, and the name servers ``resolvers``.
     """
     every = f'"{INTERFACE}*"'
+    blocked = ", ".join(map(str, collapse_addresses(never)))
     unruled = "accept"
     if not private:
         servers = ", ".join(resolvers)
@@ -76,7 +84,7 @@ table inet {table} {{
   chain out {{
     meta nfproto ipv6 drop
     oifname {every} drop
-    ip daddr {{ {_NEVER} }} drop
+    ip daddr {{ {blocked} }} drop
     iifname vmap @policies
     {unruled}
   }}
