@@ -49,6 +49,10 @@ class Reader:
                 self._some.clear()
                 await self._some.wait()
 
+    async def until_values(self, values: list[Any]) -> None:
+        """Wait until exactly these have come."""
+        await self.until(lambda: self.values == values)
+
     @property
     def values(self) -> list[Any]:
         """The pieces as a client gets them: text, bytes or a value."""

@@ -12,12 +12,14 @@ from nova.config import PoolSettings
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
+from nova.domain.stream import Piece
 from nova.errors import FunctionError, NovaError
 from nova.execution.backends.base import WorkerResult
 from nova.execution.boots import Booter
 from nova.execution.executor import Executor
 from nova.execution.fleet import InstanceFleet
 from tests.execution.fakes import FakeArtifacts, FakeBackend, OneBackend, make_call, make_snapshot
+from tests.execution.sinks import Reader
 from tests.mock_clock import settle
 
 pytestmark = pytest.mark.anyio
@@ -414,3 +416,28 @@ async def test_a_node_that_is_set_aside_refuses_until_it_is_taken_back(rig: Rig)
     with pytest.raises(NovaError) as ending:
         await rig.executor.invoke(make_call())
     assert ending.value.code == "draining"
+
+
+async def test_a_stream_goes_through_the_same_guards_and_slots(rig: Rig) -> None:
+    """EX9: the sink is told before the call is sent; the record says how much there was."""
+    rig.backend.hold = True
+    reader = Reader()
+    call = make_call()
+    task = asyncio.create_task(rig.executor.stream(call, reader))
+    await rig.until(lambda: rig.backend.channels and rig.backend.channels[0].calls)
+    (sent,) = rig.backend.channels[0].calls
+    assert reader.begun == [(1, True)]
+    assert b'"streaming": true' in sent.context
+    assert sent.sink is not None
+    sent.sink.piece(Piece("text", b'"abc"'))
+    rig.backend.answer_all()
+    assert (await task).output == b'"ok"'
+    assert rig.records[0][2].output == b'{"streamed":{"pieces":1,"bytes":5}}'
+    circle = make_call(chain=("hello",))
+    with pytest.raises(NovaError, match="circle"):
+        await rig.executor.stream(circle, reader)
+    rig.executor.drain()
+    with pytest.raises(NovaError) as refused:
+        await rig.executor.stream(make_call(), reader)
+    assert refused.value.code == "draining"
+    assert len(reader.begun) == 1

@@ -13,6 +13,7 @@ from nova.ids import new_id
 from nova.store.db import Database
 from nova.store.idempotency import IdempotencyStore
 from tests.events.support import IDENTITY, Calls, failing, result
+from tests.execution.sinks import Reader
 
 pytestmark = pytest.mark.anyio
 
@@ -179,3 +180,15 @@ async def test_bad_keys_are_refused(store: IdempotencyStore, key: str) -> None:
 async def _never(_request: CallRequest) -> CallResult:
     await asyncio.Event().wait()
     raise AssertionError
+
+
+async def test_a_stream_cannot_have_a_key(store: IdempotencyStore) -> None:
+    """What went to one caller piece by piece is not kept, so it could not be repeated."""
+
+    async def never(request: CallRequest) -> CallResult:
+        raise AssertionError("it ran")
+
+    with pytest.raises(NovaError) as refused:
+        await IdempotentInvoker(Calls(never), store).stream(call(), Reader())
+    assert refused.value.code == "validation_failed"
+    assert [error.field for error in refused.value.errors] == ["Idempotency-Key"]

@@ -9,13 +9,16 @@ import pytest
 
 from nova.clock import SYSTEM_CLOCK
 from nova.config import TracingSettings
+from nova.domain.call import CallRequest, CallResult
 from nova.domain.ports import Invoker
+from nova.domain.stream import Piece
 from nova.errors import NovaError
 from nova.execution.tracing import TracedInvoker
 from nova.gateway.tracing import TracedGateway
-from nova.tracing import Sink, Tracing, open_tracing
+from nova.tracing import EndedSpan, Sink, Tracing, open_tracing
 from tests.collector import Collector, Got, grpc_collector
 from tests.execution.fakes import make_call
+from tests.execution.sinks import Reader
 from tests.execution.stack import RealStack, real_stack
 
 pytestmark = pytest.mark.anyio
@@ -147,3 +150,29 @@ async def test_what_the_caller_does_not_sample_leaves_no_span_but_goes_on(
             result = await invoker.invoke(call)
     assert json.loads(result.output or b"")["context"] == CLIENT[:-2] + "00"
     assert collector.spans == []
+
+
+async def test_the_span_of_a_stream_ends_with_it(collector: Collector) -> None:
+    """What goes wrong after the first piece is the span's outcome, too."""
+    ended: list[EndedSpan] = []
+    tracing = open_tracing(
+        TracingSettings(enabled=True, endpoint=collector.address), node="here", sinks=(ended.append,)
+    )
+    assert tracing is not None
+
+    class Late:
+        async def invoke(self, call: CallRequest) -> CallResult:
+            raise AssertionError("it was to be streamed")
+
+        async def stream(self, call: CallRequest, sink: Reader) -> CallResult:
+            sink.piece(Piece("text", b'"first"'))
+            assert ended == []
+            raise NovaError("timeout", "silent")
+
+    reader = Reader()
+    invoker = TracedInvoker(tracing.tracer("comet"), lambda *_version: "sandbox").around(Late())
+    with pytest.raises(NovaError, match="silent"):
+        await invoker.stream(make_call(traceparent=CLIENT), reader)
+    await tracing.close()
+    assert reader.values == ["first"]
+    assert [(span.name, span.error) for span in ended] == [("nova.invoke", "timeout")]

@@ -258,7 +258,7 @@ exit 0
         for event, error in (("fine", None), ("fail", FunctionError("Nova.ExitError", "it broke"))):
             go.unlink(missing_ok=True)
             call = instance.begin(event, sink=(reader := Reader()))
-            await reader.until(lambda reader=reader: reader.values == ["grü"])
+            await reader.until_values(["grü"])
             go.touch()
             result = await call
             assert (result.error, result.stdout) == (error, "")

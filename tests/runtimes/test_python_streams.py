@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ async def test_asynchronous_generators(concurrency: int, tmp_path: Path) -> None
         readers = [Reader() for _ in range(concurrency)]
         calls = [instance.begin(["run", str(go)], sink=reader) for reader in readers]
         for reader in readers:
-            await reader.until(lambda reader=reader: reader.pieces and reader.prints)
+            await reader.until(partial(both, reader))
         go.touch()
         for call, reader in zip(calls, readers, strict=True):
             assert json.loads((await call).output or b"") is None
@@ -191,6 +192,10 @@ async def test_a_slow_reader_and_one_who_leaves_are_nobody_elses_business(tmp_pa
         call.cancel()
         await ended(instance, "endless")
         assert instance.channel.usable
+
+
+def both(reader: Reader) -> bool:
+    return bool(reader.pieces and reader.prints)
 
 
 async def ended(instance: Guest, what: str) -> None:
