@@ -150,7 +150,6 @@ ENFORCED: dict[str, str] = {
     "functions.runtime": "runtimes/test_custom.py::test_scripts_of_languages",
     "functions.tags": f"{_FUNCTIONS}::test_lists_filter_and_page",
     "functions.stream_idle_s": "execution/test_sandboxed_streams.py::test_streams_of_a_real_function",
-    "functions.stream_idle_s": "execution/test_sandboxed_streams.py::test_streams_of_a_real_function",
     "functions.timeout_s": "execution/test_executor.py::test_the_shorter_deadline_is_enforced",
     "functions?backend": f"{_FUNCTIONS}::test_lists_filter_and_page",
     "functions?compile_status": f"{_FUNCTIONS}::test_lists_filter_and_page",

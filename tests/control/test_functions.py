@@ -22,7 +22,6 @@ EVERYTHING: dict[str, Any] = {
     "memory_mb": 256,
     "timeout_s": 7,
     "stream_idle_s": 4,
-    "stream_idle_s": 4,
     "instance_concurrency": 3,
     "min_replicas": 2,
     "max_replicas": 5,
@@ -120,7 +119,6 @@ async def test_every_field_is_kept_and_shown(plane: Control) -> None:
     assert (snapshot.limits, snapshot.network, snapshot.env) == (frozen.limits, frozen.network, {"GREETING": "hi"})
     assert (snapshot.mode, snapshot.timeout_s, snapshot.concurrency, snapshot.max_replicas) == ("process", 7, 3, 5)
     assert snapshot.stream_idle_s == 4
-    assert snapshot.stream_idle_s == 4
     assert (snapshot.runtime, snapshot.handler, snapshot.function_url) == ("python", "app.api.handle", False)
     recorded = function.settings.recorded
     assert (recorded.min_replicas, recorded.max_replicas) == (2, 5)
@@ -152,8 +150,6 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("memory_mb", True, "memory_mb"),
     ("timeout_s", 0, "timeout_s"),
     ("timeout_s", 901, "timeout_s"),
-    ("stream_idle_s", -1, "stream_idle_s"),
-    ("stream_idle_s", 901, "stream_idle_s"),
     ("stream_idle_s", -1, "stream_idle_s"),
     ("stream_idle_s", 901, "stream_idle_s"),
     ("instance_concurrency", 1001, "instance_concurrency"),
