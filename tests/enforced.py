@@ -11,6 +11,7 @@ _VERSIONS = "control/test_versions.py"
 _ALIASES = "control/test_aliases.py"
 _ROUTING = "execution/test_routing.py"
 _ROLLOUTS = "control/test_rollouts.py"
+_REPLAYS = "execution/test_replays.py"
 _SHADOWS = "execution/test_shadow.py"
 _BUILDS = "control/test_builds.py"
 _RECORDS = "execution/test_records.py"
@@ -194,6 +195,8 @@ ENFORCED: dict[str, str] = {
     "versions.description": f"{_VERSIONS}::test_publish_freezes_what_changed_since",
     "versions?cursor": f"{_VERSIONS}::test_lists_page_newest_first",
     "versions?limit": f"{_VERSIONS}::test_lists_page_newest_first",
+    "replays?async": f"{_REPLAYS}::test_a_kept_call_runs_again_as_any_version",
+    "replays?qualifier": f"{_REPLAYS}::test_a_kept_call_runs_again_as_any_version",
     "rollouts.alias": f"{_ROLLOUTS}::test_a_named_alias_moves_and_what_a_user_does_meanwhile_counts_more",
     "rollouts.auto_promote": f"{_ROLLOUTS}::test_a_breach_or_the_end_can_wait_for_a_person",
     "rollouts.auto_rollback": f"{_ROLLOUTS}::test_a_breach_or_the_end_can_wait_for_a_person",

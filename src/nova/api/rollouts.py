@@ -22,7 +22,7 @@ def _rising(steps: list["Step"]) -> list["Step"]:
     return steps
 
 
-def _qualifier(target: str) -> str:
+def require_qualifier(target: str) -> str:
     if not is_qualifier(target):
         raise ValueError("a version number, an alias, live or $LATEST")
     return target
@@ -124,7 +124,7 @@ class ShadowSpec(Model):
     """
 
     enabled: bool = True
-    target: Annotated[str, Field(max_length=64), AfterValidator(_qualifier)]
+    target: Annotated[str, Field(max_length=64), AfterValidator(require_qualifier)]
     percent: Weight = 100
     compare: Compare = "output"
     ignore: list[Annotated[str, Field(max_length=256, min_length=1, pattern=POINTER)]] = Field([], max_length=100)

@@ -107,6 +107,7 @@ _NOUNS = (
     "rollouts",
     "builds",
     "invocations",
+    "replays",
     "asyncs",
     "schedules",
     "state",

@@ -27,6 +27,7 @@ from nova.execution.metrics import Metrics
 from nova.execution.node import NodeReporter
 from nova.execution.recorder import CallRecorder
 from nova.execution.records import RecordHandlers
+from nova.execution.replays import ReplayHandlers
 from nova.execution.rollover import Rollover
 from nova.execution.scaling import LocalScaler
 from nova.execution.shadow import Shadows
@@ -163,6 +164,7 @@ class ExecutionPlane:
         stores = self._stores
         return [
             RecordHandlers(stores.invocations, self.feed, self.logs.settle),
+            ReplayHandlers(stores.invocations, self.catalog, self.guests, self.logs.settle, SYSTEM_CLOCK),
             FigureHandlers(stores.invocations, self.exposition, self.executor.stats, self.logs.settle, SYSTEM_CLOCK),
         ]
 

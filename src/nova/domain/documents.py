@@ -87,3 +87,11 @@ def _child(value: Any, token: str) -> Any:
     if isinstance(value, list) and token.isascii() and token.isdigit() and len(token) < 10:
         return _item(value, int(token))
     return ABSENT
+
+
+def within(value: Any, depth: int) -> bool:
+    """Is nothing in ``value`` nested deeper than ``depth`` levels?"""
+    if not isinstance(value, dict | list):
+        return True
+    children = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(within(child, depth - 1) for child in children)

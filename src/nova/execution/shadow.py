@@ -145,8 +145,9 @@ class Shadows:
             return
         status, found = _status(result), list[Difference]()
         same = status == _status(copy)
-        if same and shadow.compare == "output" and _kept_whole(result.output) and copy.output is not None:
-            found = await _differences(result.output or b"null", copy.output, shadow.ignore)
+        before, after = result.output, copy.output
+        if same and shadow.compare == "output" and before is not None and after is not None and not is_streamed(before):
+            found = await _differences(before, after, shadow.ignore)
             same = not found
         tally = self._tally(snapshot, shadow)  # it may have been written away meanwhile
         tally.primary_ms += result.phases.handler_us / 1000
@@ -185,9 +186,9 @@ class Shadows:
             log.warning("reports of shadow traffic could not be written", error=error.detail)
 
 
-def _kept_whole(output: bytes | None) -> bool:
-    """False for what stands for a stream (:mod:`nova.execution.streams`): only its outcome can be compared."""
-    return output is not None and not output.startswith(_STREAMED)
+def is_streamed(output: bytes) -> bool:
+    """Does this stand for a stream (:mod:`nova.execution.streams`), whose pieces nobody kept?"""
+    return output.startswith(_STREAMED)
 
 
 def _status(result: CallResult) -> str:
