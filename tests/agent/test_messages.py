@@ -44,7 +44,7 @@ HEADS = [
     WelcomeHead(agent="1", runtimes=("python",), boot_us=5, fds=3),
     INIT,
     LoadedHead(ok=False, worker=0, error=GuestError("E", "m", ("s",))),
-    LoadedHead(ok=True, worker=1, fds=3, init_us=7, concurrency=4, multiplex=True, stdout="o", stderr="e"),
+    LoadedHead(True, 1, fds=3, init_us=7, concurrency=4, multiplex=True, stdout="o", stderr="e", import_us=5),
     WorkerExitHead(worker=1, pid=7, exit_code=None, signal=9),
     KillWorkerHead(worker=2),
     ReloadHead("begin", "sha256:00", 5, "main.handler", "main.py"),

@@ -125,6 +125,7 @@ class Loader:
             stdout=loading.stdout.take(),
             stderr=loading.stderr.take(),
             error=error,
+            import_us=ready.import_us if ready else 0,
         )
         self._finished(loading, head)
 

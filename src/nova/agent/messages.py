@@ -189,6 +189,8 @@ class LoadedHead:
     stdout: str = ""
     stderr: str = ""
     error: GuestError | None = field(default=None)
+    import_us: int = 0
+    """the part of ``init_us`` in which the language imported the code, where the worker says so"""
 
     def as_head(self) -> dict[str, Any]:
         return asdict(self)
@@ -206,6 +208,7 @@ class LoadedHead:
             stdout=take(head, "stdout", str),
             stderr=take(head, "stderr", str),
             error=None if error is None else GuestError.of(error),
+            import_us=take(head, "import_us", int) if "import_us" in head else 0,
         )
 
 

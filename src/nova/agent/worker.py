@@ -25,10 +25,12 @@ _ANY_OUTPUT = re.compile(rb'\s*\{\s*(?:"request_id"\s*:\s*"([0-9A-Za-z-]{1,64})"
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The code is loaded. ``multiplex`` when the worker takes more than one call at once."""
+    """The code is loaded. ``multiplex`` when the worker takes more than one call at once. ``import_us``: microseconds in which
+    the language imported the code; 0 when the worker does not say."""
 
     concurrency: int
     multiplex: bool
+    import_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,5 +177,10 @@ def _parse_rare(line: bytes) -> Event:
         concurrency = ready.get("concurrency")
         if not isinstance(concurrency, int) or concurrency < 1:
             return Garbage("ready without concurrency")
-        return Ready(concurrency, multiplex=ready.get("multiplex") is True)
+        import_us = ready.get("import_us")
+        return Ready(
+            concurrency,
+            multiplex=ready.get("multiplex") is True,
+            import_us=import_us if isinstance(import_us, int) and import_us > 0 else 0,
+        )
     return Garbage("a worker line is neither output nor error")

@@ -81,7 +81,9 @@ class Booter:
                 raise LoadFailed(snapshot, exc.error, instance.instance_id, times) from None
             raise
         loaded = self._clock.monotonic()
-        times = BootTimes(instance.source, _us(created - began), _us(loaded - created), done.stdout, done.stderr)
+        times = BootTimes(
+            instance.source, _us(created - began), _us(loaded - created), done.stdout, done.stderr, done.import_us
+        )
         if self._guests is not None:
             self._guests.attach(snapshot, instance.channel)
         return Booted(backend, instance, max(1, min(done.concurrency, snapshot.concurrency)), times)

@@ -109,6 +109,12 @@ class DirectChannel:
             boot_us=welcome.boot_us,
         )
 
+    def standing_line(self) -> int:
+        """A copy of the descriptor of the standing worker's line, before :meth:`init`; the caller closes it."""
+        if self._standing is None:
+            raise ControlLost("the agent has no standing worker")
+        return os.dup(self._standing[0])
+
     # -- loading -------------------------------------------------------------------------------------------------
 
     async def init(self, spec: InitSpec) -> InitDone:
@@ -137,7 +143,7 @@ class DirectChannel:
         """From here on calls go to the worker that has just loaded, and to further ones like it."""
         slots = min(loaded.concurrency, self._asked) if loaded.multiplex else self._asked
         self._workers.replace(self._adopt(answer, loaded), slots)
-        return InitDone(loaded.init_us, slots, loaded.stdout, loaded.stderr)
+        return InitDone(loaded.init_us, slots, loaded.stdout, loaded.stderr, min(loaded.import_us, loaded.init_us))
 
     def _adopt(self, answer: Frame, loaded: LoadedHead) -> WorkerLine:
         """Start to drive a worker that has loaded the code."""

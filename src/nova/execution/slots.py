@@ -33,6 +33,8 @@ class BootTimes:
     init_us: int
     stdout: str = ""
     stderr: str = ""
+    import_us: int = 0
+    """the part of ``init_us`` in which the language imported the code"""
 
 
 class Member:

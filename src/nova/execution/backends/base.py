@@ -88,12 +88,14 @@ class InitSpec:
 
 @dataclass(frozen=True, slots=True)
 class InitDone:
-    """The code is loaded. ``concurrency`` is how many calls the worker really takes at once."""
+    """The code is loaded. ``concurrency`` is how many calls the worker really takes at once; ``import_us`` the part of
+    ``init_us`` in which the language imported the code, 0 where that is not known."""
 
     init_us: int
     concurrency: int
     stdout: str = ""
     stderr: str = ""
+    import_us: int = 0
 
 
 @dataclass(slots=True)
