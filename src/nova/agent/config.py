@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-LaunchKind = Literal["fork", "exec", "none"]
+LaunchKind = Literal["fork", "exec", "none", "lambda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +14,9 @@ class WorkerLaunch:
     ``fork``: import ``module`` (preloaded, see :mod:`nova.agent.preload`) and call its ``main()`` in a child of the agent;
     such a worker can itself fork a fresh process per call. ``exec``: run ``argv`` with ``env`` as a standing worker that
     boots and waits for its init line. ``none``: nothing stands; ``argv`` is started at Init and speaks lines on stdin and
-    stdout. ``script`` runs a plain script. In ``argv`` (kind ``none``) and ``script`` the word ``{entry}`` stands for the
-    absolute path of the entry file and ``{input}`` for the input file.
+    stdout. ``lambda``: as ``none``, but it asks for its calls through the Lambda Runtime API. ``script`` runs a plain
+    script. In ``argv`` (kinds ``none`` and ``lambda``) and ``script`` the word ``{entry}`` stands for the absolute path of
+    the entry file and ``{input}`` for the input file.
     """
 
     kind: LaunchKind

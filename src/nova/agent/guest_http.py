@@ -114,19 +114,29 @@ class RequestReader:
                     raise BadRequest(400, "a chunk has no size")
                 return None
             size = int(match[1], 16)
+            if size == 0:
+                return self._read_trailers(match.end())
             if len(self._chunks) + size > self._max_body:
                 raise _too_large(self._max_body)
             end = match.end() + size
             if len(self._buffer) < end + 2:
                 return None
             if self._buffer[end : end + 2] != b"\r\n":
-                raise BadRequest(400, "a chunk does not end where its size says, or trailers follow")
+                raise BadRequest(400, "a chunk does not end where its size says")
             self._chunks += self._buffer[match.end() : end]
             del self._buffer[: end + 2]
-            if size == 0:
-                body = bytes(self._chunks)
-                self._chunks.clear()
-                return body
+
+    def _read_trailers(self, start: int) -> bytes | None:
+        """The body, when everything behind its last chunk is there; headers among that are dropped."""
+        end = start if self._buffer.startswith(b"\r\n", start) else self._buffer.find(b"\r\n\r\n", start) + 2
+        if end < start:
+            if len(self._buffer) - start > MAX_HEAD:
+                raise BadRequest(431, f"trailers are larger than {MAX_HEAD} bytes")
+            return None
+        body = bytes(self._chunks)
+        self._chunks.clear()
+        del self._buffer[: end + 2]
+        return body
 
 
 def _parse_head(data: bytes, max_body: int) -> _Head:

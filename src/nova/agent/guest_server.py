@@ -68,6 +68,8 @@ class Server:
         self._poller = poller
         self.serve = serve
         self.divert = divert
+        self.refused: Callable[[BadRequest], None] = lambda _bad: None
+        """hears of requests that could not be read"""
         self._listeners: list[socket.socket] = []
         self._connections: set[Connection] = set()
         self._paused = False
@@ -140,6 +142,7 @@ class Connection:
         except BadRequest as bad:
             self._closing, self._spare = True, _SPARE
             body = json.dumps({"status": bad.status, "code": "bad_request", "detail": str(bad)}).encode()
+            self._server.refused(bad)
             self._write(answer(bad.status, {"Content-Type": PROBLEM}, body, keep_alive=False))
         finally:
             self._stepping = False

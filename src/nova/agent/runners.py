@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
-from nova.agent import environment, oneshot, script, stdio
+from nova.agent import environment, lambda_api, oneshot, script, stdio
 from nova.agent.config import AgentConfig
 from nova.agent.messages import InitHead
 from nova.agent.process import exec_program
@@ -46,6 +46,8 @@ def runner_main(config: AgentConfig, init: InitHead) -> Callable[[], NoReturn] |
     launch = config.worker
     if init.entry_kind == "script" or (launch.kind == "none" and init.mode == "process"):
         return functools.partial(script.main, launch.script)
+    if launch.kind == "lambda":
+        return functools.partial(lambda_api.main, config.guest_port, launch.argv)
     if launch.kind == "none":
         return functools.partial(stdio.main, launch.argv)
     if launch.kind == "exec" and init.mode == "process":

@@ -72,7 +72,7 @@ class Supervisor:
     def run(self) -> int:
         """The loop; returns the exit code."""
         self._settle()
-        if self._config.worker.kind != "none":
+        if self._config.worker.kind in ("fork", "exec"):
             self._start(standing_main(self._config))
         rehearsal.codecs()
         self._control.open()

@@ -20,7 +20,7 @@ class _Strict(BaseModel):
 class WorkerSection(_Strict):
     """How a worker starts; see ``WorkerLaunch``. ``bootstrap`` is a file of the runtime's folder."""
 
-    kind: Literal["fork", "exec", "none"]
+    kind: Literal["fork", "exec", "none", "lambda"]
     module: str = ""
     argv: tuple[str, ...] = ()
     bootstrap: str = ""
@@ -68,6 +68,8 @@ class Manifest(_Strict):
 
     def entry_names(self, handler: str) -> list[str]:
         """The files that may hold ``handler``, best first."""
+        if self.worker.kind == "lambda":
+            return list(self.entry_candidates)  # the program knows what its handler means
         if not self.module_separator:
             return [handler]
         parts = handler.split(self.module_separator)

@@ -1,0 +1,158 @@
+"""Programs that speak the Lambda Runtime API, and libraries written for Lambda, as they are published."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from nova.domain.call import CallResult
+from nova.payload import decode, encode
+from tests.conftest import _database
+from tests.execution.stack import RealStack, real_stack
+
+pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+
+BOOTSTRAP = """#!/usr/bin/python3
+import http.client, json, os, sys, time
+
+if os.environ["_HANDLER"] == "broken":
+    body = json.dumps({"errorType": "Config", "errorMessage": "no settings", "stackTrace": ["a.py:1"]})
+    api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+    api.request("POST", "/2018-06-01/runtime/init/error", body)
+    print(api.getresponse().status)
+    sys.exit(1)
+if os.environ["_HANDLER"] == "exits":
+    sys.exit(7)
+
+api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+
+def ask(method, path, body=None, headers={}):
+    api.request(method, "/2018-06-01/runtime/" + path, body, headers)
+    answer = api.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read()
+
+calls = 0
+while True:
+    status, headers, body = ask("GET", "invocation/next")
+    event, way = json.loads(body), "invocation/" + headers["Lambda-Runtime-Aws-Request-Id"]
+    calls += 1
+    do = event.get("do")
+    if do == "fail":
+        print("about to fail", flush=True)
+        ask("POST", way + "/error", json.dumps({"errorType": "Boom", "errorMessage": "as asked", "stackTrace": ["x"]}))
+    elif do == "die":
+        os._exit(3)
+    elif do == "text":
+        ask("POST", way + "/response", "not json")
+    elif do == "large":
+        api.close()
+        try:
+            ask("POST", way + "/response", b'"' + b"x" * (7 << 20) + b'"')
+        except OSError:
+            pass
+        api.close()
+    elif do == "stream":
+        pieces = iter([b'{"statusCode": 201, "headers": {"x": "y"}}', b"\\0" * 8, b"hel", b"lo"])
+        ask("POST", way + "/response", pieces, {
+            "Lambda-Runtime-Function-Response-Mode": "streaming",
+            "Content-Type": "application/vnd.awslambda.http-integration-response"})
+    elif do == "odd":
+        found = [ask("POST", "invocation/other/response", "1")[0], ask("GET", "invocation/next")[0], ask("GET", "x")[0]]
+        ask("POST", way + "/response", json.dumps(found))
+    else:
+        if do == "sleep":
+            time.sleep(event["s"])
+        print("call", calls, flush=True)
+        names = {name: value for name, value in headers.items() if name.startswith("Lambda-")}
+        ask("POST", way + "/response", json.dumps({"calls": calls, "event": event, "headers": names,
+            "handler": os.environ["_HANDLER"], "api": os.environ["AWS_LAMBDA_RUNTIME_API"]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def module_dsn(pg_server: str, pg_template: str) -> Iterator[str]:
+    yield from _database(pg_server, pg_template)
+
+
+@pytest.fixture(scope="module")
+async def stack(module_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealStack]:
+    async with real_stack(module_dsn, tmp_path_factory.mktemp("lambda")) as stack:
+        yield stack
+
+
+async def deploy(stack: RealStack, code: str = BOOTSTRAP, name: str = "hello", **config: Any) -> None:
+    values = {"runtime": "provided", "entry": "bootstrap", "entry_mode": 0o755, "handler": "app.handler", **config}
+    await stack.deploy(code, name, **values)
+
+
+def output(result: CallResult) -> Any:
+    assert result.error is None, result.error
+    assert result.output is not None
+    return decode(result.output)
+
+
+def error(result: CallResult) -> tuple[str, str]:
+    assert result.error is not None, result.output
+    return result.error.type, result.error.message
+
+
+async def test_a_program_asks_for_its_calls(stack: RealStack) -> None:
+    await deploy(stack)
+
+    async def call(event: Any, **more: Any) -> CallResult:
+        return await stack.invoke(encode(event), **more)
+
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    first = await call({"a": "ü\n"}, traceparent=trace)
+    told = output(first)
+    assert (told["calls"], told["event"], told["handler"], told["api"]) == (
+        1,
+        {"a": "ü\n"},
+        "app.handler",
+        "127.0.0.1:8399",
+    )
+    headers = told["headers"]
+    assert headers["Lambda-Runtime-Aws-Request-Id"] == first.request_id
+    assert headers["Lambda-Runtime-Invoked-Function-Arn"] == "arn:nova:lambda:local:default:function:hello:1"
+    assert (
+        headers["Lambda-Runtime-Trace-Id"]
+        == "Root=1-0af76519-16cd43dd8448eb211c80319c;Parent=b7ad6b7169203331;Sampled=1"
+    )
+    assert int(headers["Lambda-Runtime-Deadline-Ms"]) > 1_700_000_000_000
+    second = await call({})
+    assert (output(second)["calls"], second.cold_start, second.stdout) == (2, False, "call 2\n")
+    failed = await call({"do": "fail"})
+    assert (error(failed), failed.stdout) == (("Boom", "as asked"), "about to fail\n")
+    assert output(await call({"do": "text"})) == "not json"
+    assert output(await call({"do": "odd"})) == [400, 403, 404]
+    streamed = output(await call({"do": "stream"}))
+    assert streamed == {"statusCode": 201, "headers": {"x": "y"}, "body": "hello"}
+    assert error(await call({"do": "large"}))[0] == "Nova.OutputTooLarge"
+    assert output(await call({}))["calls"] == 8, "it is still the same program"
+    assert error(await call({"do": "die"})) == ("Nova.ExitError", "the process exited with code 3")
+    assert output(await call({}))["calls"] == 1
+
+
+async def test_a_program_that_does_not_get_ready_says_why(stack: RealStack) -> None:
+    await deploy(stack, name="broken", handler="broken")
+    assert error(await stack.invoke(name="broken")) == ("Config", "no settings")
+    await deploy(stack, name="exits", handler="exits")
+    assert error(await stack.invoke(name="exits")) == ("Nova.ExitError", "the process exited with code 7")
+
+
+async def test_each_program_of_an_instance_has_its_own_calls(stack: RealStack) -> None:
+    await deploy(stack, name="several", concurrency=3)
+    event = encode({"do": "sleep", "s": 0.3})
+    results = await asyncio.gather(*(stack.invoke(event, "several") for _ in range(3)))
+    assert {output(result)["api"] for result in results} >= {"127.0.0.1:8399", "127.0.0.2:8399"}
+    assert len({result.instance_id for result in results}) == 1
+
+
+async def test_the_template_runs_where_curl_is(stack: RealStack) -> None:
+    from nova.runtimes.registry import Runtimes
+
+    await deploy(stack, Runtimes().get("provided").manifest.template.lstrip(), "template", handler="bootstrap")
+    assert output(await stack.invoke(name="template")) == {"message": "Hello from a shell"}
+    assert output(await stack.invoke(name="template")) == {"message": "Hello from a shell"}
