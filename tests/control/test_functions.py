@@ -175,6 +175,7 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("limits", {"net_mbps": 0}, "limits.net_mbps"),
     ("network_policy", {"egress_rules": [{"host": "example .org"}]}, "network_policy.egress_rules.0.host"),
     ("network_policy", {"egress_rules": [{"host": "*.org"}]}, "network_policy.egress_rules.0.host"),
+    ("network_policy", {"egress_rules": [{"host": "192.0.2.1"}] * 101}, "network_policy.egress_rules"),
     (
         "network_policy",
         {"egress_rules": [{"host": "1.2.3.4", "port": 65536}]},

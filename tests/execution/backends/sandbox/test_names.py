@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from nova.domain.function import EgressRule, NetworkPolicy
 from nova.execution.backends.sandbox.backend import SandboxBackend
 from nova.execution.backends.sandbox.names import _BURST, ADDRESS, NameServer, upstream
-from nova.execution.backends.sandbox.rules import NameRule, check_policy, compile_policy
+from nova.execution.backends.sandbox.network import Network
+from nova.execution.backends.sandbox.rules import PINNED_MOST, NameRule, check_policy, compile_policy
 from tests.execution.backends.sandbox.harness import Function, PythonOnly, load, options
 from tests.execution.backends.sandbox.world import World, world
 
@@ -252,6 +254,25 @@ async def _connects(backend: SandboxBackend, folder: Path, policy: NetworkPolicy
     answers: list[bool] = await function.value([("connects", host, 8080) for host in hosts])
     await function.stop()
     return answers
+
+
+async def test_pins_are_bounded() -> None:
+    """A rule by name cannot be made to fill the kernel's memory: what is too much is not let in, and not answered."""
+    network = Network("172.30.255.240/28")
+    await network.start()
+    try:
+        slot = await network.lease()
+        await network.restrict(slot, rules(EgressRule("*.example.test")))
+        assert slot.chain is not None
+        assert slot.server is not None
+        addresses = [IPv4Address("192.0.2.0") + offset for offset in range(PINNED_MOST + 1)]
+        await slot.server._pin(list(slot.chain.names), addresses[:1000], 60)
+        await slot.server._pin(list(slot.chain.names), addresses[:1000], 60)
+        with pytest.raises(OSError, match="nft"):
+            await slot.server._pin(list(slot.chain.names), addresses, 60)
+        await network.release(slot)
+    finally:
+        await network.close()
 
 
 async def test_what_is_no_question_gets_no_answer() -> None:
