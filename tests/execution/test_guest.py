@@ -196,6 +196,51 @@ async def handler(event, context):
     assert results == [list(range(5))] * 4
 
 
+async def test_node_has_the_same(stack: RealStack) -> None:
+    code = """
+exports.handler = async (event, context) => {
+  const { state } = context;
+  const failed = await context.invoke("echo", { fail: true }).catch((error) => [error.code, error.type, error.message]);
+  const conflict = async () => {
+    try { await state.put("k?", 1, { expectedVersion: 0 }); } catch (error) {
+      return [error instanceof context.CallError, error.code, error.problem.current_version];
+    }
+  };
+  return {
+    got: (await context.invoke("echo", { a: ["ü"] })).got, failed,
+    put: await state.put("k?", { b: null }, { ttlS: 60, expectedVersion: 0 }), conflict: await conflict(),
+    read: await state.read("k?"), missing: [await state.get("x", 7), await state.read("x"), await state.delete("x")],
+    count: await state.increment("n", -2), keys: (await state.list("k")).map((item) => item.key),
+    gone: [await state.delete("k?", { expectedVersion: 1 }), await state.get("k?")],
+  };
+};
+"""
+    await stack.deploy(code, "node", runtime="node", entry="index.js", handler="index.handler")
+    assert await ask(stack, "node", {}) == {
+        "got": {"a": ["ü"]},
+        "failed": ["function_error", "LookupError", "not in here"],
+        "put": 1,
+        "conflict": [True, "version_conflict", 1],
+        "read": {"value": {"b": None}, "version": 1},
+        "missing": [7, None, False],
+        "count": -2,
+        "keys": ["k?"],
+        "gone": [True, None],
+    }
+
+
+async def test_a_shell_asks_with_curl(stack: RealStack) -> None:
+    code = """#!/bin/sh
+ask() { curl -sS -H "Authorization: Bearer $NOVA_API_TOKEN" -H "X-Nova-Request-Id: $NOVA_REQUEST_ID" "$@"; }
+ask -X PUT -d '[1, 2]' "$NOVA_API_URL/v1/state/list" >&2
+echo "{\\"state\\": $(ask "$NOVA_API_URL/v1/state/list"), \\"echo\\": $(ask -d @"$1" "$NOVA_API_URL/v1/invoke/echo")}"
+"""
+    config = {"runtime": "custom", "entry": "bootstrap", "entry_mode": 0o755, "handler": "bootstrap", "mode": "process"}
+    await stack.deploy(code, "shell", entry_kind="script", **config)
+    answer = await ask(stack, "shell", {"x": 1})
+    assert (answer["state"], answer["echo"]["got"]) == ([1, 2], {"x": 1})
+
+
 async def test_state_stays_and_belongs_to_the_function(stack: RealStack) -> None:
     """ST1, ST2: across versions and instances; nobody else's."""
 

@@ -8,6 +8,7 @@ const net = require("node:net");
 const path = require("node:path");
 const { pathToFileURL } = require("node:url");
 const { OUTPUT_LIMIT, encode } = require("./encoding.cjs");
+const guest = require("./guest.cjs");
 const { Pieces, isStream } = require("./pieces.cjs");
 
 const STACK_LINES = 64;
@@ -58,6 +59,23 @@ class Context {
 
   get logStreamName() {
     return process.env.AWS_LAMBDA_LOG_STREAM_NAME;
+  }
+
+  get CallError() {
+    return guest.CallError;
+  }
+
+  /** What the function keeps between its calls. */
+  get state() {
+    return new guest.State(this.requestId);
+  }
+
+  /**
+   * Calls another function of this tenant and namespace; a promise of its result. Options: qualifier, idempotencyKey,
+   * event (put it into the queue instead). It has what is left of this call's time, and ends with it.
+   */
+  invoke(name, payload, options) {
+    return guest.invoke(this.requestId, name, payload, options);
   }
 
   /** An AbortSignal that fires when the caller has gone or the time is up. */
