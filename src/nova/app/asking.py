@@ -3,10 +3,12 @@ all others tell it in their rows."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import httpx
 import structlog
 
+from nova.api.system import Stats
 from nova.api.table import Empty
 from nova.app.cluster import SERIES
 from nova.app.core import Stores, Trust
@@ -14,6 +16,7 @@ from nova.domain.identity import Identity, Scope
 from nova.errors import NovaError
 from nova.http.handler import Req
 from nova.observability.gauges import PlatformGauges
+from nova.observability.merged import joined_pools, merged_stats
 from nova.observability.scrape import Scraper, Source
 from nova.rpc.comets import Comets
 from nova.rpc.roster import Connection
@@ -48,11 +51,20 @@ class Asking:
         self._gauges = PlatformGauges(GaugeStore(stores.db), namespace=namespace)
         self._namespace = namespace
 
-    async def __call__(self, req: Req[Empty, Empty], path: str, accept: str) -> Mapping[str, bytes]:
+    async def __call__(self, req: Req[Any, Any], path: str, accept: str) -> Mapping[str, bytes]:
         connections = self._comets.connections()
         caller = Caller(req.identity, None)
         bodies = await asyncio.gather(*(self._get(c, path, accept, caller, req.scope) for c in connections.values()))
         return {name: body for name, body in zip(connections, bodies, strict=True) if body is not None}
+
+    async def stats(self, *, joined: bool) -> Stats:
+        """The pools of all comets, as this process sees them; ``joined``: see :class:`MergedHandlers`."""
+        connections = self._comets.connections().values()
+        bodies = await asyncio.gather(
+            *(self._get(c, "/stats", "application/json", PLATFORM, None) for c in connections)
+        )
+        stats = merged_stats([Stats.model_validate_json(body) for body in bodies if body is not None])
+        return joined_pools(stats) if joined else stats
 
     async def scrape(self, req: Req[Empty, Empty]) -> tuple[bytes, str]:
         """The series that the caller may see, of every process."""

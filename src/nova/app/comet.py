@@ -26,5 +26,6 @@ class Comet(Process):
         known = await open_known(self, stores)
         accepting = Accepting(stores, metrics)
         await accepting.start(self.services)
+        execution.guests.acceptor = accepting.queue
         address = await serve_execution(self, stores, known, execution, accepting, metrics)
         log.info("ready", plane="comet", address=address)

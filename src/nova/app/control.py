@@ -1,7 +1,6 @@
 """The control plane: the handlers of everything that is configured, and the platform's own pages."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from nova.api.table import routes
 from nova.app.core import Known, Stores
@@ -17,17 +16,20 @@ from nova.control.functions import FunctionHandlers
 from nova.control.rollouts import RolloutHandlers, ShadowHandlers
 from nova.control.runtimes import RuntimeHandlers
 from nova.control.settings import LiveSettings, SettingsHandlers
+from nova.control.state import StateHandlers
 from nova.control.tenants import TenantHandlers
 from nova.control.uploads import Uploads
 from nova.control.versions import VersionHandlers
-from nova.observability.health import HealthHandlers, Planes
+from nova.observability.health import HealthHandlers, Planes, Pools
 from nova.runtimes.registry import Runtimes
 from nova.scheduling.nodes import ClusterHandlers
 from nova.scheduling.schedules import ScheduleHandlers
+from nova.scheduling.windows import WindowHandlers
 from nova.store.migrate import pending
 from nova.store.nodes import NodeStore
 from nova.store.schedules import ScheduleStore
 from nova.store.shadows import ShadowStore
+from nova.store.state import StateStore
 
 
 def control_handlers(
@@ -49,7 +51,9 @@ def control_handlers(
         DescriptionHandlers(routes()),
         SettingsHandlers(stores.db, stores.settings, live),
         KeyHandlers(stores.db, stores.keys, known.keys, known.directory, rates, SYSTEM_CLOCK),
+        StateHandlers(functions, StateStore(stores.db, lambda: settings.limits.state_mb << 20)),
         ScheduleHandlers(stores.db, ScheduleStore(stores.db), functions, versions, SYSTEM_CLOCK),
+        WindowHandlers(functions, SYSTEM_CLOCK),
         ClusterHandlers(stores.db, NodeStore(stores.db)),
         TenantHandlers(stores.db, stores.tenants, known.directory, rates),
     ]
@@ -60,7 +64,7 @@ def health_handlers(
     *,
     draining: Callable[[], bool],
     planes: Planes,
-    fleet: Callable[[], Mapping[str, Any]] | None = None,
+    fleet: Pools | None = None,
 ) -> HealthHandlers:
     async def migrated() -> bool:
         return not await pending(stores.dsn)

@@ -67,12 +67,14 @@ class Trust:
     assertions: Assertions
 
 
-async def open_stores(process: Process, *, alone: bool) -> Stores:
-    """The database, reached and current. ``alone``: no other process may use the data directory (``nova up``)."""
+async def open_stores(process: Process, *, alone: bool, supervised: bool = False) -> Stores:
+    """The database, reached and current. ``alone``: no other process may use the data directory (``nova up``).
+    ``supervised``: the directory is the supervisor's, and this process one of its own."""
     settings, services = process.settings, process.services
-    lock = DirectoryLock(settings.data_dir, shared=not alone)
-    lock.acquire()
-    services.callback(lock.release)
+    if not supervised:
+        lock = DirectoryLock(settings.data_dir, shared=not alone)
+        lock.acquire()
+        services.callback(lock.release)
     dsn = settings.postgres.dsn
     if not dsn:
         process.say("starting the database")

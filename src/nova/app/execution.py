@@ -1,7 +1,7 @@
 """The execution plane: backends, pools, builds, call records."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ from nova.agent.config import WorkerLaunch
 from nova.app.core import Stores
 from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
+from nova.domain.ownership import Ownership
+from nova.domain.ports import Scaler
 from nova.execution.artifacts import Artifacts
 from nova.execution.backends.router import BackendRouter
 from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptions
@@ -20,11 +22,14 @@ from nova.execution.executor import Executor
 from nova.execution.exposition import Exposition
 from nova.execution.figures import FigureHandlers
 from nova.execution.fleet import InstanceFleet
+from nova.execution.guest import GuestApi
 from nova.execution.idempotent import IdempotentInvoker
 from nova.execution.launch import launch_for
 from nova.execution.logs import LogBatcher
 from nova.execution.metrics import Metrics
 from nova.execution.node import NodeReporter
+from nova.execution.parts import PartMaker, part_of
+from nova.execution.prewarm import PrewarmHandlers
 from nova.execution.recorder import CallRecorder
 from nova.execution.records import RecordHandlers
 from nova.execution.replays import ReplayHandlers
@@ -40,6 +45,7 @@ from nova.service import ServiceGroup
 from nova.store.idempotency import IdempotencyStore
 from nova.store.shadows import ShadowStore
 from nova.store.spans import SpanStore
+from nova.store.state import StateStore
 from nova.tracing import open_tracing
 from nova.work.membership import node_name
 
@@ -52,12 +58,23 @@ _UIDS_EACH = 20_000
 
 
 class ExecutionPlane:
-    """``home`` is a directory that belongs to this process alone; ``place`` its number among those of its data directory."""
+    """``home`` is a directory that belongs to this process alone; ``place`` its number among those of its data directory.
+    ``ownership`` is there in a worker of several, whose limits are its part of theirs."""
 
-    def __init__(self, settings: Settings, stores: Stores, metrics: Metrics, home: Path, place: int = 0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stores: Stores,
+        metrics: Metrics,
+        home: Path,
+        place: int = 0,
+        *,
+        ownership: Ownership | None = None,
+    ) -> None:
         self._settings = settings
         self._stores = stores
         self._home = home
+        self.ownership = ownership
         self.runtimes = Runtimes()
         self.sandbox = SandboxBackend(sandbox_options(settings, self.runtimes, home, place), _Toolchains(self.runtimes))
         self.router = BackendRouter(
@@ -78,12 +95,17 @@ class ExecutionPlane:
         self.catalog = Catalog(
             stores.functions,
             stores.versions,
-            SnapshotMaker(self.runtimes, self.router),
+            SnapshotMaker(self.runtimes, self.router)
+            if ownership is None
+            else PartMaker(self.runtimes, self.router, ownership),
             stores.listener,
             build_wait=lambda: settings.functions.build_wait,
         )
+        self.guests = GuestApi(StateStore(stores.db, lambda: settings.limits.state_mb << 20), settings.limits)
         self.fleet = InstanceFleet(
-            Booter(self.artifacts, self.router, SYSTEM_CLOCK), settings.pool, events=self.metrics
+            Booter(self.artifacts, self.router, SYSTEM_CLOCK, self.guests),
+            settings.pool if ownership is None else part_of(settings.pool, ownership),
+            events=self.metrics,
         )
         self.tracing = open_tracing(settings.tracing, node=node_name(settings.cluster.node_id), sinks=(self.spans.add,))
         self.shadows = Shadows(ShadowStore(stores.db), SYSTEM_CLOCK)
@@ -102,13 +124,14 @@ class ExecutionPlane:
         self.invoker = IdempotentInvoker(
             self.executor if traced is None else traced.around(self.executor), IdempotencyStore(stores.db)
         )
+        self.guests.invoker = self.invoker
         self.exposition = Exposition(
             self.metrics, self.logs.counts, self.executor.stats, namespace=settings.metrics.namespace
         )
         self.feed = LogFeed(stores.invocations, stores.listener)
 
     async def start(self, services: ServiceGroup) -> None:
-        settings, stores = self._settings, self._stores
+        stores = self._stores
         await services.start(self.spans)
         if self.tracing is not None:
             await services.start(self.tracing)
@@ -120,6 +143,11 @@ class ExecutionPlane:
         await services.start(self.shadows)
         await services.start(self.invoker)
         await services.start(Rollover(self.catalog, self.fleet))
+        if self.ownership is None or self.ownership.own == 0:
+            await self._start_builds(services)
+
+    async def _start_builds(self, services: ServiceGroup) -> None:
+        settings, stores = self._settings, self._stores
         builder = Builder(
             stores.db,
             stores.blobs,
@@ -160,12 +188,18 @@ class ExecutionPlane:
         """Can functions run here at all?"""
         return bool(self.working_backends())
 
-    def handlers(self) -> list[object]:
+    def handlers(
+        self, settle: Callable[[], Awaitable[None]] | None = None, scaler: Scaler | None = None
+    ) -> list[object]:
+        """``settle`` makes the records of every process readable that may have some; ``scaler`` has instances made on all of
+        them. Unset: of this one, on this one."""
         stores = self._stores
+        settle = settle or self.logs.settle
         return [
-            RecordHandlers(stores.invocations, self.feed, self.logs.settle),
-            ReplayHandlers(stores.invocations, self.catalog, self.guests, self.logs.settle, SYSTEM_CLOCK),
-            FigureHandlers(stores.invocations, self.exposition, self.executor.stats, self.logs.settle, SYSTEM_CLOCK),
+            RecordHandlers(stores.invocations, self.feed, settle),
+            ReplayHandlers(stores.invocations, self.catalog, self.guests, settle, SYSTEM_CLOCK),
+            FigureHandlers(stores.invocations, self.exposition, self.executor.stats, settle, SYSTEM_CLOCK),
+            PrewarmHandlers(scaler or self.scaler),
         ]
 
 

@@ -23,10 +23,11 @@ class Home:
         self._lock.close()
 
 
-def take_home(data_dir: Path) -> Home:
-    """The first place under ``data_dir`` that nobody has. Raises NovaError ``capacity`` when all are taken."""
-    for place in range(MOST):
-        path = data_dir / "nodes" / str(place)
+def take_home(data_dir: Path, place: int | None = None) -> Home:
+    """The first place under ``data_dir`` that nobody has, or the one that is named. Raises NovaError ``capacity`` when there
+    is none."""
+    for number in range(MOST) if place is None else (place,):
+        path = data_dir / "nodes" / str(number)
         path.mkdir(parents=True, exist_ok=True, mode=0o711)
         lock = (path / "lock").open("a")
         try:
@@ -34,5 +35,7 @@ def take_home(data_dir: Path) -> Home:
         except BlockingIOError:
             lock.close()
             continue
-        return Home(path, place, lock)
+        return Home(path, number, lock)
+    if place is not None:
+        raise NovaError("capacity", f"another process has place {place} of {data_dir}")
     raise NovaError("capacity", f"{MOST} processes run instances on {data_dir} already")

@@ -1,5 +1,8 @@
 """The HTTP side of a process: its sockets, its limits, its server, and how it hands them to a successor."""
 
+import socket
+from collections.abc import Sequence
+
 from starlette.types import ASGIApp
 
 from nova.app.process import Process
@@ -13,11 +16,20 @@ from nova.listen import Address, activated, listening_socket
 class HttpSide:
     """Opened first, so that a taken port is noticed before anything else is done; serving begins last.
 
-    The sockets are those that a service manager opened, those of the predecessor that ``inherit`` asks to hand over, or new
-    ones. Raises OSError, or NovaError for a certificate that cannot be used.
+    The sockets are those that a service manager opened, those of the predecessor that ``inherit`` asks to hand over, those
+    ``given`` by a supervisor, or new ones. Raises OSError, or NovaError for a certificate that cannot be used.
     """
 
-    def __init__(self, process: Process, plane: str, address: Address, *, public: bool, inherit: bool = False) -> None:
+    def __init__(
+        self,
+        process: Process,
+        plane: str,
+        address: Address,
+        *,
+        public: bool,
+        inherit: bool = False,
+        given: Sequence[socket.socket] = (),
+    ) -> None:
         """``public``: clients speak to it, so it has the operator's certificate."""
         self._process = process
         settings = process.settings
@@ -25,7 +37,7 @@ class HttpSide:
         self._server: HttpServer | None = None
         self._path = offer_path(settings.data_dir, plane, address.port)
         self._inheritance: Inheritance | None = None
-        self.sockets = activated()
+        self.sockets = list(given) or activated()
         if not self.sockets and inherit:
             self._inheritance = take_over(self._path)
             if self._inheritance is not None:

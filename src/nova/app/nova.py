@@ -1,4 +1,5 @@
-"""``nova up``: every plane in one process. Calls, and everything else between planes, stay in it."""
+"""``nova up``: every plane in one process. Calls, and everything else between planes, stay in it; with ``--workers``, as far as
+the process owns the functions they are for."""
 
 import structlog
 
@@ -10,11 +11,13 @@ from nova.app.core import Known, Stores, front_door, open_known, open_settings, 
 from nova.app.duties import observe, open_leases, schedule
 from nova.app.events import Accepting, work_off
 from nova.app.execution import ExecutionPlane
+from nova.app.home import take_home
 from nova.app.http import HttpSide
 from nova.app.process import Process, Progress
-from nova.app.series import series_handlers
+from nova.app.reach import Reach, Seat, alone
 from nova.config_sources import Loaded
 from nova.control.settings import LiveSettings
+from nova.domain.ownership import Ownership
 from nova.execution.executor import Executor
 from nova.execution.metrics import Metrics
 from nova.gateway.front import Front
@@ -22,21 +25,27 @@ from nova.gateway.modes import UrlModes
 from nova.gateway.tracing import at_the_door
 from nova.http.bind import bind
 from nova.listen import Address
-from nova.observability.gauges import PlatformGauges
-from nova.observability.readings import ReadingHandlers
 from nova.security.guards import Door
-from nova.store.gauges import GaugeStore
 from nova.work.membership import advertised
 
 log = structlog.get_logger(__name__)
 
 
 class Nova(Process):
-    """Every plane in this process."""
+    """Every plane in this process. ``seat``: it is one of several workers; the first of them also does what is done once,
+    background work and builds."""
 
-    def __init__(self, loaded: Loaded, *, address: Address, on_progress: Progress = lambda _step: None) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        address: Address,
+        seat: Seat | None = None,
+        on_progress: Progress = lambda _step: None,
+    ) -> None:
         super().__init__(loaded, on_progress=on_progress)
         self._address = address
+        self._seat = seat
         self._url = f"http://{address.shown}"
         self.default_network: str = ""
         """The isolation that functions without a network policy get on this host."""
@@ -47,30 +56,33 @@ class Nova(Process):
         return self._url
 
     async def compose(self) -> None:
-        settings, services = self.settings, self.services
-        side = HttpSide(self, "nova", self._address, public=True)
+        settings, services, seat = self.settings, self.services, self._seat
+        side = HttpSide(self, "nova", self._address, public=True, given=seat.sockets if seat else ())
         self._url = side.url
-        stores = await open_stores(self, alone=True)
+        stores = await open_stores(self, alone=True, supervised=seat is not None)
         live = await open_settings(self, stores)
         self.say("preparing the sandbox")
         metrics = Metrics(settings.metrics)
         known = await open_known(self, stores)
         door = front_door(self, known, metrics)
-        execution = ExecutionPlane(settings, stores, metrics, settings.data_dir)
+        execution = self._execution(stores, metrics)
         await execution.start(services)
         self.default_network = execution.router.default_network("auto").isolation_mode
         accepting = Accepting(stores, metrics)
         await accepting.start(services)
+        execution.guests.acceptor = accepting.queue
+        reach = await self._reach(stores, known, execution, accepting, metrics)
+        execution.guests.invoker = reach.invoker
         application = bind(
             routes(),
-            [*self._handlers(stores, known, live, execution), *accepting.handlers()],
+            [*self._handlers(stores, known, live, execution, reach), *accepting.handlers()],
             door=door,
             audit=stores.audit,
             limits=settings.limits,
             elsewhere=Front.OPS,
         )
         front = Front(
-            at_the_door(execution.invoker, execution.tracing),
+            at_the_door(reach.invoker, execution.tracing),
             door,
             stores.audit,
             application,
@@ -79,10 +91,11 @@ class Nova(Process):
             overhead=metrics.overhead,
             modes=UrlModes(stores.functions, stores.listener),
         )
-        await work_off(settings, stores, metrics, services, accepting.notices, execution.invoker)
-        leases = await open_leases(self, stores)
-        await schedule(self, stores, leases, execution.scaler, metrics)
-        await observe(self, stores, leases, metrics)
+        if seat is None or seat.first:
+            await work_off(settings, stores, metrics, services, accepting.notices, reach.invoker)
+            leases = await open_leases(self, stores)
+            await schedule(self, stores, leases, reach.scaler, metrics)
+            await observe(self, stores, leases, metrics)
         if settings.grpc.enabled:
             from nova.app.rpc import serve_execution  # takes its time, and most never need it
 
@@ -100,22 +113,39 @@ class Nova(Process):
         )
         reporter.joined(member)
         services.callback(lambda: _drain(door, execution.executor))
-        log.info("ready", url=self.url)
+        log.info("ready" if seat is None else "worker ready", url=self.url)
 
-    def _handlers(self, stores: Stores, known: Known, live: LiveSettings, execution: ExecutionPlane) -> list[object]:
-        executor = execution.executor
-        gauges = PlatformGauges(GaugeStore(stores.db), namespace=self.settings.metrics.namespace)
+    def _execution(self, stores: Stores, metrics: Metrics) -> ExecutionPlane:
+        """The execution plane; of a worker, in its own place of the data directory."""
+        settings, seat = self.settings, self._seat
+        if seat is None:
+            return ExecutionPlane(settings, stores, metrics, settings.data_dir)
+        home = take_home(settings.data_dir, seat.number)
+        self.services.callback(home.release)
+        ownership = Ownership(seat.number, seat.count)
+        return ExecutionPlane(settings, stores, metrics, home.path, home.place, ownership=ownership)
+
+    async def _reach(
+        self, stores: Stores, known: Known, execution: ExecutionPlane, accepting: Accepting, metrics: Metrics
+    ) -> Reach:
+        if self._seat is None:
+            return alone(self.settings, stores, execution)
+        from nova.app.crew import join  # as above
+
+        return await join(self, self._seat, stores, known, execution, accepting, metrics)
+
+    def _handlers(
+        self, stores: Stores, known: Known, live: LiveSettings, execution: ExecutionPlane, reach: Reach
+    ) -> list[object]:
         return [
             *control_handlers(self.settings, stores, known, live, execution.runtimes, execution.router),
-            *execution.handlers(),
-            *series_handlers(self.settings, stores, execution.spans),
+            *reach.handlers,
             health_handlers(
                 stores,
-                draining=lambda: executor.draining,
-                planes=lambda: _standing(stores, execution),
-                fleet=executor.stats,
+                draining=lambda: execution.executor.draining,
+                planes=lambda: _standing(stores, execution, reach),
+                fleet=reach.pools,
             ),
-            ReadingHandlers(execution.exposition, gauges.read),
         ]
 
 
@@ -125,12 +155,12 @@ def _drain(door: Door, executor: Executor) -> None:
     executor.drain()
 
 
-def _standing(stores: Stores, execution: ExecutionPlane) -> dict[str, Standing]:
+def _standing(stores: Stores, execution: ExecutionPlane, reach: Reach) -> dict[str, Standing]:
     """How each plane of this process stands. Zenith is the one that answers."""
     return {
         "zenith": "ok",
         "nova": "ok" if stores.listener.connected else "degraded",
-        "comet": "ok" if execution.able else "down",
+        "comet": reach.standing(),
         "corona": "ok",
         "nebula": "ok",
         "aurora": "degraded" if execution.logs.in_outage else "ok",

@@ -53,10 +53,13 @@ def up(
     backend: Backend = None,
     log_format: Logs = None,
     insecure: Insecure = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, max=64, help="Serve with so many processes.")
+    ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Deploy the examples and call each of them.")] = False,
     demo_input: Input = None,
 ) -> None:
-    """Start the whole platform in this process, and serve until Ctrl-C."""
+    """Start the whole platform, and serve until Ctrl-C."""
     loaded = load_settings(
         config,
         {
@@ -65,6 +68,7 @@ def up(
             "postgres.dsn": pg_dsn,
             "execution.backend": backend,
             "logging.format": log_format,
+            "daemon.workers": workers,
         },
     )
     end(lambda: serving.up(loaded, insecure=insecure, demo=demo or demo_input is not None, demo_input=demo_input))

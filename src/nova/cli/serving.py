@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -70,6 +72,9 @@ def up(loaded: Loaded, *, insecure: bool, demo: bool, demo_input: Path | None) -
     if loaded.source("functions.code_path_roots") == "default" and start != Path(start.root):
         assign(settings, "functions.code_path_roots", [start])
 
+    if settings.daemon.workers > 1:
+        return _with_workers(loaded, address, demo=demo, demo_input=demo_input)
+
     async def attend(nova: "Nova", talk: Talk) -> int:
         talk.ready(nova.url)
         if not demo:
@@ -86,6 +91,33 @@ def up(loaded: Loaded, *, insecure: bool, demo: bool, demo_input: Path | None) -
     return _run(loaded, _nova(loaded, address), attend, warning=address.warning, quiet=demo)
 
 
+def _with_workers(loaded: Loaded, address: Address, *, demo: bool, demo_input: Path | None) -> int:
+    """As :func:`up`, by several processes; this one supervises them."""
+    talk = _begin(loaded, warning=address.warning, quiet=demo, plane="nova")
+    from nova.app.supervisor import Supervisor  # takes as long as Nova
+
+    supervisor = Supervisor(loaded, address=address, on_progress=talk.step)
+    supervisor.start()
+    try:
+        if not supervisor.leaving:
+            talk.ready(supervisor.url)
+        if demo and not supervisor.leaving:
+            process = subprocess.Popen(_demo_argv(supervisor.url, demo_input))
+            supervisor.watch(lambda: process.poll() is not None)
+            if process.poll() is None:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_DEMO_STOP_S)
+            else:
+                if process.returncode:
+                    talk.warn("the demo did not succeed; the server goes on")
+                talk.step(f"serving on {supervisor.url}; Ctrl-C ends it")
+        supervisor.watch()
+    finally:
+        supervisor.close()
+    return 0
+
+
 def demo(loaded: Loaded, demo_input: Path | None) -> int:
     """The demo on a directory that is thrown away and a port that the kernel chooses; returns the demo's exit code."""
 
@@ -95,7 +127,8 @@ def demo(loaded: Loaded, demo_input: Path | None) -> int:
         return 130 if code is None else code
 
     with tempfile.TemporaryDirectory(prefix="nova-demo-") as folder:
-        for key, value in (("daemon.data_dir", Path(folder)), ("postgres.dsn", ""), ("auth.enabled", "auto")):
+        fixed = {"daemon.data_dir": Path(folder), "postgres.dsn": "", "auth.enabled": "auto", "daemon.workers": 1}
+        for key, value in fixed.items():
             assign(loaded.settings, key, value)
             loaded.sources[key] = "flag"
         return _run(loaded, _nova(loaded, Address("127.0.0.1", 0)), show, warning=None, quiet=True)
@@ -150,13 +183,7 @@ def _run(
     plane: str = "nova",
 ) -> int:
     """Start, work, close. ``quiet``: the log is for warnings only, because something else is being shown."""
-    settings = loaded.settings
-    shown_by_default = loaded.source("daemon.log_level") == loaded.source("logging.level") == "default"
-    level = "warning" if quiet and shown_by_default and settings.logging.format == "text" else settings.log_level
-    configure_logging(level, settings.logging.format, plane=plane)
-    talk = Talk(loaded)
-    if warning:
-        talk.warn(warning)
+    talk = _begin(loaded, warning=warning, quiet=quiet, plane=plane)
 
     async def life() -> int:
         process = make(talk)
@@ -168,6 +195,23 @@ def _run(
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(life())
+
+
+def _begin(loaded: Loaded, *, warning: str | None, quiet: bool, plane: str) -> Talk:
+    """The log, and the first lines."""
+    settings = loaded.settings
+    shown_by_default = loaded.source("daemon.log_level") == loaded.source("logging.level") == "default"
+    level = "warning" if quiet and shown_by_default and settings.logging.format == "text" else settings.log_level
+    configure_logging(level, settings.logging.format, plane=plane)
+    talk = Talk(loaded)
+    if warning:
+        talk.warn(warning)
+    return talk
+
+
+def _demo_argv(url: str, demo_input: Path | None) -> list[str]:
+    argv = [sys.executable, "-m", "nova.cli.demo", url]
+    return argv if demo_input is None else [*argv, "--input", str(demo_input)]
 
 
 def _nova(loaded: Loaded, address: Address) -> Callable[[Talk], "Nova"]:
@@ -184,9 +228,7 @@ async def _demo_or_signal(nova: "Nova", demo_input: Path | None, *, ends: bool =
 
     It runs in a process of its own: it is a client like any other, and it can be ended at any moment.
     """
-    argv = [sys.executable, "-m", "nova.cli.demo", nova.url]
-    if demo_input is not None:
-        argv += ["--input", str(demo_input)]
+    argv = _demo_argv(nova.url, demo_input)
     if ends:
         argv.append("--ends")
     process = await asyncio.create_subprocess_exec(*argv, env=dict(os.environ))

@@ -18,6 +18,8 @@ PING_TIMEOUT_S = 2.0
 
 
 Planes = Callable[[], Mapping[str, Standing] | Awaitable[Mapping[str, Standing]]]
+Pools = Callable[[], Mapping[str, Any] | Awaitable[PoolHealth]]
+"""``Fleet.stats`` of this process, or what several together have."""
 NEEDED = ("nova", "comet")
 """Without these planes nothing can be changed or called; the others are workers, whose failure is only shown."""
 
@@ -39,7 +41,7 @@ class HealthHandlers:
         draining: Callable[[], bool],
         planes: Planes,
         clock: Clock,
-        fleet: Callable[[], Mapping[str, Any]] | None = None,
+        fleet: Pools | None = None,
         needed: Collection[str] = NEEDED,
     ) -> None:
         self._ping = ping
@@ -99,7 +101,7 @@ class HealthHandlers:
                 version=__version__,
                 uptime_s=self._clock.monotonic() - self._started_at,
                 postgres=PostgresHealth(ok=latency_ms is not None, latency_ms=latency_ms),
-                pool=self._pool(),
+                pool=await self._pool(),
                 planes=planes,
             )
         return Answer(body, status=503 if status == "down" else 200)
@@ -118,10 +120,13 @@ class HealthHandlers:
     def _missing(self, planes: Mapping[str, Standing]) -> list[str]:
         return sorted(name for name in self._needed if planes.get(name) == "down")
 
-    def _pool(self) -> PoolHealth | None:
+    async def _pool(self) -> PoolHealth | None:
         if self._fleet is None:
             return None
-        pools = self._fleet()["pools"]
+        found = self._fleet()
+        if inspect.isawaitable(found):
+            return await found
+        pools = found["pools"]
         return PoolHealth(
             pools=len(pools),
             instances=sum(pool["instances"] for pool in pools),

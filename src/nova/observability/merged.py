@@ -1,26 +1,51 @@
 """Numbers of several comets as one answer: each is asked with the caller's own identity, and what they say is added up."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
 
 from starlette.responses import Response
 
-from nova.api.system import CallTotals, InstanceCounts, Metrics, Stats
+from nova.api.system import CallTotals, FunctionMetrics, InstanceCounts, Metrics, PoolStats, RangeQuery, Stats
 from nova.api.table import Empty, Model
 from nova.http.handler import Req, handles
 from nova.observability.readings import wants_text
 
+AskAny = Callable[[Req[Any, Any], str, str], Awaitable[Mapping[str, bytes]]]
 Ask = Callable[[Req[Empty, Empty], str, str], Awaitable[Mapping[str, bytes]]]
 """``(request, path, accept)`` → the bodies of the 200 answers, by node. Nodes that do not answer are left out."""
 Scrape = Callable[[Req[Empty, Empty]], Awaitable[tuple[bytes, str]]]
 """The series of every node that the caller may see, as one text, and its content type."""
 
 
-class MergedHandlers:
-    """``/metrics``, ``/metrics/prometheus`` and ``/stats`` of a cluster."""
+Local = Callable[[Req[Empty, RangeQuery]], Awaitable[FunctionMetrics]]
 
-    def __init__(self, ask: Ask, scrape: Scrape) -> None:
+
+class MergedFunction:
+    """``/functions/{name}/metrics`` of several processes on one database: what is in it is the same for all, what each has
+    counted since it started is added up."""
+
+    def __init__(self, ask: "AskAny", local: Local) -> None:
+        self._ask = ask
+        self._local = local
+
+    @handles("function.metrics")
+    async def function(self, req: Req[Empty, RangeQuery]) -> FunctionMetrics:
+        found = await self._local(req)
+        path = f"/functions/{quote(req.params['name'])}/metrics?range={quote(req.query.range)}"
+        answers = (await self._ask(req, path, "application/json")).values()
+        parts = [FunctionMetrics.model_validate_json(body).since_start for body in answers]
+        return found.model_copy(update={"since_start": CallTotals.model_validate(merged_totals(parts))})
+
+
+class MergedHandlers:
+    """``/metrics``, ``/metrics/prometheus`` and ``/stats`` of a cluster. ``joined``: what several have of one version's
+    instances is one pool, because they are workers of one server."""
+
+    def __init__(self, ask: Ask, scrape: Scrape, *, joined: bool = False) -> None:
         self._ask = ask
         self._scrape = scrape
+        self._joined = joined
 
     @handles("metrics.get")
     async def metrics(self, req: Req[Empty, Empty]) -> Metrics | Response:
@@ -37,7 +62,8 @@ class MergedHandlers:
     @handles("stats.get")
     async def stats(self, req: Req[Empty, Empty]) -> Stats:
         answers = await self._ask(req, "/stats", "application/json")
-        return merged_stats([Stats.model_validate_json(body) for body in answers.values()])
+        merged = merged_stats([Stats.model_validate_json(body) for body in answers.values()])
+        return joined_pools(merged) if self._joined else merged
 
 
 def merged_totals(parts: Sequence[CallTotals]) -> dict[str, float]:
@@ -72,6 +98,16 @@ def merged_stats(parts: Sequence[Stats]) -> Stats:
             "pools": [pool.model_dump() for part in parts for pool in part.pools],
         }
     )
+
+
+def joined_pools(stats: Stats) -> Stats:
+    """One row for each version."""
+    rows: dict[tuple[str, ...], list[PoolStats]] = {}
+    for pool in stats.pools:
+        rows.setdefault((pool.tenant, pool.namespace, pool.function, str(pool.version)), []).append(pool)
+    names = InstanceCounts.model_fields
+    pools = [parts[0].model_copy(update=_sums(parts, names)) for parts in rows.values()]
+    return stats.model_copy(update={"pools": pools, "total_pools": len(pools)})
 
 
 def _sums(parts: Sequence[Model], names: Iterable[str]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from nova.domain.node import NodeReport
 from nova.domain.stream import Sink
 from nova.errors import NovaError
 from nova.rpc.failures import delivered, out_of_time, remote_failure
-from nova.rpc.placement import Key, key_of, shares
+from nova.rpc.placement import Key, Placement, key_of
 from nova.rpc.roster import Comet, Connection, Roster, Standing
 from nova.rpc.streams import Once
 from nova.store.nodes import NodeStore
@@ -44,7 +44,7 @@ class Comets:
     """Implements the ports Invoker, Streamer, Acceptor and Scaler over every comet there is; a service.
 
     ``addresses`` names them; with none they are found in ``cluster_nodes`` through ``nodes`` and ``notifications``. ``name`` and
-    ``zone`` (a node label) say where this process is.
+    ``zone`` (a node label) say where this process is; ``placement`` chooses among them.
     """
 
     def __init__(
@@ -57,8 +57,11 @@ class Comets:
         name: str = "",
         zone: str = "",
         clock: Clock = SYSTEM_CLOCK,
+        placement: Placement[Comet] | None = None,
     ) -> None:
-        self._roster = Roster(connect, addresses, nodes, notifications, name=name, zone=zone, clock=clock)
+        self._roster = Roster(
+            connect, addresses, nodes, notifications, name=name, zone=zone, clock=clock, placement=placement
+        )
         self._placement = self._roster.placement
         self._clock = clock
         self._wishes: dict[tuple[str, Scope, str], int] = {}
@@ -107,7 +110,8 @@ class Comets:
         steady = [comet for comet in self._placement.usable if not comet.doubtful]
         failure = _nobody() if replicas and not steady else None
         total = done = 0
-        for comet, share in shares(steady, (scope.tenant, scope.namespace, function), replicas).items():
+        key = scope.tenant, scope.namespace, function
+        for comet, share in self._placement.shares(steady, key, replicas).items():
             wish = (comet.address, scope, function)
             if not share and wish not in self._wishes:
                 continue
@@ -221,7 +225,7 @@ class Comets:
 
     def _failed(self, comet: Comet) -> None:
         comet.failures += 1
-        if comet.failures >= FAILURES and len(self._placement.usable) > 1:
+        if comet.failures >= FAILURES and self._placement.alternatives:
             seconds = min(MAX_EJECTED_S, 2.0**comet.ejections)
             comet.ejections += 1
             log.warning("a comet fails again and again", address=comet.address, left_out_s=seconds)
@@ -241,7 +245,7 @@ class Comets:
                 return comet
             try:
                 async with asyncio.timeout(min(own, until) - self._clock.monotonic()):
-                    await self._roster.news.wait()
+                    await self._roster.change()
             except TimeoutError:
                 raise (out_of_time("no") if own < until else _nobody()) from None
 

@@ -98,6 +98,15 @@ class Placement(Generic[P]):
         self.usable = tuple(places)
         self._weight = sum(place.weight for place in self.usable)
 
+    @property
+    def alternatives(self) -> bool:
+        """Can another place do what one that is left out would have done?"""
+        return len(self.usable) > 1
+
+    def shares(self, places: Collection[P], key: Key, count: int) -> dict[P, int]:
+        """How many of ``count`` instances of a function each of ``places`` is to keep."""
+        return shares(places, key, count)
+
     def choose(self, key: Key | None, avoid: Collection[P] = ()) -> P | None:
         """The best place for a call of this function (None: of none in particular); None when there is none."""
         usable = self.usable

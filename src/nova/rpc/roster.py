@@ -80,10 +80,10 @@ class Roster:
         name: str,
         zone: str,
         clock: Clock,
+        placement: Placement[Comet] | None = None,
     ) -> None:
-        self.placement: Placement[Comet] = Placement()
-        self.news = asyncio.Event()
-        """set while somebody takes calls"""
+        self.placement: Placement[Comet] = placement or Placement()
+        self._change: asyncio.Future[None] | None = None
         self._connect = connect
         self._static = tuple(dict.fromkeys(addresses))
         self._nodes = nodes
@@ -139,10 +139,15 @@ class Roster:
             and comet.report is not None
             and comet.report.state == "active"
         )
-        if self.placement.usable:
-            self.news.set()
-        else:
-            self.news.clear()
+        change, self._change = self._change, None
+        if change is not None and not change.done():
+            change.set_result(None)
+
+    async def change(self) -> None:
+        """Wait until who takes calls may have changed."""
+        if self._change is None:
+            self._change = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._change)
 
     # Listening
 
