@@ -19,12 +19,11 @@ from nova.execution.artifacts import Artifacts
 from nova.execution.backends.router import BackendRouter
 from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptions
 from nova.execution.boots import Booter
-from nova.execution.catalog import Catalog
 from nova.execution.executor import Executor
 from nova.execution.fleet import InstanceFleet
 from nova.execution.guest import GuestApi
 from nova.execution.launch import launch_for
-from nova.execution.rollover import Rollover
+from nova.execution.rollover import Rollover, SteadyCatalog
 from nova.execution.snapshots import SnapshotMaker
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
@@ -53,7 +52,7 @@ class RealStack:
     functions: FunctionStore
     versions: VersionStore
     blobs: BlobStore
-    catalog: Catalog
+    catalog: SteadyCatalog
     fleet: InstanceFleet
     executor: Executor
     backend: SandboxBackend
@@ -133,7 +132,7 @@ async def real_stack(dsn: str, folder: Path, pool: PoolSettings | None = None) -
         artifacts = await services.start(
             Artifacts(blobs, folder / "artifacts", max_bytes=1 << 30, in_use=lambda: holder[0].artifacts())
         )
-        catalog = Catalog(functions, versions, SnapshotMaker(RUNTIMES, router), listener)
+        catalog = SteadyCatalog(functions, versions, SnapshotMaker(RUNTIMES, router), listener)
         guests = GuestApi(StateStore(db, lambda: 64 << 20), LimitSettings())
         fleet = InstanceFleet(Booter(artifacts, router, SYSTEM_CLOCK, guests), pool or PoolSettings())
         holder.append(fleet)

@@ -302,10 +302,14 @@ class InstanceFleet:
 
     def evict(self, scope: Scope, function: str, keep: Collection[str]) -> int:
         """Drain the pools of a function whose keys are not in ``keep``; returns how many. Empty ``keep``: all."""
-        stale = [pool for pool in self._of(scope, function) if pool.key not in keep and not pool.draining]
+        stale = self.stale(scope, function, keep)
         for pool in stale:
             self._drain(pool)
         return len(stale)
+
+    def stale(self, scope: Scope, function: str, keep: Collection[str]) -> list[Pool]:
+        """The pools that :meth:`evict` would drain."""
+        return [pool for pool in self._of(scope, function) if pool.key not in keep and not pool.draining]
 
     def keep(self, snapshot: FunctionSnapshot, floor: int, until: float) -> int:
         """Have at least ``floor`` instances of this version ready until then, and none of others for their own sake.

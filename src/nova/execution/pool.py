@@ -52,6 +52,7 @@ class Pool:
         "ceiling",
         "context",
         "draining",
+        "fading",
         "failure",
         "failures",
         "floor",
@@ -95,6 +96,8 @@ class Pool:
         self.progress_at = now
         self.last_used = now
         self.draining = False
+        self.fading = False
+        """it serves until its successor does, and boots nothing any more"""
         self.floor = 0
         self.floor_until = 0.0
         self.warm = 0
@@ -300,6 +303,11 @@ class Pool:
         """Begin another stretch of time for :meth:`rate`."""
         self.marks = self.marks[1], (self.calls, now)
 
+    def succeed(self, other: "Pool") -> None:
+        """The calls that came to ``other`` come here now: they count for :meth:`rate`."""
+        (first, first_at), (second, second_at) = other.marks
+        self.marks = (first - other.calls, first_at), (second - other.calls, second_at)
+
     def rate(self, now: float) -> float:
         """Calls a second, since the mark before the last."""
         calls, since = self.marks[0]
@@ -326,7 +334,7 @@ class Pool:
     def shortfall(self, now: float) -> int:
         """How many boots to begin now: those that the queue needs beyond what will be free within one boot time, and those
         that are missing to the floor."""
-        if self.draining or now < self.retry_at or not (self.waiters or self.floor or self.warm):
+        if self.draining or self.fading or now < self.retry_at or not (self.waiters or self.floor or self.warm):
             return 0
         boots = self.kept(now) - self.serving if self.floor or self.warm else 0
         if self.waiters:
