@@ -7,6 +7,7 @@ import typer
 from nova.cli import lists
 from nova.cli.functions import Name
 from nova.cli.output import Column, Output, status, when
+from nova.cli.rollouts import Sticky, sticky_of
 from nova.cli.session import CliError, Session, command
 from nova.client import ApiError, Json
 
@@ -14,6 +15,12 @@ Number = Annotated[int, typer.Argument(min=1, help="The version's number.", show
 AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="The alias.", show_default=False)]
 Version = Annotated[int | None, typer.Option("--version", min=1, help="Point it at one version.")]
 Weight = Annotated[str | None, typer.Option("--weight", metavar="V=PCT,…", help="Spread it: 3=90,4=10.")]
+Match = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--match", metavar="BY:NAME=VALUE:V", help="header:X-Beta=1:4 or query:beta=1:4; several times. - for none."
+    ),
+]
 Description = Annotated[str | None, typer.Option("--description")]
 
 COLUMNS = (
@@ -127,10 +134,12 @@ def create_alias(
     alias: AliasName,
     version: Version = None,
     weight: Weight = None,
+    sticky: Sticky = None,
+    match: Match = None,
     description: Description = None,
 ) -> None:
     """Create an alias for one version, or for several by weight."""
-    body = _target(version, weight, description)
+    body = _target(version, weight, sticky, match, description)
     _shown(session, session.client.call("alias.create", {"name": name}, body={"name": alias, **body}))
 
 
@@ -141,10 +150,12 @@ def set_alias(
     alias: AliasName,
     version: Version = None,
     weight: Weight = None,
+    sticky: Sticky = None,
+    match: Match = None,
     description: Description = None,
 ) -> None:
     """Point an alias elsewhere; it is created if it is not there."""
-    body = _target(version, weight, description)
+    body = _target(version, weight, sticky, match, description)
     try:
         answer = session.client.call("alias.patch", {"name": name, "alias": alias}, body=body)
     except ApiError as exc:
@@ -161,7 +172,9 @@ def _shown(session: Session, alias: Json) -> None:
         session.out.item(alias)
 
 
-def _target(version: int | None, weight: str | None, description: str | None) -> Json:
+def _target(
+    version: int | None, weight: str | None, sticky: str | None, match: list[str] | None, description: str | None
+) -> Json:
     if version is not None and weight is not None:
         raise CliError("say one of --version and --weight", 2)
     body: Json = {}
@@ -169,11 +182,24 @@ def _target(version: int | None, weight: str | None, description: str | None) ->
         body["version"] = version
     if weight is not None:
         body["traffic_split"] = _weights(weight)
+    if sticky is not None:
+        body["sticky"] = sticky_of(sticky)
+    if match is not None:
+        body["match"] = [] if match == ["-"] else [_rule(text) for text in match]
     if description is not None:
         body["description"] = description
     if not body:
-        raise CliError("say --version, --weight or --description", 2)
+        raise CliError("say --version, --weight, --sticky, --match or --description", 2)
     return body
+
+
+def _rule(text: str) -> Json:
+    by, _, rest = text.partition(":")
+    condition, _, version = rest.rpartition(":")
+    name, equals, value = condition.partition("=")
+    if not equals or not version.isdigit():
+        raise CliError(f"--match: {text!r} is not of the form header:X-Beta=1:4", 2)
+    return {"by": by, "name": name, "value": value, "version": int(version)}
 
 
 def _weights(text: str) -> dict[str, float]:
