@@ -227,15 +227,7 @@ class Client:
             headers=headers,
             timeout=httpx.Timeout(EVENT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         )
-        with _reachable(self.server):
-            answer = self.http.send(request, stream=True)
-            try:
-                if answer.is_error:
-                    answer.read()
-                    raise _refusal(answer)
-                yield from _events(_lines(answer.iter_bytes()))
-            finally:
-                answer.close()
+        yield from self._streamed(request)
 
     def invoke(
         self,
@@ -252,14 +244,9 @@ class Client:
         An error of the function itself is in the answer, not an exception.
         """
         patience = self._timeout or CALL_TIMEOUT_S
-        headers = {"Content-Type": "application/json"}
-        if qualifier is not None:
-            headers["X-Nova-Qualifier"] = qualifier
+        headers = _wishes(qualifier, timeout_s, sticky_key)
         if timeout_s is not None:
             patience = timeout_s + _ANSWER_TIME_S  # the server is to say that time ran out
-            headers["X-Nova-Timeout-S"] = f"{timeout_s:.3f}".rstrip("0").rstrip(".")
-        if sticky_key is not None:
-            headers["X-Nova-Sticky-Key"] = sticky_key
         if tail:
             headers["X-Nova-Log-Type"] = "Tail"
         answer = self._send(
@@ -284,10 +271,50 @@ class Client:
             timing=server_timing(answer.headers.get("Server-Timing", "")),
         )
 
+    def stream(
+        self,
+        function: str,
+        payload: bytes = b"{}",
+        *,
+        qualifier: str | None = None,
+        timeout_s: float | None = None,
+        sticky_key: str | None = None,
+        logs: bool = False,
+    ) -> Iterator[Event]:
+        """Call a function and get what it gives as it comes: ``start``, ``chunk`` (``text``, ``json`` or ``b64``), with ``logs``
+        also ``log``, and at last one ``done`` or ``error``. Close the iterator to leave early, which ends the call.
+
+        Raises ApiError for a call that was refused before it gave anything, Unreachable for an answer that breaks off.
+        """
+        request = self.http.build_request(
+            "POST",
+            f"/functions/{quote(function, safe='')}/invoke-stream",
+            params={"logs": "true"} if logs else None,
+            content=payload,
+            headers={**_wishes(qualifier, timeout_s, sticky_key), "Accept": "text/event-stream"},
+            timeout=httpx.Timeout(EVENT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        )
+        for event in self._streamed(request):
+            yield event
+            if event.event in ("done", "error"):
+                return
+        raise Unreachable(f"{self.server} broke the answer off")
+
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """A bare request, for function URLs: the answer whatever its status. Raises Unreachable only."""
         with _reachable(self.server):
             return self.http.request(method, path, **options)
+
+    def _streamed(self, request: httpx.Request) -> Iterator[Event]:
+        with _reachable(self.server):
+            answer = self.http.send(request, stream=True)
+            try:
+                if answer.is_error:
+                    answer.read()
+                    raise _refusal(answer)
+                yield from _events(_lines(answer.iter_bytes()))
+            finally:
+                answer.close()
 
     def _send(self, request: httpx.Request) -> httpx.Response:
         with _reachable(self.server):
@@ -295,6 +322,18 @@ class Client:
         if answer.is_error:
             raise _refusal(answer)
         return answer
+
+
+def _wishes(qualifier: str | None, timeout_s: float | None, sticky_key: str | None) -> dict[str, str]:
+    """The headers of a call."""
+    headers = {"Content-Type": "application/json"}
+    if qualifier is not None:
+        headers["X-Nova-Qualifier"] = qualifier
+    if timeout_s is not None:
+        headers["X-Nova-Timeout-S"] = f"{timeout_s:.3f}".rstrip("0").rstrip(".")
+    if sticky_key is not None:
+        headers["X-Nova-Sticky-Key"] = sticky_key
+    return headers
 
 
 def server_timing(header: str) -> dict[str, float]:

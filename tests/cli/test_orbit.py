@@ -15,6 +15,18 @@ Project = Callable[..., Path]
 HELLO = (
     "def handler(event, context):\n    print('called with', sorted(event))\n    return {'hello': event.get('name')}\n"
 )
+TELLS = """
+import time
+def handler(event, context):
+    print("said")
+    for _ in range(event.get("n", 0)):
+        yield "ü\\n"
+    yield {"n": event.get("n")}
+    yield b"\\0\\1"
+    if event.get("fail"):
+        raise ValueError("late")
+    time.sleep(event.get("sleep", 0))
+"""
 RAISES = "def handler(event, context):\n    raise KeyError(event['which'])\n"
 
 
@@ -114,6 +126,22 @@ def test_invoke_shows_prints_beside_the_result(orbit: Orbit, deployed: str) -> N
     answer = orbit("invoke", deployed, "-o", "json").ok().json
     assert set(answer) >= {"request_id", "output", "error", "duration_ms", "cold_start", "version"}
     assert orbit("invoke", deployed, "--query", "version").ok().json == 1
+
+
+def test_invoke_prints_pieces_of_a_stream(orbit: Orbit, project: Project) -> None:
+    orbit("deploy", str(project("tells", {"main.py": TELLS}, runtime="python"))).ok()
+    shown = orbit("invoke", "tells", "--stream", "--tail", "-d", '{"n": 2}').ok()
+    assert shown.out == 'ü\nü\n{"n": 2}\n\x00\x01'
+    assert "said" in shown.err
+    assert "version 1, cold, request" in shown.err
+    lines = [json.loads(line) for line in orbit("invoke", "tells", "--stream", "-o", "json").ok().out.splitlines()]
+    assert [line["event"] for line in lines] == ["start", "chunk", "chunk", "done"]
+    failed = orbit("invoke", "tells", "--stream", "-d", '{"fail": true}')
+    assert (failed.code, "ValueError: late" in failed.err, failed.out[:1]) == (6, True, "{")
+    assert orbit("invoke", "tells", "--stream", "-d", '{"sleep": 60}', "--timeout", "0.3").code == 7
+    assert orbit("invoke", "missing", "--stream").code == 3
+    assert orbit("invoke", "tells", "--stream", "--async").code == 2
+    assert orbit("invoke", "deployed", "--stream", "--watch", "-f", "x").code == 2
 
 
 def test_the_exit_code_tells_what_kind_of_failure_it_was(orbit: Orbit, project: Project) -> None:

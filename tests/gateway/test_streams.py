@@ -231,6 +231,7 @@ async def test_what_fails_later_ends_events_with_an_error_and_cuts_bytes(
 
 
 async def test_a_comment_keeps_a_silent_stream_open(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert streams.COMMENT_INTERVAL_S <= 15
     monkeypatch.setattr(streams, "COMMENT_INTERVAL_S", 0.02)
     gate = asyncio.Event()
     gateway.invoker.script = gives(text("late"), gate=gate)

@@ -9,14 +9,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from nova.cli import asyncs, lists
+from nova.cli import asyncs, lists, streaming
 from nova.cli.functions import Name
 from nova.cli.output import Column, moment, status, when
 from nova.cli.session import CliError, Session, command
 from nova.cli.watching import changes
 from nova.client import ApiError, Call, Json, TimedOut, Unreachable
-
-FUNCTION_ERROR = 6
 
 COLUMNS = (
     Column("time", when("created_at")),
@@ -47,6 +45,7 @@ def invoke(
     sticky_key: Annotated[str | None, typer.Option("--sticky-key", help="Equal keys meet the same version.")] = None,
     tail: Annotated[bool, typer.Option("--tail", help="Show what the call printed.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Call again whenever the file is saved.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print pieces of the answer as they come.")] = False,
     later: Annotated[bool, typer.Option("--async", help="Do not wait: print the id of the job.")] = False,
     delay: Annotated[
         float | None, typer.Option("--delay", metavar="SECONDS", min=0, help="With --async: run no earlier.")
@@ -65,13 +64,27 @@ def invoke(
         raise CliError("say one of -d, -f and -", 2)
     read = _input(data, "-" if source else file)
     if later:
-        if watch or tail or sticky_key is not None:
-            raise CliError("--async does not go with --watch, --tail and --sticky-key", 2)
+        if watch or tail or stream or sticky_key is not None:
+            raise CliError("--async does not go with --watch, --tail, --stream and --sticky-key", 2)
         wishes = {"qualifier": qualifier, "delay_s": delay, "max_attempts": max_attempts, "idempotency_key": key}
         asyncs.invoke_later(session, name, read(), wishes)
         return
     if delay is not None or max_attempts is not None or key is not None:
         raise CliError("--delay, --max-attempts and --idempotency-key need --async", 2)
+
+    if stream:
+        if watch:
+            raise CliError("--stream does not go with --watch", 2)
+        events = session.client.stream(
+            name,
+            read(),
+            qualifier=qualifier,
+            timeout_s=session.options.timeout,
+            sticky_key=sticky_key,
+            logs=tail,
+        )
+        streaming.show(session, events)
+        return
 
     def call() -> Call:
         return session.client.invoke(
@@ -127,11 +140,7 @@ def _show(session: Session, call: Call) -> None:
     start = "cold" if call.cold_start else "warm"
     out.note(f"version {call.version}, {start}, {call.duration_ms:.2f} ms, request {call.request_id}")
     if call.error is not None:
-        raise CliError(_failure(call.error), FUNCTION_ERROR)
-
-
-def _failure(error: Json) -> str:
-    return "\n".join([f"the function failed: {error['type']}: {error['message']}", *error.get("stack", ())])
+        raise streaming.failed(call.error)
 
 
 @command
