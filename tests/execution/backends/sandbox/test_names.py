@@ -275,6 +275,30 @@ async def test_pins_are_bounded() -> None:
         await network.close()
 
 
+async def test_whoever_is_cancelled_leaves_nothing() -> None:
+    """Rules that were on their way when their instance was given up are gone before the next one has the way out."""
+    network = Network("172.30.255.240/28")
+    await network.start()
+    try:
+        leases = [asyncio.ensure_future(network.lease()) for _ in range(4)]
+        await asyncio.sleep(0)
+        leases[3].cancel()
+        slots = await asyncio.gather(*leases[:3])
+        for slot in slots:
+            given_up = asyncio.ensure_future(network.restrict(slot, rules(EgressRule("a.test")), 10))
+            await asyncio.sleep(0)
+            given_up.cancel()
+            await asyncio.gather(given_up, network.release(slot), return_exceptions=True)
+            assert (slot.chain, slot.server, slot.sockets, slot.shaped) == (None, None, None, False)
+        again = [await network.lease() for _ in range(4)]
+        for slot in again:
+            await network.restrict(slot, rules(EgressRule("b.test")), 10)
+        for slot in again:
+            await network.release(slot)
+    finally:
+        await network.close()
+
+
 async def test_what_is_no_question_gets_no_answer() -> None:
     """The name server's parser sees whatever a guest sends."""
     resolver = upstream(("127.0.0.1",), port=1)

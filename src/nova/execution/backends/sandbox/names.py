@@ -72,6 +72,17 @@ def upstream(servers: Sequence[str] = (), *, port: int = 53) -> dns.asyncresolve
     return resolver
 
 
+def listen() -> tuple[socket.socket, socket.socket]:
+    """Sockets for datagrams and for connections at :data:`ADDRESS`, in the network namespace of the calling thread."""
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        datagrams.bind((ADDRESS, 53))
+        return datagrams, socket.create_server((ADDRESS, 53))
+    except OSError:
+        datagrams.close()
+        raise
+
+
 class NameServer:
     """Answers one instance. ``refused`` says which addresses it may never reach."""
 

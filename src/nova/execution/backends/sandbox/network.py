@@ -71,6 +71,10 @@ class Slot:
     server: names.NameServer | None = None
     """answers at :data:`names.ADDRESS` inside; a guest whose slot has one must be told to ask there"""
     shaped: bool = False
+    sockets: tuple[socket.socket, socket.socket] | None = None
+    """the name server's: datagrams, connections"""
+    touched: bool = False
+    """its user has, or was about to get, some of the above"""
 
     @property
     def tag(self) -> str:
@@ -141,10 +145,23 @@ class Network:
             raise NovaError("capacity", f"all network addresses of this node ({self._block}) are in use")
         number = self._unused.pop()
         try:
-            return await self._run(lambda: self._make(number))
+            return await self._made(lambda: self._make(number))
         except OSError:
             self._unused.append(number)
             raise
+
+    async def _made(self, make: Callable[[], Slot]) -> Slot:
+        """A slot that nobody waits for any more serves the next."""
+        making = asyncio.ensure_future(self._run(make))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(self._keep)
+            raise
+
+    def _keep(self, made: "asyncio.Future[Slot]") -> None:
+        if not made.cancelled() and made.exception() is None:
+            self._background.spawn("keep", self.release(made.result()))
 
     async def restrict(self, slot: Slot, policy: NetworkPolicy, net_mbps: int = 0) -> None:
         """Confine ``slot`` to ``policy``, and to ``net_mbps`` Mbit/s each way (0: not limited); in force when this returns.
@@ -155,17 +172,19 @@ class Network:
         chain = rules.compile_policy(policy, slot=slot.tag, use=use, private=self._private)
         if chain is None and not net_mbps:
             return
-        sockets = await self._run(lambda: self._confine(slot, chain, net_mbps))
-        if chain is not None and sockets is not None:
+        slot.touched = True
+        await self._run(lambda: self._confine(slot, chain, net_mbps))
+        if chain is not None and slot.sockets is not None:
             slot.server = self._name_server(slot, chain)
-            await slot.server.start(*sockets)
+            await slot.server.start(*slot.sockets)
 
     async def release(self, slot: Slot) -> None:
         """Take a slot back once every process in it is dead."""
         if slot.server is not None:
             await slot.server.close()
             slot.server = None
-        if slot.chain is not None or slot.shaped:
+        if slot.touched:
+            # In the thread that confines, so after it, also when whoever asked for that has been cancelled.
             await self._run(lambda: self._relax(slot))
         self._free.append(slot)
         self._tidy_up()
@@ -333,7 +352,7 @@ class Network:
         finally:
             kernel.setns(self._host_namespace, kernel.CLONE_NEWNET)
 
-    def _confine(self, slot: Slot, chain: Chain | None, net_mbps: int) -> tuple[socket.socket, socket.socket] | None:
+    def _confine(self, slot: Slot, chain: Chain | None, net_mbps: int) -> None:
         """Rules and bandwidth; the sockets of a name server when there are rules by name."""
         if chain is not None:
             self._nftables.apply(rules.add_chain(self.table, slot.tag, slot.interface, chain))
@@ -344,16 +363,9 @@ class Network:
                 netlink.shape(slot.interface, net_mbps)
             with self._inside(slot.namespace), Netlink() as netlink:
                 netlink.shape("eth0", net_mbps)
-        if chain is None or not chain.names:
-            return None
-        with self._inside(slot.namespace):
-            datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            try:
-                datagrams.bind((names.ADDRESS, 53))
-                return datagrams, socket.create_server((names.ADDRESS, 53))
-            except OSError:
-                datagrams.close()
-                raise
+        if chain is not None and chain.names:
+            with self._inside(slot.namespace):
+                slot.sockets = names.listen()
 
     def _relax(self, slot: Slot) -> None:
         if slot.chain is not None:
@@ -365,6 +377,10 @@ class Network:
             with self._inside(slot.namespace), Netlink() as netlink:
                 netlink.unshape("eth0")
             slot.shaped = False
+        for sock in slot.sockets or ():
+            sock.close()
+        slot.sockets = None
+        slot.touched = False
 
 
 def _is_of_this_host(address: IPv4Address) -> bool:
