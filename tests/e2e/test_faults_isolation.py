@@ -168,6 +168,16 @@ def test_a_strict_policy_without_rules_reaches_nothing(platform: Platform, outsi
     assert platform.call(NAME, [*targets, ("127.0.0.1", host_port)]) == [None] * 5
 
 
+@pytest.mark.root
+def test_rules_reach_what_they_name(platform: Platform, outside: World) -> None:
+    """BE3: a rule by address is the way there; with a rule by name other names do not resolve, and nothing is asked outside."""
+    rules = [{"host": f"{outside.near}/32", "port": 8080, "protocol": "tcp"}, {"host": "*.example.test"}]
+    policy = {"isolation_mode": "strict", "egress_rules": rules}
+    platform.deploy(NAME, DIALLING, network_policy=policy, limits={"net_mbps": 100})
+    targets = [(outside.near, 8080), (outside.near, 9090), (outside.other, 8080), ("api.other.test", 8080)]
+    assert platform.call(NAME, targets) == ["hello", None, None, None]
+
+
 def test_nothing_of_the_host_can_be_read(platform: Platform, nova_server: NovaServer) -> None:
     """AG23: process 1 is the sandbox's own and says nothing; the host's secrets and the platform's files are not there."""
     platform.deploy(NAME, READING)
