@@ -7,7 +7,7 @@ It knows nothing of functions, pools or calls; it frees everything it made when 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from nova.domain.call import StartSource
 from nova.domain.function import EntryKind, FunctionSnapshot, Limits, Mode, NetworkPolicy
@@ -210,6 +210,40 @@ class CommandResult:
     signal: int | None = None
     timed_out: bool = False
     out_of_memory: bool = False
+
+
+class SnapshotRefused(Exception):
+    """A function cannot be kept loaded; the message says why."""
+
+
+@runtime_checkable
+class Snapshotter(Protocol):
+    """A backend that can keep a function loaded and make instances of it that need not load it again.
+
+    A snapshot is taken after loading and before any call, so it holds nothing of a caller's. ``key`` stands for
+    everything that shaped it.
+    """
+
+    def snapshot_obstacle(self, runtime: str) -> str:
+        """Why no function of this runtime can be kept loaded here; empty when some can."""
+        ...
+
+    async def snapshot(self, key: str, spec: InstanceSpec, init: InitSpec) -> None:
+        """Load the function in an instance of its own and keep that. Raises :class:`SnapshotRefused`, NovaError,
+        :class:`InitFailed`."""
+        ...
+
+    async def restore(self, key: str, spec: InstanceSpec) -> Instance | None:
+        """An instance from that snapshot; its Init only makes it its own. None when the snapshot is gone or of no use."""
+        ...
+
+    async def drop_snapshot(self, key: str) -> None:
+        """No instance comes from it any more; those that did live on. Idempotent."""
+        ...
+
+    async def snapshot_memory(self, key: str) -> int:
+        """Bytes that the loaded function takes; 0 when it is gone."""
+        ...
 
 
 class Backend(Protocol):

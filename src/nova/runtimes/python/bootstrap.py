@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 
 from nova.runtimes.python import answers, multiplex, pieces
 from nova.runtimes.python.context import Context
+from nova.runtimes.python.forking import FORKS
 from nova.runtimes.python.loading import Function, become, load, note_modules, open_streams, set_up_logging, settle
 
 INPUT_FD: Final = 3
@@ -28,6 +29,7 @@ _CONTEXT: Final = ', "context": '
 _REQUEST_ID: Final = '{"request_id": "'
 _REHEARSAL: Final = "nova_rehearsal"
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_WAITING, _RUNNING, _WRITING, _DONE = range(4)
 _VARIABLE: Final = b"NOVA_REQUEST_ID"
 _ID_BYTES: Final = 36
 _ENTRY: Final = ctypes.create_string_buffer(_VARIABLE + b"=" + bytes(_ID_BYTES))
@@ -108,6 +110,8 @@ def main() -> NoReturn:
     try:
         become(init, request_id)
         began = time.monotonic_ns()
+        if init["mode"] == "process":
+            FORKS.watch()
         function = load(init["handler"], _init_context(init))
         import_us = (time.monotonic_ns() - began) // 1000
     except BaseException as error:
@@ -116,6 +120,12 @@ def main() -> NoReturn:
         os._exit(1)
     settle()
     _flush()
+    serve(function, init, current, import_us)
+
+
+def serve(function: Function, init: dict[str, Any], current: "Current", import_us: int) -> NoReturn:
+    """Tell that the function is loaded, and serve its calls."""
+    code_dir: str = init["code_dir"]
     if function.is_async and init["concurrency"] > 1 and init["mode"] != "process":
         text = b'{"ready": {"concurrency": %d, "multiplex": true, "import_us": %d}}\n'
         _write(text % (init["concurrency"], import_us))
@@ -137,34 +147,39 @@ def _serve(worker: "Worker") -> NoReturn:
 
 
 def _serve_forked(worker: "Worker") -> NoReturn:
-    """A fresh process per call. The parent speaks only when the child ended without an answer."""
+    """A fresh process per call, which stands before its call comes. The parent speaks only when it ended without an answer."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
-    answered = mmap.mmap(-1, 1)
+    state = mmap.mmap(-1, 1)
+    """of the child: waiting for its call, running, in the middle of a line, done"""
 
     def write(line: bytes) -> None:
-        answered[0] = 1
+        state[0] = _WRITING
         _write(line)
-        answered[0] = 0
+        state[0] = _RUNNING
 
     worker.pieces = pieces.Writer(write)
     Context.sender = worker.pieces.send
+    FORKS.settle()
     while True:
-        line = _read_line()
-        answered[0] = 0
-        pid = os.fork()
+        state[0] = _WAITING
+        pid = FORKS.fork()
         if pid == 0:
+            line = _read_line()
+            state[0] = _RUNNING
             answer = worker.answer(line)
             _flush()
-            answered[0] = 1
+            state[0] = _WRITING
             _write(answer)
-            answered[0] = 2
+            state[0] = _DONE
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         _kill_children()
-        if answered[0] == 1:
+        if state[0] == _WAITING:  # the host has gone, or nothing can live here
+            os._exit(0 if status == 0 else 1)
+        if state[0] == _WRITING:
             _write(b"\n")  # it died in the middle of its line; what is there of it cannot be read
-        elif answered[0] == 0:
+        elif state[0] == _RUNNING:
             _write(_ended(os.waitstatus_to_exitcode(status)))
 
 
@@ -177,10 +192,12 @@ def _ended(code: int) -> bytes:
 def _kill_children() -> None:
     """End what the call left running."""
     while True:
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:  # by far the commonest
+            return
         with open(f"/proc/self/task/{os.getpid()}/children") as children:
             pids = [int(pid) for pid in children.read().split()]
-        if not pids:
-            return
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -29,6 +29,7 @@ class Function:
 
     call: Handler
     is_async: bool
+    module: types.ModuleType
 
 
 def become(init: dict[str, Any], request_id: Callable[[], str]) -> None:
@@ -127,7 +128,24 @@ def load(handler: str, context: Context) -> Function:
         if _is_async(hook):
             raise InitError("on_init must not be asynchronous")
         hook(*(context,)[: _positional(hook)])
-    return Function(_with_arity(target, _positional(target)), _is_async(target))
+    return Function(_with_arity(target, _positional(target)), _is_async(target), module)
+
+
+def run_hook(module: types.ModuleType, name: str) -> None:
+    """Run a hook beside the handler, if there is one. Raises InitError or what it raised."""
+    hook = getattr(module, name, None)
+    if callable(hook):
+        if _is_async(hook):
+            raise InitError(f"{name} must not be asynchronous")
+        hook()
+
+
+def renew() -> None:
+    """In a fork of a loaded function: nothing random may come out as in another fork."""
+    if (numbers := sys.modules.get("numpy.random")) is not None:
+        numbers.seed()
+    if (tls := sys.modules.get("_ssl")) is not None:
+        tls.RAND_add(os.urandom(48), 48.0)
 
 
 def settle() -> None:

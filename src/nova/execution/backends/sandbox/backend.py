@@ -16,16 +16,18 @@ from nova.execution.backends.base import (
     CommandResult,
     CommandSpec,
     Enforced,
+    InitSpec,
     Instance,
     InstanceSpec,
     InstanceStats,
 )
 from nova.execution.backends.sandbox import commands, names, network
-from nova.execution.backends.sandbox.cells import TEMPLATE_TMP_MB, Cell, Cells, Kind, Toolchains
+from nova.execution.backends.sandbox.cells import DONORS, TEMPLATE_TMP_MB, Cell, Cells, Kind, Toolchains
 from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost, LauncherRefused
 from nova.execution.backends.sandbox.network import Network
 from nova.execution.backends.sandbox.rules import check_policy
+from nova.execution.backends.sandbox.sealed import Seals
 from nova.execution.backends.sandbox.templates import Templates
 from nova.service import Background
 
@@ -78,6 +80,7 @@ class SandboxBackend:
         self._launcher = LauncherClient(self._heard, self._launcher_lost)
         self._cells = Cells(self._launcher, toolchains, None, None)
         self._templates = Templates(self._cells.boot, self._cells.end, {})
+        self._seals = Seals(self._cells, self._claim)
         self._claimed: dict[str, Cell] = {}
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -88,6 +91,7 @@ class SandboxBackend:
             self._network = await self._start_network()
         first_uid = self._options.first_uid + 1 if self._privileged else None
         self._cells = Cells(self._launcher, self._toolchains, self._network, first_uid)
+        self._seals = Seals(self._cells, self._claim)
         online = not self.default_network().offline
         targets = {
             Kind(runtime, version, online): count for (runtime, version), count in self._options.templates.items()
@@ -121,12 +125,13 @@ class SandboxBackend:
         base.mkdir(parents=True, exist_ok=True)
         self._resolv_conf.write_text(names.RESOLV_CONF)
         self._resolv_conf.chmod(0o644)
+        modules = self._options.modules
         report = await self._launcher.start(
             {
                 "base": str(base),
                 "node": self._options.node,
                 "cgroups": detect_layout(self._options.cgroup_root).as_dict(),
-                "modules": list(self._options.modules),
+                "modules": [*modules, *(DONORS[name] for name in modules if name in DONORS)],
                 "unprivileged": not self._privileged,
             }
         )
@@ -142,6 +147,7 @@ class SandboxBackend:
             await self._templates.close()
             await asyncio.gather(*(self._cells.end(cell) for cell in list(self._claimed.values())))
             self._claimed.clear()
+            await self._seals.close()
         await self._launcher.close()
         if self._network is not None:
             await self._network.close()
@@ -237,6 +243,9 @@ class SandboxBackend:
             except BaseException:
                 await self._cells.end(cell)
                 raise
+        return self._claimed_as(cell, spec)
+
+    def _claimed_as(self, cell: Cell, spec: InstanceSpec) -> Cell:
         cell.instance_id = cell.link.instance_id = spec.instance_id
         self._claimed[spec.instance_id] = cell
         cell.ended.add_done_callback(lambda _: self._claimed.pop(spec.instance_id, None))
@@ -256,6 +265,35 @@ class SandboxBackend:
             tmp_bytes=tmp_mb << 20 if tmp_mb != TEMPLATE_TMP_MB else None,
             **commands.limits_of(spec.limits),
         )
+
+    # -- functions that are kept loaded --------------------------------------------------------------------------
+
+    def snapshot_obstacle(self, runtime: str) -> str:
+        if not self._privileged:
+            return "the sandbox backend keeps functions loaded only when the daemon runs as root"
+        try:
+            launch, _ = self._toolchains.launch(runtime, "")
+        except NovaError as error:
+            return error.detail
+        return "" if launch.module in DONORS else f"workers of {runtime} cannot be forked with a function loaded"
+
+    async def snapshot(self, key: str, spec: InstanceSpec, init: InitSpec) -> None:
+        self._refuse_unenforceable(spec.limits, spec.network)
+        with _launcher_errors():
+            await self._wait_running()
+            await self._seals.make(key, spec, init)
+
+    async def restore(self, key: str, spec: InstanceSpec) -> Instance | None:
+        with _launcher_errors():
+            cell = await self._seals.restore(key)
+        return None if cell is None else self._claimed_as(cell, spec)
+
+    async def drop_snapshot(self, key: str) -> None:
+        await self._seals.drop(key)
+
+    async def snapshot_memory(self, key: str) -> int:
+        cell = self._seals.cell(key)
+        return 0 if cell is None else (await self.stats(cell)).memory_bytes
 
     async def stop(self, instance: Instance, *, reason: str) -> None:
         if isinstance(instance, Cell):

@@ -9,10 +9,10 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from nova.agent.config import WorkerLaunch
 from nova.domain.call import StartSource
@@ -31,6 +31,14 @@ from nova.ids import new_id
 
 TEMPLATE_TMP_MB = Limits().tmp_mb
 """``/tmp`` of an instance before it is claimed; a claim resizes it when the function asks for another size."""
+
+
+DONORS: Final = {"nova.runtimes.python.bootstrap": "nova.execution.backends.sandbox.donor"}
+"""Workers that can be forked with a function loaded: their module, and the one that a snapshot's worker runs."""
+_NO_UID: Final = -1
+"""The user of a place below another is that one's."""
+_NETWORK: Final = 3
+"""Where the network is among a place's namespaces (the launcher's ``ENTERED``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +115,13 @@ class Cells:
         self._deadlines = Deadlines()
         self._roots: dict[str, asyncio.Task[None]] = {}
         self._ends: dict[str, asyncio.Future[Ended]] = {}
+        self._ready: dict[str, asyncio.Event] = {}
 
     # -- what the launcher tells ---------------------------------------------------------------------------------
 
     def heard(self, event: dict[str, Any]) -> None:
+        if event["event"] == "ready" and (ready := self._ready.pop(event["instance"], None)) is not None:
+            ready.set()
         if event["event"] == "exit":
             self._end(event["instance"], Ended(event["code"], event["status"], event["oom"]))
 
@@ -122,6 +133,8 @@ class Cells:
 
     def _end(self, name: str, ended: Ended) -> None:
         future = self._ends.pop(name, None)
+        if (ready := self._ready.pop(name, None)) is not None:
+            ready.set()
         if future is not None and not future.done():
             future.set_result(ended)
 
@@ -133,13 +146,16 @@ class Cells:
 
     # -- making and ending ---------------------------------------------------------------------------------------
 
-    async def boot(self, kind: Kind) -> Cell:
+    async def boot(self, kind: Kind, *, donor: bool = False) -> Cell:
         """A sealed place: agent connected, worker standing, no code. Leaves nothing behind on failure.
 
+        ``donor``: one whose worker, once loaded, is forked into other places (:meth:`inherit`).
         Raises LauncherLost, LauncherRefused, NovaError.
         """
         launch, tools = self._toolchains.launch(kind.runtime, kind.version)
         launch = launch_inside(launch)
+        if donor:
+            launch = replace(launch, module=DONORS[launch.module])
         await self._root(kind, tools)
         async with contextlib.AsyncExitStack() as undo:
             slot: Slot | None = None
@@ -150,12 +166,65 @@ class Cells:
                 undo.push_async_callback(self._network.release, slot)
             uid = self._lease_uid()
             undo.callback(self._release_uid, uid)
-            cell = await self._spawn(kind, launch, slot, uid, undo)
+            cell = await self._spawn(kind, launch, slot, uid, undo, donor=donor)
             undo.pop_all()
             return cell
 
+    async def inherit(self, above: Cell, line: int, prepare: Callable[[Cell], Awaitable[None]]) -> Cell:
+        """A place like :meth:`boot`'s whose worker is a fork of the donor ``above``; ``line`` is the line of that one's
+        worker. ``prepare`` is called before the fork, with a place that has no agent connected yet.
+
+        Raises LauncherLost, LauncherRefused, NovaError, OSError.
+        """
+        launch, _ = self._toolchains.launch(above.kind.runtime, above.kind.version)
+        name, token = new_id(), secrets.token_bytes(32)
+        ended, ready = self.expect(name), asyncio.Event()
+        self._ready[name] = ready
+        async with contextlib.AsyncExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            given, taken = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            with theirs, given, taken:
+                reply = await self._launcher.request(
+                    "heir",
+                    fds=[theirs.fileno(), taken.fileno()],
+                    instance=name,
+                    beneath=above.name,
+                    token_sha256=hashlib.sha256(token).hexdigest(),
+                    runtime=above.kind.runtime,
+                    worker=launch_inside(launch).as_dict(),
+                    root=above.kind.root,
+                    tmp_bytes=TEMPLATE_TMP_MB << 20,
+                    uid=above.uid,
+                )
+                cell = Cell(name, above.kind, reply.body["pid"], reply.fds[0], _NO_UID, None, ended)
+                cell.source = "snapshot"
+                undo.push_async_callback(self._reap, cell)
+                theirs.close()
+                taken.close()
+                await ready.wait()
+                spaces = await self._launcher.request("namespaces", instance=name)
+                try:
+                    if above.slot is not None and self._network is not None:
+                        cell.slot = await self._network.lease(spaces.fds[_NETWORK])
+                        undo.push_async_callback(self._network.release, cell.slot)
+                    await prepare(cell)
+                    _send_fds(line, [given.fileno(), *spaces.fds])
+                finally:
+                    spaces.close()
+            cell.link = cell.channel = await self._connect(cell, ours, token)
+            undo.pop_all()
+        return cell
+
     async def _spawn(
-        self, kind: Kind, launch: WorkerLaunch, slot: Slot | None, uid: int, undo: contextlib.AsyncExitStack
+        self,
+        kind: Kind,
+        launch: WorkerLaunch,
+        slot: Slot | None,
+        uid: int,
+        undo: contextlib.AsyncExitStack,
+        *,
+        donor: bool = False,
     ) -> Cell:
         name = new_id()
         token = secrets.token_bytes(32)
@@ -167,6 +236,7 @@ class Cells:
                 fds=[theirs.fileno(), *([slot.namespace] if slot else [])],
                 instance=name,
                 token_sha256=hashlib.sha256(token).hexdigest(),
+                donor=donor,
                 runtime=kind.runtime,
                 worker=launch.as_dict(),
                 root=kind.root,
@@ -180,20 +250,23 @@ class Cells:
             theirs.close()
         cell = Cell(name, kind, reply.body["pid"], reply.fds[0], uid, slot, ended)
         undo.push_async_callback(self._reap, cell)
+        cell.link = cell.channel = await self._connect(cell, ours, token)
+        return cell
+
+    async def _connect(self, cell: Cell, ours: socket.socket, token: bytes) -> DirectChannel:
         try:
-            cell.link = cell.channel = await DirectChannel.connect(
+            return await DirectChannel.connect(
                 ours,
                 token,
-                name,
+                cell.name,
                 kill=cell.kill,
                 death_cause=lambda: self.death_cause(cell),
                 deadlines=self._deadlines,
             )
         except (ControlLost, TimeoutError) as error:
             cell.kill()
-            how = await asyncio.shield(ended)
+            how = await asyncio.shield(cell.ended)
             raise LauncherRefused(how.failure or f"the agent did not answer: {error}") from error
-        return cell
 
     async def end(self, cell: Cell) -> Ended:
         """Kill, wait until every process is dead, and give back what the place held."""
@@ -235,7 +308,7 @@ class Cells:
         return self._uids.lease() if self._uids is not None else os.getuid()
 
     def _release_uid(self, uid: int) -> None:
-        if self._uids is not None:
+        if self._uids is not None and uid != _NO_UID:
             self._uids.release(uid)
 
     async def _root(self, kind: Kind, tools: Sequence[Path]) -> None:
@@ -249,6 +322,11 @@ class Cells:
 
     async def _build_root(self, plan: dict[str, Any]) -> None:
         await self._launcher.request("root", plan=plan)
+
+
+def _send_fds(line: int, fds: Sequence[int]) -> None:
+    with socket.socket(fileno=os.dup(line)) as sock:
+        socket.send_fds(sock, [b"fork"], fds)
 
 
 async def _dead(pidfd: int) -> None:

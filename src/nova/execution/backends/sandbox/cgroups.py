@@ -31,6 +31,10 @@ class Group(Protocol):
         """Descriptors to which a process writes ``0`` to move itself into the group; the caller closes them."""
         ...
 
+    def entry_files(self) -> list[int]:
+        """As :meth:`join_files`, for a process of one thread that must not wait for the kernel while it moves."""
+        ...
+
     def limit(self, memory_bytes: int, vcpus: float, cpu_share: float, pids: int) -> None: ...
 
     def oom_kills(self) -> int: ...
@@ -153,6 +157,10 @@ class GroupV1:
     def join_files(self) -> list[int]:
         return [os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in self._distinct]
 
+    def entry_files(self) -> list[int]:
+        # Moving whole processes waits for a grace period of the kernel, moving a thread does not.
+        return [os.open(f"{folder}/tasks", os.O_WRONLY | os.O_CLOEXEC) for folder in self._distinct]
+
     def limit(self, memory_bytes: int, vcpus: float, cpu_share: float, pids: int) -> None:
         memory, cpu = self._memory, self._folders["cpu"]
         _write(f"{memory}/memory.limit_in_bytes", str(memory_bytes))
@@ -229,6 +237,9 @@ class GroupV2:
 
     def join_files(self) -> list[int]:
         return [os.open(f"{self._folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+
+    def entry_files(self) -> list[int]:
+        return self.join_files()
 
     def limit(self, memory_bytes: int, vcpus: float, cpu_share: float, pids: int) -> None:
         folder = self._folder
@@ -314,6 +325,9 @@ class NoGroup:
     oom_event: int | None = None
 
     def join_files(self) -> list[int]:
+        return []
+
+    def entry_files(self) -> list[int]:
         return []
 
     def limit(self, memory_bytes: int, vcpus: float, cpu_share: float, pids: int) -> None:

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
     at_fork.postpone()
 
-from nova.agent import preload, supervisor
+from nova.agent import heir, preload, supervisor
 from nova.agent.config import AgentConfig, WorkerLaunch
 from nova.execution.backends.sandbox import command, kernel, mounts, namespaces, soft
 from nova.execution.backends.sandbox.cgroup_layout import Layout
@@ -33,6 +33,8 @@ from nova.execution.backends.sandbox.seccomp import build_filter
 
 RETRY_MS = 20
 """How long to wait before another try to remove a control group that the kernel still holds."""
+ENTERED = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+"""Namespaces that a worker from outside enters."""
 OOM_SCORE = 1000
 """Instances go before the daemon when the whole host runs out of memory."""
 
@@ -61,6 +63,7 @@ class Launcher:
         self._unprivileged: bool = config["unprivileged"]
         self._base: str = config["base"]
         self._filter = build_filter()
+        self._donor_filter = build_filter(donor=True)
         self._groups: Groups = Layout.of(config["cgroups"]).open(config["node"])
         self._children: dict[str, Child] = {}
         self._dying: list[Group] = []
@@ -154,7 +157,7 @@ class Launcher:
             runtime=body["runtime"],
             worker=WorkerLaunch.of(body["worker"]),
         )
-        program = self._filter
+        program = self._donor_filter if body["donor"] else self._filter
         root = f"{self._base}/{body['root']}"
 
         def main(files: list[int], status: int) -> NoReturn:
@@ -169,6 +172,54 @@ class Launcher:
         child = self._start(body["instance"], body["uid"], main, network[0] if network else None)
         reply["pid"] = child.pid
         return [child.pidfd]
+
+    def _do_heir(self, message: Message, reply: dict[str, Any]) -> list[int]:
+        """A sealed instance below the instance ``beneath``, whose worker will come from there. Descriptors: control
+        socket, and the socket on which the worker is handed over."""
+        body = message.body
+        control, donor = message.fds
+        above = self._child(body["beneath"])
+        config = AgentConfig(
+            token_sha256=bytes.fromhex(body["token_sha256"]),
+            instance_id=body["instance"],
+            runtime=body["runtime"],
+            worker=WorkerLaunch.of(body["worker"]),
+        )
+        program = self._filter
+        root = f"{self._base}/{body['root']}"
+        entries: list[int] = []
+
+        def main(files: list[int], status: int) -> NoReturn:
+            namespaces.confine(namespaces.Confinement(root, body["tmp_bytes"], True, tuple(files)))
+            namespaces.keep_only([control, status, donor, *entries])
+            namespaces.seal(program)
+            os.write(namespaces.STATUS_FD, b"ready\n")
+            os.close(namespaces.STATUS_FD)
+            first = namespaces.STATUS_FD + 1
+            line = socket.socket(fileno=first)
+            heir.run(
+                socket.socket(fileno=namespaces.FIRST_FD), config, line, range(first + 1, first + 1 + len(entries))
+            )
+
+        spaces = [os.open(f"/proc/{above.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "pid")]
+        user, pids = spaces
+
+        def clone(child_main: Callable[[], NoReturn], group: Group) -> int:
+            entries.extend(group.entry_files())
+            return namespaces.clone_beneath(user, pids, body["uid"], child_main)
+
+        try:
+            child = self._start(body["instance"], body["uid"], main, clone=clone)
+        finally:
+            for fd in (*spaces, *entries):
+                os.close(fd)
+        reply["pid"] = child.pid
+        return [child.pidfd]
+
+    def _do_namespaces(self, message: Message, _reply: dict[str, Any]) -> list[int]:
+        """The namespaces of a place that is ready, in the order in which they are to be entered."""
+        child = self._child(message.body["instance"])
+        return [os.open(f"/proc/{child.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ENTERED]
 
     def _do_claim(self, message: Message, _reply: dict[str, Any]) -> list[int]:
         """Give a sealed instance its limits and its code."""
@@ -196,7 +247,7 @@ class Launcher:
 
         mounts.build_root(mounts.RootPlan.of(body["plan"]), root)
         try:
-            child = self._start(body["instance"], body["uid"], main, None)
+            child = self._start(body["instance"], body["uid"], main)
         except OSError:
             mounts.drop_root(root)
             raise
@@ -233,8 +284,18 @@ class Launcher:
 
     # -- children ------------------------------------------------------------------------------------------------
 
-    def _start(self, name: str, uid: int, main: Callable[[list[int], int], NoReturn], network: int | None) -> Child:
-        """Fork a child into new namespaces; it runs ``main`` once its user (``uid`` out here) and its group exist."""
+    def _start(
+        self,
+        name: str,
+        uid: int,
+        main: Callable[[list[int], int], NoReturn],
+        network: int | None = None,
+        clone: Callable[[Callable[[], NoReturn], Group], int] | None = None,
+    ) -> Child:
+        """Fork a child into new namespaces; it runs ``main`` once its user (``uid`` out here) and its group exist.
+
+        ``clone`` forks in another way and gives it its user itself.
+        """
         group = self._groups.create(name)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -252,10 +313,11 @@ class Launcher:
         kept: list[int] = [status_read]
         try:
             files += group.join_files()
-            pid = self._clone(child_main, network)
+            pid = clone(child_main, group) if clone is not None else self._clone(child_main, network)
             _write(f"/proc/{pid}/oom_score_adj", str(OOM_SCORE))
             # An ordinary user's launcher is root of a user namespace that knows no one else.
-            namespaces.map_user(pid, 0 if self._unprivileged else uid)
+            if clone is None:
+                namespaces.map_user(pid, 0 if self._unprivileged else uid)
             kept.append(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
             kept.append(os.pidfd_open(pid))
             os.write(go_write, b"g")

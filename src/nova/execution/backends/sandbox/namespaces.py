@@ -9,7 +9,9 @@ import resource
 import signal
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from nova.execution.backends.sandbox import kernel, mounts
 
@@ -60,6 +62,65 @@ def map_user(pid: int, uid: int) -> None:
     ):
         with open(f"/proc/{pid}/{name}", "w") as file:
             file.write(text)
+
+
+def clone_beneath(user: int, pids: int, uid: int, child: Callable[[], NoReturn]) -> int:
+    """Fork a child of the caller into new namespaces whose user and pid namespaces lie below ``user`` and ``pids``
+    (descriptors), and give it its one user. Its user namespace is owned by ``uid``, so that processes of that user in
+    ``user`` may enter it. Returns its pid out here. For root only. Raises OSError.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def visitor() -> NoReturn:
+        """In the namespaces above: the child is made from there."""
+        pid = kernel.clone(INSTANCE_NAMESPACES | kernel.CLONE_NEWNET | kernel.CLONE_PARENT, child)
+        outside = _outer_pid(os.pidfd_open(pid))
+        map_user(outside, GUEST_UID)
+        theirs.send(str(outside).encode())
+        os._exit(0)
+
+    def helper() -> NoReturn:
+        try:
+            kernel.act_as(uid)
+            kernel.setns(user, kernel.CLONE_NEWUSER)
+            kernel.setns(pids, kernel.CLONE_NEWPID)
+            kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+            # A pid namespace is made below the caller's own, and only children of this process are in the one entered.
+            visiting = kernel.clone(kernel.CLONE_PARENT, lambda: _telling(theirs, visitor))
+            theirs.send(f"visitor {visiting}".encode())
+        except OSError as error:
+            theirs.send(f"{error}".encode())
+        os._exit(0)
+
+    with ours:
+        with theirs:
+            helping = kernel.clone(0, helper)
+        told = [ours.recv(512).decode()]
+        if told[0]:
+            told.append(ours.recv(512).decode())
+    os.waitpid(helping, 0)
+    for text in told:
+        if text.startswith("visitor "):
+            os.waitpid(int(text.removeprefix("visitor ")), 0)
+    made = [int(text) for text in told if text.isdigit()]
+    if not made:
+        raise OSError(told[-1] or "the namespaces of the snapshot are gone")
+    return made[0]
+
+
+def _telling(sock: socket.socket, work: Callable[[], NoReturn]) -> NoReturn:
+    """Do ``work``; what it fails with goes through ``sock``."""
+    try:
+        work()
+    except OSError as error:
+        sock.send(f"{error}".encode())
+    os._exit(0)
+
+
+def _outer_pid(pidfd: int) -> int:
+    """The pid as the mounted ``/proc`` knows it."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
 def confine(plan: Confinement) -> None:

@@ -75,6 +75,8 @@ class Slot:
     """the name server's: datagrams, connections"""
     touched: bool = False
     """its user has, or was about to get, some of the above"""
+    lent: bool = False
+    """the namespace is somebody else's, and the slot is not used again"""
 
     @property
     def tag(self) -> str:
@@ -133,19 +135,19 @@ class Network:
         await self._run(self._close)
         self._thread.shutdown()
 
-    async def lease(self) -> Slot:
-        """A slot that reaches everything but what no instance may reach.
+    async def lease(self, namespace: int | None = None) -> Slot:
+        """A slot that reaches everything but what no instance may reach. With ``namespace`` it is made in that one.
 
         Raises NovaError ``capacity`` when the block has no address left.
         """
-        if self._free:
+        if self._free and namespace is None:
             self._tidy_up()
             return self._free.pop()
         if not self._unused:
             raise NovaError("capacity", f"all network addresses of this node ({self._block}) are in use")
         number = self._unused.pop()
         try:
-            return await self._made(lambda: self._make(number))
+            return await self._made(lambda: self._make(number, namespace))
         except OSError:
             self._unused.append(number)
             raise
@@ -186,7 +188,11 @@ class Network:
         if slot.touched:
             # In the thread that confines, so after it, also when whoever asked for that has been cancelled.
             await self._run(lambda: self._relax(slot))
-        self._free.append(slot)
+        if slot.lent:
+            await self._run(lambda: self._drop(slot))
+            self._unused.append(slot.number)
+        else:
+            self._free.append(slot)
         self._tidy_up()
 
     def _tidy_up(self) -> None:
@@ -305,11 +311,11 @@ class Network:
         os.close(self._host_namespace)
         os.close(self._lock_fd)
 
-    def _make(self, number: int) -> Slot:
+    def _make(self, number: int, lent: int | None = None) -> Slot:
         base = self._block.network_address + number * (1 << (32 - SLOT_PREFIX))
         gateway, address = base + 1, base + 2
         name = f"{INTERFACE}{_tag(self._block)}-{number:x}"
-        namespace = self._new_namespace()
+        namespace = self._new_namespace() if lent is None else self._take(lent)
         try:
             with Netlink() as netlink:
                 netlink.add_veth(name, "eth0", namespace)
@@ -322,7 +328,7 @@ class Network:
         except OSError:
             os.close(namespace)
             raise
-        return Slot(number, namespace, name, address)
+        return Slot(number, namespace, name, address, lent=lent is not None)
 
     def _make_spare(self, number: int) -> None:
         # Here and not where it is awaited, so that a cancellation loses no slot.
@@ -331,13 +337,16 @@ class Network:
     def _new_namespace(self) -> int:
         kernel.unshare(kernel.CLONE_NEWNET)
         try:
-            with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-                Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-                Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+            _disable_ipv6()
             loopback_up()
             return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             kernel.setns(self._host_namespace, kernel.CLONE_NEWNET)
+
+    def _take(self, namespace: int) -> int:
+        with self._inside(namespace):
+            _disable_ipv6()
+        return os.dup(namespace)
 
     def _drop(self, slot: Slot) -> None:
         with Netlink() as netlink:
@@ -381,6 +390,13 @@ class Network:
             sock.close()
         slot.sockets = None
         slot.touched = False
+
+
+def _disable_ipv6() -> None:
+    """In the network namespace of this thread."""
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+        Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
 
 
 def _is_of_this_host(address: IPv4Address) -> bool:

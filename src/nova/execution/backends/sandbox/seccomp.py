@@ -22,12 +22,14 @@ _LD_ABS = 0x20
 _JMP_JEQ = 0x15
 _JMP_JGE = 0x35
 _JMP_JSET = 0x45
+_AND = 0x54
 _RET = 0x06
 
 _OFFSET_NR = 0
 _OFFSET_ARCH = 4
 _OFFSET_ARG0 = 16
 _OFFSET_ARG1 = 24
+_OFFSET_ARG2 = 32
 
 _LAST_KNOWN = 462
 """mseal, the newest call that is allowed."""
@@ -36,6 +38,12 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_SOCK_RAW, _SOCK_TYPE_MASK = 3, 0xF
+_SOL_IP, _SOL_IPV6 = 0, 41
+_PACKET_TABLES = (64, 65, 96, 97, 128, 129)
+"""Options of iptables, ip6tables, arptables and ebtables."""
+_INTERFACE_SETTERS = (0x890B, 0x890C, 0x8914, 0x8916, 0x8918, 0x891A, 0x891C, 0x891E, 0x8922, 0x8923, 0x8924, 0x8946)
+_SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 _DENIED_COMMON = {
@@ -224,10 +232,38 @@ def _argument_checks(machine: str) -> dict[int, _Block]:
     }
 
 
-def _segments(machine: str) -> list[tuple[int, _Block]]:
+def _donor_checks(machine: str) -> dict[int, _Block]:
+    """What differs where a function is kept loaded: its forks may enter the places prepared for them, so it must not use
+    what they could do there until they have dropped their capabilities: raw sockets, interfaces, packet tables."""
+    numbers = _BY_ARGUMENT[machine]
+    eperm = _ERRNO | errno.EPERM
+    families = (_AF_UNIX, _AF_INET, _AF_INET6)
+    return {
+        _DENIED[machine]["setns"]: _ret(_ALLOW),
+        numbers["socket"]: [
+            _Op(_LD_ABS, _OFFSET_ARG1),
+            _Op(_AND, _SOCK_TYPE_MASK),
+            _Op(_JMP_JEQ, _SOCK_RAW, if_false=1),
+            _Op(_RET, eperm),
+            *_one_of(_OFFSET_ARG0, families, hit=_ALLOW, miss=_ERRNO | errno.EAFNOSUPPORT),
+        ],
+        numbers["ioctl"]: _one_of(_OFFSET_ARG1, (_TIOCSTI, _TIOCLINUX, *_INTERFACE_SETTERS), hit=eperm, miss=_ALLOW),
+        _SETSOCKOPT[machine]: [
+            _Op(_LD_ABS, _OFFSET_ARG1),
+            _Op(_JMP_JEQ, _SOL_IP, if_true=2),
+            _Op(_JMP_JEQ, _SOL_IPV6, if_true=1),
+            _Op(_RET, _ALLOW),
+            *_one_of(_OFFSET_ARG2, _PACKET_TABLES, hit=eperm, miss=_ALLOW),
+        ],
+    }
+
+
+def _segments(machine: str, donor: bool) -> list[tuple[int, _Block]]:
     """(first call number, what to do) in order; each holds until the next one begins."""
     special = _argument_checks(machine)
     special.update((number, _fail(errno.EPERM)) for number in _DENIED[machine].values())
+    if donor:
+        special.update(_donor_checks(machine))
     segments: list[tuple[int, _Block]] = []
     for number in range(_LAST_KNOWN + 1):
         block = special.get(number, _ret(_ALLOW))
@@ -245,8 +281,11 @@ def _search(segments: list[tuple[int, _Block]]) -> _Block:
     return [_Op(_JMP_JGE, segments[middle][0], if_true=len(low)), *low, *high]
 
 
-def build_filter(machine: str = MACHINE) -> bytes:
-    """The program for :func:`kernel.load_seccomp`. Raises KeyError on a machine that has no table."""
+def build_filter(machine: str = MACHINE, *, donor: bool = False) -> bytes:
+    """The program for :func:`kernel.load_seccomp`. Raises KeyError on a machine that has no table.
+
+    ``donor``: for an instance that is kept as a function's snapshot, see :func:`_donor_checks`.
+    """
     prologue = [
         _Op(_LD_ABS, _OFFSET_ARCH),
         _Op(_JMP_JEQ, _AUDIT_ARCH[machine], if_true=1),
@@ -255,4 +294,4 @@ def build_filter(machine: str = MACHINE) -> bytes:
         _Op(_JMP_JGE, _X32_BIT, if_false=1),
         _Op(_RET, _KILL_PROCESS),
     ]
-    return b"".join(op.encode() for op in [*prologue, *_search(_segments(machine))])
+    return b"".join(op.encode() for op in [*prologue, *_search(_segments(machine, donor))])
