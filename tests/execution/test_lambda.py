@@ -2,12 +2,16 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from nova.domain.call import CallResult
+from nova.domain.function import Limits
+from nova.domain.tree import SourceFile
 from nova.payload import decode, encode
 from tests.conftest import _database
 from tests.execution.stack import RealStack, real_stack
@@ -156,3 +160,137 @@ async def test_the_template_runs_where_curl_is(stack: RealStack) -> None:
     await deploy(stack, Runtimes().get("provided").manifest.template.lstrip(), "template", handler="bootstrap")
     assert output(await stack.invoke(name="template")) == {"message": "Hello from a shell"}
     assert output(await stack.invoke(name="template")) == {"message": "Hello from a shell"}
+
+
+APP = """
+import base64, json
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, LambdaFunctionUrlResolver
+from aws_lambda_powertools.event_handler.exceptions import NotFoundError
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.typing import LambdaContext
+from mangum import Mangum
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+logger, metrics = Logger(service="shop"), Metrics(namespace="Shop", service="shop")
+app = APIGatewayHttpResolver()
+
+@app.get("/orders/<order_id>")
+def order(order_id: str):
+    if order_id == "0":
+        raise NotFoundError("no such order")
+    metrics.add_metric(name="Orders", unit=MetricUnit.Count, value=1)
+    return {"order": order_id, "q": app.current_event.query_string_parameters}
+
+@logger.inject_lambda_context(log_event=True)
+@metrics.log_metrics(capture_cold_start_metric=True)
+def powertools(event: dict, context: LambdaContext):
+    logger.info("resolving")
+    return app.resolve(event, context)
+
+async def root(request):
+    scope = request.scope["aws.context"]
+    body = await request.body()
+    return JSONResponse({"path": request.url.path, "body": body.decode(), "id": scope.aws_request_id,
+                         "left": scope.get_remaining_time_in_millis() > 0, "arn": scope.invoked_function_arn.count(":")})
+
+asgi = Mangum(Starlette(routes=[Route("/{path:path}", root, methods=["GET", "POST"])]), lifespan="off")
+"""
+
+
+def url_event(path: str, method: str = "GET", body: str | None = None) -> dict[str, Any]:
+    """As a function URL makes it (payload format 2.0)."""
+    http = {"method": method, "path": path, "protocol": "HTTP/1.1", "sourceIp": "192.0.2.1", "userAgent": "t"}
+    return {
+        "version": "2.0",
+        "routeKey": "$default",
+        "rawPath": path,
+        "rawQueryString": "x=1",
+        "headers": {"host": "example.org", "content-type": "text/plain"},
+        "queryStringParameters": {"x": "1"},
+        "requestContext": {
+            "accountId": "default",
+            "apiId": "f",
+            "domainName": "example.org",
+            "domainPrefix": "f",
+            "stage": "$default",
+            "routeKey": "$default",
+            "requestId": "r",
+            "time": "22/Nov/2026:05:08:00 +0000",
+            "timeEpoch": 1795324080000,
+            "http": http,
+        },
+        "isBase64Encoded": False,
+        **({} if body is None else {"body": body}),
+    }
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> list[SourceFile]:
+    """What users' requirements.txt names, installed as the platform does."""
+    folder = tmp_path_factory.mktemp("libraries")
+    names = ["aws-lambda-powertools", "mangum", "starlette", "awslambdaric"]
+    options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--target", str(folder)]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, *names], check=True, capture_output=True, timeout=120
+    )
+    return [
+        SourceFile(f"deps/{file.relative_to(folder)}", 0o644, file.read_bytes())
+        for file in folder.rglob("*")
+        if file.is_file()
+    ]
+
+
+async def test_libraries_for_lambda_run_unmodified(stack: RealStack, libraries: list[SourceFile]) -> None:
+    """AG22: Powertools' logger, metrics and router, as decorators and as a callable object; an ASGI application by Mangum."""
+
+    async def deployed(name: str, handler: str) -> None:
+        await stack.deploy(APP, name, handler=f"main.{handler}", files=libraries, limits=Limits(memory_mb=256))
+
+    await deployed("powertools", "powertools")
+    first = await stack.invoke(encode(url_event("/orders/7")), "powertools")
+    answer = output(first)
+    assert (answer["statusCode"], decode(answer["body"])) == (200, {"order": "7", "q": {"x": "1"}})
+    lines = [decode(line) for line in first.stdout.splitlines()]
+    (resolving,) = [line for line in lines if line.get("message") == "resolving"]
+    assert (resolving["function_request_id"], resolving["service"]) == (first.request_id, "shop")
+    assert resolving["function_arn"].split(":")[6] == "powertools"
+    assert {line["Orders"][0] for line in lines if "Orders" in line} == {1.0}
+    assert output(await stack.invoke(encode(url_event("/orders/0")), "powertools"))["statusCode"] == 404
+    await deployed("router", "app")
+    assert output(await stack.invoke(encode(url_event("/orders/8")), "router"))["statusCode"] == 200
+    await deployed("asgi", "asgi")
+    called = await stack.invoke(encode(url_event("/a/b", "POST", "hi")), "asgi")
+    told = decode(output(called)["body"])
+    assert told == {"path": "/a/b", "body": "hi", "id": called.request_id, "left": True, "arn": 7}
+
+
+async def test_the_published_runtime_client_runs_unmodified(stack: RealStack, libraries: list[SourceFile]) -> None:
+    """awslambdaric, which speaks the Runtime API from a compiled part, with a handler as Lambda has them."""
+    handler = """
+def handler(event, context):
+    if event.get("fail"):
+        raise KeyError("gone")
+    print("hello from ric")
+    return {"event": event, "id": context.aws_request_id, "name": context.function_name,
+            "left": context.get_remaining_time_in_millis() > 0, "arn": context.invoked_function_arn}
+"""
+    files = [*libraries, SourceFile("app.py", 0o644, handler.encode())]
+    bootstrap = "#!/bin/sh\nexec /usr/bin/python3 -m awslambdaric $_HANDLER\n"
+    await deploy(stack, bootstrap, "ric", files=files)
+    first = await stack.invoke(b'{"a": [1, "\xc3\xbc"]}', "ric")
+    assert output(first) == {
+        "event": {"a": [1, "ü"]},
+        "id": first.request_id,
+        "name": "ric",
+        "left": True,
+        "arn": "arn:nova:lambda:local:default:function:ric:1",
+    }
+    assert "hello from ric" in first.stdout
+    failed = await stack.invoke(b'{"fail": 1}', "ric")
+    assert error(failed)[0] == "KeyError"
+    assert failed.error is not None
+    assert "app.py" in " ".join(failed.error.stack)
+    assert not (await stack.invoke(b"{}", "ric")).cold_start
