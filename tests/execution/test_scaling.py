@@ -183,7 +183,7 @@ async def kept_ready(stack: RealStack) -> None:
 
 
 async def prewarmed(stack: RealStack, scaler: LocalScaler) -> None:
-    """A version that is not live any more, by its number; through the handler as over HTTP."""
+    """A version by its number, at once and until it is taken back."""
     await stack.deploy("def handler(event, context):\n    return 'new'\n")
     there = await scaler.prewarm(Scope(), "hello", 2, qualifier="2", ttl_s=30)
     assert there.ready + there.starting == 2
@@ -193,4 +193,4 @@ async def prewarmed(stack: RealStack, scaler: LocalScaler) -> None:
         while await scaler.prewarm(Scope(), "hello", 2, qualifier="2", ttl_s=30) != Warmth(2, 0):
             await asyncio.sleep(0.02)
     assert (await stack.invoke(qualifier="2")).cold_start is False
-    assert await scaler.prewarm(Scope(), "hello", 0, qualifier="1", ttl_s=30) == Warmth(2, 0)
+    assert await scaler.prewarm(Scope(), "hello", 0, qualifier="2", ttl_s=30) == Warmth(2, 0)

@@ -20,6 +20,7 @@ from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.domain.node import SILENT_S, NodeReport, WarmPool
 from nova.domain.pieces import Pieces
+from nova.domain.ports import Warmth
 from nova.domain.stream import Sink
 from nova.errors import FunctionError, NovaError, draining
 from nova.rpc import comets as module
@@ -95,6 +96,13 @@ class Fake:
         await self._take()
         self.scaled.append(replicas)
         return replicas
+
+    async def prewarm(
+        self, scope: Scope, function: str, replicas: int, *, qualifier: str | None, ttl_s: float
+    ) -> Warmth:
+        await self._take()
+        self.scaled.append(replicas)
+        return Warmth(1, replicas - 1)
 
     async def evict(self, scope: Scope, function: str) -> int:
         await self._take()
@@ -362,6 +370,8 @@ async def test_replicas_are_shared_and_taken_back() -> None:
         assert sorted(fake.scaled[-1] for fake in fakes.values()) == [2, 3]
         assert await comets.scale(Scope(), "hello", 1, ttl_s=60) == 1
         assert sorted(fake.scaled[-1] for fake in fakes.values()) == [0, 1]
+        assert await comets.prewarm(Scope(), "hello", 5, qualifier=None, ttl_s=60) == Warmth(2, 3)
+        assert sorted(fake.scaled[-1] for fake in fakes.values()) == [2, 3]
         before = [len(fake.scaled) for fake in fakes.values()]
         assert await comets.scale(Scope(), "other", 0, ttl_s=60) == 0
         assert [len(fake.scaled) for fake in fakes.values()] == before
@@ -371,6 +381,8 @@ async def test_replicas_are_shared_and_taken_back() -> None:
         assert await comets.evict(Scope(), "hello") == 0
         with pytest.raises(NovaError):
             await comets.scale(Scope(), "hello", 5, ttl_s=60)
+        with pytest.raises(NovaError):
+            await comets.prewarm(Scope(), "hello", 5, qualifier=None, ttl_s=60)
 
 
 async def test_a_request_is_proxied_elsewhere_only_untouched() -> None:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from nova.domain.call import Accepted, AsyncOptions, CallRequest
 from nova.domain.identity import Scope
 from nova.domain.node import NodeReport, WarmPool
+from nova.domain.ports import Warmth
 from nova.errors import FunctionError, NovaError
 from nova.rpc import nova_pb2 as pb
 from nova.rpc import server as rpc_server
@@ -51,6 +52,12 @@ class FakeScaler:
     async def scale(self, scope: Scope, function: str, replicas: int, *, ttl_s: float) -> int:
         self.wishes.append((scope, function, replicas, ttl_s))
         return replicas
+
+    async def prewarm(
+        self, scope: Scope, function: str, replicas: int, *, qualifier: str | None, ttl_s: float
+    ) -> Warmth:
+        self.wishes.append((scope, f"{function}:{qualifier}", replicas, ttl_s))
+        return Warmth(1, replicas - 1)
 
 
 class FakeAcceptor:
@@ -158,12 +165,14 @@ async def test_async_calls_scaling_and_eviction_reach_their_ports() -> None:
         call = make_call(b'{"a":1}', scope=place, timeout_ms=1234, tracestate=None, caller="async:x")
         assert await comet.accept(call, options) == Accepted("a-1", "queued", replayed=True)
         assert await comet.scale(place, "hello", 4, ttl_s=30) == 4
+        assert await comet.prewarm(place, "hello", 3, qualifier="7", ttl_s=5) == Warmth(1, 2)
+        assert await comet.prewarm(place, "hello", 1, qualifier=None, ttl_s=5) == Warmth(1, 0)
         assert await comet.evict(place, "hello") == 3
     taken, given = acceptor.taken[0]
     assert given == options
     assert (taken.payload, taken.timeout_ms, taken.scope, taken.caller) == (b'{"a":1}', 1234, place, "async:x")
     assert taken.idempotency_key == "once"
-    assert scaler.wishes == [(place, "hello", 4, 30)]
+    assert scaler.wishes == [(place, "hello", 4, 30), (place, "hello:7", 3, 5), (place, "hello:None", 1, 5)]
     assert evicted == [(place, "hello")]
 
 

@@ -17,7 +17,6 @@ from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptio
 from nova.execution.boots import Booter
 from nova.execution.builds import Builder
 from nova.execution.builds_service import BuildService
-from nova.execution.catalog import Catalog
 from nova.execution.executor import Executor
 from nova.execution.exposition import Exposition
 from nova.execution.figures import FigureHandlers
@@ -30,10 +29,11 @@ from nova.execution.metrics import Metrics
 from nova.execution.node import NodeReporter
 from nova.execution.parts import PartMaker, part_of
 from nova.execution.prewarm import PrewarmHandlers
+from nova.execution.readiness import ReadinessHandlers
 from nova.execution.recorder import CallRecorder
 from nova.execution.records import RecordHandlers
 from nova.execution.replays import ReplayHandlers
-from nova.execution.rollover import Rollover
+from nova.execution.rollover import Rollover, SteadyCatalog
 from nova.execution.scaling import LocalScaler
 from nova.execution.shadow import Shadows
 from nova.execution.snapshots import SnapshotMaker
@@ -92,7 +92,7 @@ class ExecutionPlane:
             max_bytes=settings.build.cache_mb << 20,
             in_use=lambda: self.fleet.artifacts(),
         )
-        self.catalog = Catalog(
+        self.catalog = SteadyCatalog(
             stores.functions,
             stores.versions,
             SnapshotMaker(self.runtimes, self.router)
@@ -198,6 +198,7 @@ class ExecutionPlane:
         return [
             RecordHandlers(stores.invocations, self.feed, settle),
             ReplayHandlers(stores.invocations, self.catalog, self.guests, settle, SYSTEM_CLOCK),
+            ReadinessHandlers(self.catalog, self.router, self.fleet.pool, lambda: self.executor.draining),
             FigureHandlers(stores.invocations, self.exposition, self.executor.stats, settle, SYSTEM_CLOCK),
             PrewarmHandlers(scaler or self.scaler),
         ]

@@ -19,6 +19,7 @@ from nova.clock import SYSTEM_CLOCK
 from nova.config_sources import Loaded
 from nova.events.accepting import AcceptHandlers
 from nova.execution.metrics import Metrics
+from nova.execution.prewarm import PrewarmHandlers
 from nova.gateway.forward import forwarding
 from nova.gateway.front import Front
 from nova.gateway.health import WORKERS, Standings, standing_of
@@ -39,6 +40,8 @@ MERGED = frozenset({*READINGS, "stats.get"})
 """What zenith answers by asking every comet."""
 ACCEPTED = frozenset({"function.invoke_async"})
 """What zenith hands to a comet's queue itself: a message costs half of a request that is carried on."""
+SHARED = frozenset({"function.prewarm"})
+"""What every comet does its share of."""
 
 
 class Zenith(Process):
@@ -79,12 +82,13 @@ class Zenith(Process):
 
         standings = Standings({"nova": lambda: standing_of(nova), "comet": comet}, workers, SYSTEM_CLOCK)
         table = list(routes())
-        here = HEALTH | MERGED | ACCEPTED | set(Front.OPS)
+        here = HEALTH | MERGED | ACCEPTED | SHARED | set(Front.OPS)
         application = bind(
             table,
             [
                 MergedHandlers(asking, asking.scrape),
                 AcceptHandlers(comets),
+                PrewarmHandlers(comets),
                 health_handlers(stores, draining=lambda: side.draining, planes=standings),
             ],
             door=door,

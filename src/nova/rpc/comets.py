@@ -17,6 +17,7 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.domain.node import NodeReport
+from nova.domain.ports import Warmth
 from nova.domain.stream import Sink
 from nova.errors import NovaError
 from nova.rpc.failures import delivered, out_of_time, remote_failure
@@ -128,6 +129,22 @@ class Comets:
         if failure is not None and not done:
             raise failure
         return total
+
+    async def prewarm(
+        self, scope: Scope, function: str, replicas: int, *, qualifier: str | None, ttl_s: float
+    ) -> Warmth:
+        """Ask every comet for its share of ``replicas``; what they have together. Raises what the first of them refuses with,
+        or ``dependency_unavailable``."""
+        steady = [comet for comet in self._placement.usable if not comet.doubtful]
+        if not steady:
+            raise _nobody()
+        shares = self._placement.shares(steady, (scope.tenant, scope.namespace, function), replicas)
+        asked = [
+            comet.connection.prewarm(scope, function, share, qualifier=qualifier, ttl_s=ttl_s)
+            for comet, share in shares.items()
+        ]
+        answers = await asyncio.gather(*asked)
+        return Warmth(sum(answer.ready for answer in answers), sum(answer.starting for answer in answers))
 
     async def evict(self, scope: Scope, function: str) -> int:
         """Drain the function's instances on every comet; how many they are. Comets that do not answer are passed over: a

@@ -153,6 +153,11 @@ class Execution:
             raise invalid("replicas", f"at most {_MAX_REPLICAS}")
         if not 0 < message.ttl_s <= _MAX_TTL_S:
             raise invalid("ttl_s", f"above 0 and up to {_MAX_TTL_S:.0f}")
+        if message.prewarm:
+            there = await self._ports.scaler.prewarm(
+                scope, message.function, message.replicas, qualifier=message.qualifier or None, ttl_s=message.ttl_s
+            )
+            return pb.ScaleResponse(instances=there.ready + there.starting, ready=there.ready).SerializeToString()
         count = await self._ports.scaler.scale(scope, message.function, message.replicas, ttl_s=message.ttl_s)
         return pb.ScaleResponse(instances=count).SerializeToString()
 

@@ -17,7 +17,7 @@ DELIVERY_NO: Delivery
 DELIVERY_YES: Delivery
 
 class InvokeRequest(_message.Message):
-    __slots__ = ("request_id", "function", "qualifier", "payload", "timeout_ms", "idempotency_key", "sticky_key", "trigger", "attempt", "caller", "client_request_id", "chain")
+    __slots__ = ("request_id", "function", "qualifier", "payload", "timeout_ms", "idempotency_key", "sticky_key", "trigger", "attempt", "caller", "client_request_id", "chain", "headers")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     QUALIFIER_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class InvokeRequest(_message.Message):
     CALLER_FIELD_NUMBER: _ClassVar[int]
     CLIENT_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     function: str
     qualifier: str
@@ -42,7 +43,8 @@ class InvokeRequest(_message.Message):
     caller: str
     client_request_id: str
     chain: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., function: _Optional[str] = ..., qualifier: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., sticky_key: _Optional[str] = ..., trigger: _Optional[str] = ..., attempt: _Optional[int] = ..., caller: _Optional[str] = ..., client_request_id: _Optional[str] = ..., chain: _Optional[_Iterable[str]] = ...) -> None: ...
+    headers: bytes
+    def __init__(self, request_id: _Optional[str] = ..., function: _Optional[str] = ..., qualifier: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., sticky_key: _Optional[str] = ..., trigger: _Optional[str] = ..., attempt: _Optional[int] = ..., caller: _Optional[str] = ..., client_request_id: _Optional[str] = ..., chain: _Optional[_Iterable[str]] = ..., headers: _Optional[bytes] = ...) -> None: ...
 
 class InvokeResponse(_message.Message):
     __slots__ = ("request_id", "version", "output", "error", "duration_us", "cold_start", "source", "instance_id", "phases", "stdout", "stderr", "deduplicated")
@@ -291,20 +293,26 @@ class EvictResponse(_message.Message):
     def __init__(self, instances: _Optional[int] = ...) -> None: ...
 
 class ScaleRequest(_message.Message):
-    __slots__ = ("function", "replicas", "ttl_s")
+    __slots__ = ("function", "replicas", "ttl_s", "qualifier", "prewarm")
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
+    QUALIFIER_FIELD_NUMBER: _ClassVar[int]
+    PREWARM_FIELD_NUMBER: _ClassVar[int]
     function: str
     replicas: int
     ttl_s: float
-    def __init__(self, function: _Optional[str] = ..., replicas: _Optional[int] = ..., ttl_s: _Optional[float] = ...) -> None: ...
+    qualifier: str
+    prewarm: bool
+    def __init__(self, function: _Optional[str] = ..., replicas: _Optional[int] = ..., ttl_s: _Optional[float] = ..., qualifier: _Optional[str] = ..., prewarm: _Optional[bool] = ...) -> None: ...
 
 class ScaleResponse(_message.Message):
-    __slots__ = ("instances",)
+    __slots__ = ("instances", "ready")
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
     instances: int
-    def __init__(self, instances: _Optional[int] = ...) -> None: ...
+    ready: int
+    def __init__(self, instances: _Optional[int] = ..., ready: _Optional[int] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ()

@@ -15,6 +15,7 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Identity, Scope
 from nova.domain.node import NodeReport
+from nova.domain.ports import Warmth
 from nova.domain.stream import Sink
 from nova.errors import NovaError
 from nova.payload import too_large
@@ -205,6 +206,16 @@ class CometConnection:
         message = pb.ScaleRequest(function=function, replicas=replicas, ttl_s=ttl_s)
         data = await self._unary("Scale", message.SerializeToString(), self._acting(self._me, scope))
         return pb.ScaleResponse.FromString(data).instances
+
+    async def prewarm(
+        self, scope: Scope, function: str, replicas: int, *, qualifier: str | None, ttl_s: float
+    ) -> Warmth:
+        message = pb.ScaleRequest(
+            function=function, replicas=replicas, ttl_s=ttl_s, qualifier=qualifier or "", prewarm=True
+        )
+        data = await self._unary("Scale", message.SerializeToString(), self._acting(self._me, scope))
+        answer = pb.ScaleResponse.FromString(data)
+        return Warmth(answer.ready, answer.instances - answer.ready)
 
     async def evict(self, scope: Scope, function: str) -> int:
         """Drain the function's instances there; how many they are."""
