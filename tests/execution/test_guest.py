@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nova.domain.call import MAX_DEPTH, Accepted, AsyncOptions, CallRequest, CallResult
+from nova.domain.call import MAX_DEPTH, Accepted, AsyncOptions, CallRequest, CallResult, chain_of
 from nova.domain.function import NetworkPolicy
 from nova.errors import NovaError
 from nova.payload import decode, encode
@@ -74,6 +74,7 @@ async def stack(module_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> As
     async with real_stack(module_dsn, tmp_path_factory.mktemp("guest")) as stack:
         await stack.deploy(ECHO, "echo")
         await stack.deploy(CALLING, "calling")
+        await stack.deploy(CALLING, "between")
         await stack.deploy(STATE, "state")
         await stack.deploy(RAW, "raw", network=NetworkPolicy(isolation_mode="strict"))
         yield stack
@@ -147,7 +148,6 @@ async def test_circles_and_chains_that_are_too_long_are_refused(stack: RealStack
     """EX9: through the guest API as at any other entry; at once, not after the slots have run out."""
     assert (await ask(stack, "calling", {"name": "calling"}))["code"] == "recursion"
     through = {"name": "between", "payload": {"name": "calling"}}
-    await stack.deploy(CALLING, "between")
     assert (await ask(stack, "calling", through))["status"] == 508
     deep = tuple(f"f{n}" for n in range(MAX_DEPTH))
     assert (await ask(stack, "calling", {"name": "echo"}, chain=deep))["code"] == "recursion"
@@ -160,8 +160,11 @@ async def test_a_call_for_later_goes_into_the_queue(stack: RealStack) -> None:
     with accepting(stack) as taken:
         answer = await ask(stack, "calling", {"name": "echo", "payload": 7, "event": True, "key": "k1"})
         assert (await ask(stack, "calling", {"name": "calling", "event": True}))["code"] == "recursion"
+        through = {"name": "between", "payload": {"name": "echo", "event": True}}
+        assert (await ask(stack, "calling", through))["status"] == "queued"
     assert answer["invocation_id"] == "0199aaaa-0000-7000-8000-000000000001"
-    ((call, options),) = taken
+    (call, options), (second, _) = taken
+    assert (second.caller, chain_of(second.caller)) == ("function:calling>between", ("calling", "between"))
     assert (call.function, call.payload, call.caller) == ("echo", b"7", "function:calling")
     assert options.idempotency_key == "k1"
 
@@ -233,12 +236,15 @@ async def test_a_shell_asks_with_curl(stack: RealStack) -> None:
     code = """#!/bin/sh
 ask() { curl -sS -H "Authorization: Bearer $NOVA_API_TOKEN" -H "X-Nova-Request-Id: $NOVA_REQUEST_ID" "$@"; }
 ask -X PUT -d '[1, 2]' "$NOVA_API_URL/v1/state/list" >&2
+echo "$NOVA_CALL_DEPTH $NOVA_CALL_CHAIN $NOVA_CALLER_FUNCTION" >&2
 echo "{\\"state\\": $(ask "$NOVA_API_URL/v1/state/list"), \\"echo\\": $(ask -d @"$1" "$NOVA_API_URL/v1/invoke/echo")}"
 """
     config = {"runtime": "custom", "entry": "bootstrap", "entry_mode": 0o755, "handler": "bootstrap", "mode": "process"}
     await stack.deploy(code, "shell", entry_kind="script", **config)
-    answer = await ask(stack, "shell", {"x": 1})
-    assert (answer["state"], answer["echo"]["got"]) == ([1, 2], {"x": 1})
+    result = await stack.invoke(b'{"x": 1}', "shell", chain=("a", "b"))
+    answer = output(result)
+    assert (answer["state"], answer["echo"]["got"], answer["echo"]["depth"]) == ([1, 2], {"x": 1}, 3)
+    assert result.stderr.endswith("2 a,b b\n")
 
 
 async def test_state_stays_and_belongs_to_the_function(stack: RealStack) -> None:

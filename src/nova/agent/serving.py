@@ -163,4 +163,8 @@ def call_env(env: Mapping[str, str], context: Mapping[str, Any]) -> dict[str, st
         "NOVA_TRACE_PARENT": trace,
         "TRACEPARENT": trace,
         "TRACESTATE": str(context.get("tracestate") or ""),
+        "NOVA_STREAMING": "1" if context.get("streaming") else "",
+        "NOVA_CALL_DEPTH": str(context.get("call_depth") or 0),
+        "NOVA_CALL_CHAIN": ",".join(context.get("call_chain") or ()),
+        "NOVA_CALLER_FUNCTION": str(context.get("caller_function") or ""),
     }

@@ -60,6 +60,18 @@ def check_chain(call: CallRequest) -> None:
         raise NovaError("recursion", f"the call would close a circle: {way}")
 
 
+def caller_of(chain: tuple[str, ...]) -> str:
+    """What called, when functions did: ``function:a>b`` is b, which a had called. The inverse is :func:`chain_of`."""
+    return f"function:{'>'.join(chain)}"
+
+
+def chain_of(caller: str | None) -> tuple[str, ...]:
+    """The chain that a caller stands for: calls that wait in a queue have no other memory of it."""
+    if caller is None or not caller.startswith("function:"):
+        return ()
+    return tuple(caller.removeprefix("function:").split(">"))
+
+
 @dataclass(slots=True)
 class Phases:
     """Where the time of a call went, in microseconds."""

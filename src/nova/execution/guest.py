@@ -13,7 +13,7 @@ from nova.agent import frames
 from nova.agent.messages import take
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import LimitSettings
-from nova.domain.call import AsyncOptions, CallRequest, check_chain
+from nova.domain.call import AsyncOptions, CallRequest, caller_of, check_chain
 from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Grant, Identity, Scope
 from nova.domain.names import is_name, is_qualifier
@@ -80,6 +80,7 @@ class GuestApi:
     async def accept(self, call: CallRequest, options: AsyncOptions) -> Reply:
         if self.acceptor is None:
             raise NovaError("unsupported", "calls cannot be put into a queue here")
+        call.caller = caller_of(call.chain)
         accepted = await self.acceptor.accept(call, options)
         body = {"invocation_id": accepted.invocation_id, "status": accepted.status, "function": call.function}
         return Reply(202, payload.encode(body), _JSON)
