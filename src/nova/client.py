@@ -5,7 +5,7 @@ body) is refused here by name, before anything is sent. Values are the server's 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -280,7 +280,7 @@ class Client:
         timeout_s: float | None = None,
         sticky_key: str | None = None,
         logs: bool = False,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Call a function and get what it gives as it comes: ``start``, ``chunk`` (``text``, ``json`` or ``b64``), with ``logs``
         also ``log``, and at last one ``done`` or ``error``. Close the iterator to leave early, which ends the call.
 

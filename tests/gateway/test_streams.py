@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.responses import PlainTextResponse
 
 from nova.domain.call import CallRequest
 from nova.domain.identity import Scope
@@ -15,11 +16,16 @@ from nova.domain.pieces import Printed
 from nova.domain.stream import Piece
 from nova.domain.version import FunctionSettings, Recorded, UrlMode
 from nova.errors import FunctionError, NovaError
-from nova.gateway import streams
+from nova.gateway.front import Front
+from nova.http.protocol import ConnectionLimits
+from nova.http.server import HttpServer
+from nova.http.sse import COMMENT_INTERVAL_S
+from nova.listen import Address, listening_socket
 from nova.store.db import Database
 from nova.store.functions import FunctionStore, announce
 from tests.gateway.conftest import Gateway
-from tests.gateway.fakes import Script
+from tests.gateway.fakes import FakeInvoker, Script
+from tests.http.harness import security
 from tests.http.sockets import RawClient
 from tests.rpc.planes import until
 
@@ -231,8 +237,8 @@ async def test_what_fails_later_ends_events_with_an_error_and_cuts_bytes(
 
 
 async def test_a_comment_keeps_a_silent_stream_open(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert streams.COMMENT_INTERVAL_S <= 15
-    monkeypatch.setattr(streams, "COMMENT_INTERVAL_S", 0.02)
+    assert COMMENT_INTERVAL_S <= 15
+    monkeypatch.setattr("nova.gateway.streams.COMMENT_INTERVAL_S", 0.02)
     gate = asyncio.Event()
     gateway.invoker.script = gives(text("late"), gate=gate)
     async with RawClient(gateway.port) as client:
@@ -407,3 +413,22 @@ async def test_the_mode_of_a_url_counts_as_soon_as_it_is_changed(gateway: Gatewa
                 await client.request("GET", "/fn/hello")
         await client.request("GET", "/fn/unknown")
         assert len(gateway.invoker.streamed) == 1
+
+
+async def test_a_server_that_ends_lets_streams_end_first(database: Database) -> None:
+    """A function's stream has an end, unlike a feed of events: it gets the time that any call gets."""
+    invoker, gate = FakeInvoker(), asyncio.Event()
+    invoker.script = gives(text("one"), text("two"), gate=gate)
+    async with security(database) as guards:
+        front = Front(invoker, guards.door, guards.audit, PlainTextResponse(""), limits=guards.settings.limits)
+        sock = listening_socket(Address("127.0.0.1", 0))
+        server = HttpServer(front, [sock], limits=ConnectionLimits(), drain_s=20)
+        await server.start()
+        async with RawClient(sock.getsockname()[1]) as client:
+            answer = await ask(client, STREAM)
+            closing = asyncio.create_task(server.close())
+            await until(lambda: server.draining)
+            gate.set()
+            events = await answer.events()
+        await asyncio.wait_for(closing, 10)
+    assert [event["event"] for event in events] == ["start", "chunk", "chunk", "done"]

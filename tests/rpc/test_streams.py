@@ -59,6 +59,7 @@ async def test_pieces_prints_and_the_result_arrive_in_order_as_they_come() -> No
     invoker.output = b'{"rest":1}'
     async with serving(invoker=invoker) as server, connected(server.port) as comet:
         call = make_call(b"[1]", chain=("outer", "middle"), caller="function:middle", trigger="function")
+        call.headers = {b"x-side": b"left:right", b"x-api-key": b"secret"}
         async with streaming(comet, call) as (pieces, running), asyncio.timeout(10):
             early: list[Item] = []
             while len(early) < 3:
@@ -75,6 +76,9 @@ async def test_pieces_prints_and_the_result_arrive_in_order_as_they_come() -> No
         "function:middle",
         "function",
     )
+    assert dict(there.headers or {}) == {
+        b"x-side": b"left:right"
+    }  # an alias may route by them; credentials stay at the door
 
 
 async def test_failures_keep_what_they_are_before_and_after_the_first_piece() -> None:

@@ -18,6 +18,7 @@ _SCOPE_HEADERS = [
     {"$ref": "#/components/parameters/Tenant"},
     {"$ref": "#/components/parameters/Namespace"},
 ]
+_CALLS = ("function.invoke", "function.invoke_stream")
 _CALL_HEADERS = {
     "X-Nova-Qualifier": "as the query parameter",
     "X-Nova-Timeout-S": "the caller's deadline in seconds, queueing included",
@@ -96,7 +97,7 @@ def _operation(row: Route, references: _References) -> Json:
         operation["requestBody"] = {"required": row.method != "PATCH", "content": {"application/json": schema}}
         if row.kind is Kind.UPLOAD:
             operation["requestBody"]["content"]["multipart/form-data"] = {"schema": {"type": "object"}}
-    elif row.op == "function.invoke":
+    elif row.op in _CALLS:
         operation["requestBody"] = {"required": False, "content": {"application/json": {"schema": {}}}}
     return operation
 
@@ -112,7 +113,7 @@ def _parameters(row: Route) -> list[Json]:
         if description := field.pop("description", None):
             parameter["description"] = description
         found.append(parameter)
-    if row.op == "function.invoke":
+    if row.op in _CALLS:
         found += [_header(name, text) for name, text in _CALL_HEADERS.items()]
     if row.scoped and row.permission is not None:
         found += _SCOPE_HEADERS

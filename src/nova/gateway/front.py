@@ -313,6 +313,7 @@ class Front:
         payload = check(body, limit=self._limits.sync_payload_mb << 20)
         call = CallRequest(request_id, place, target.name, payload, caller.identity, received, qualifier)
         call.source_address = caller.address
+        call.headers = target.headers
         if target.wishes or qualifier is not None:
             calling.apply_headers(call, target.headers)
         return call

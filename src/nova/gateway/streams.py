@@ -83,6 +83,7 @@ class Streams:
         payload = check(body, limit=self._limit)
         call = CallRequest(scope[REQUEST_ID], place, name, payload, caller.identity, received, query.qualifier)
         call.source_address = caller.address
+        call.headers = headers
         calling.apply_headers(call, headers)
         listener = Listener(scope, receive, send, caller, self._about(call, headers) + extra)
         form = Bytes() if _wants_bytes(headers) else Events(call.request_id, self._clock, logs=query.logs)

@@ -14,6 +14,7 @@ from nova.errors import FunctionError, invalid, not_found
 from nova.ids import new_id
 from nova.rpc import nova_pb2 as pb
 from nova.rpc.failures import text
+from nova.rpc.headers import PackedHeaders, pack
 
 LOG_TAIL = 4096
 """Characters of each stream that travel with a result; the call's record has all of it."""
@@ -49,6 +50,8 @@ def write_request(message: pb.InvokeRequest, call: CallRequest, remaining_ms: in
         message.client_request_id = call.client_request_id
     if call.chain:
         message.chain.extend(call.chain)
+    if call.headers is not None:
+        message.headers = pack(call.headers)
 
 
 def read_request(
@@ -92,6 +95,8 @@ def read_request(
         call.client_request_id = label
     if message.chain:
         call.chain = _chain(message.chain)
+    if headers := message.headers:
+        call.headers = PackedHeaders(headers)
     return call
 
 
