@@ -597,3 +597,42 @@ async def test_the_import_of_the_code_is_told_apart_from_the_rest_of_a_cold_star
     async with python(code, tmp_path) as instance:
         done = await instance.init()
     assert 80_000 <= done.import_us <= done.init_us
+
+
+async def test_processes_of_calls_share_no_randomness_and_run_the_codes_own_hooks(tmp_path: Path) -> None:
+    """Each call is a fork of the loaded function: a fork in all that the code can notice."""
+    code = """
+import os, random, threading
+seen = []
+os.register_at_fork(before=lambda: seen.append("before"), after_in_child=lambda: seen.append("child"))
+def broken():
+    raise RuntimeError("a hook")
+os.register_at_fork(after_in_child=broken)
+def handler(event, context):
+    done = []
+    thread = threading.Thread(target=done.append, args=(1,))
+    thread.start()
+    thread.join()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(7)
+    return [random.random(), seen, done, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), os.getpid()]
+"""
+    threaded = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+    for name, source in (("plain", code), ("threaded", threaded + code)):
+        async with python(source, tmp_path / name, mode="process") as instance:
+            await instance.init()
+            results = [await instance.value() for _ in range(5)]
+        assert len({number for number, *_ in results}) == 5
+        assert [seen[-3:] for _, seen, *_ in results] == [["before", "child", "before"]] * 5
+        assert all(done == [1] and status == 7 for _, _, done, status, _ in results)
+        assert len({pid for *_, pid in results}) == 5
+
+
+async def test_a_worker_in_which_no_process_can_live_ends(tmp_path: Path) -> None:
+    """A fork that dies before it has a call is not made over and over."""
+    code = "import os\nos.register_at_fork(after_in_child=lambda: os._exit(9))\ndef handler():\n    return 1\n"
+    async with python(code, tmp_path, mode="process") as instance:
+        await instance.init()
+        assert (await instance.failure()).type in ("Nova.ExitError", "Nova.InstanceLost")
+        assert not instance.channel.usable

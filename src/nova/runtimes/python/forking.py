@@ -16,8 +16,8 @@ class Forks:
     """Forks without the interpreter's own hooks, where that is safe: half of what a call costs is pages that they touch.
 
     They repair what another thread may have held. So a process with one thread has no use for them, and one that has
-    started others while it loaded forks in the usual way. What the function's code registers runs in either case, and
-    ``random`` is seeded anew. Forks that the code itself makes are not touched.
+    started others while it loaded forks in the usual way. What the function's code registers runs in either case, and each
+    fork has a ``random`` of its own. Forks that the code itself makes are not touched.
     """
 
     def __init__(self) -> None:
@@ -46,9 +46,9 @@ class Forks:
         if not self._quick:
             return os.fork()
         self._run("before", reverse=True)
+        random.seed()  # here, where its pages are at hand
         pid: int = _fork()
         if pid == 0:
-            random.seed()
             self._run("after_in_child")
         elif pid > 0:
             self._run("after_in_parent")
