@@ -103,7 +103,7 @@ async def test_a_claimed_template_has_what_was_asked_for(fresh: SandboxBackend, 
         ]
         assert [int(text) for text in found] == [200 << 20, 50_000, 17]
     assert function.instance.slot is not None
-    assert function.instance.slot.restricted
+    assert function.instance.slot.chain is not None
 
 
 async def test_a_failed_claim_leaves_nothing(fresh: SandboxBackend, tmp_path: Path) -> None:
