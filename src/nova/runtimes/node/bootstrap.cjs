@@ -44,6 +44,9 @@ class Context {
     this.traceparent = this.trace = call.traceparent;
     this.tracestate = call.tracestate;
     this.attempt = call.attempt;
+    this.callChain = call.call_chain ?? [];
+    this.callDepth = this.callChain.length;
+    this.callerFunction = call.caller_function ?? null;
     this.identity = undefined;
     this.clientContext = undefined;
     this.callbackWaitsForEmptyEventLoop = true;

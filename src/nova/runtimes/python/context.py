@@ -94,6 +94,21 @@ class Context:
         return sent
 
     @property
+    def call_chain(self) -> list[str]:
+        """The functions that called one another down to this call, outermost first."""
+        chain: list[str] = self._parsed().get("call_chain", [])
+        return chain
+
+    @property
+    def call_depth(self) -> int:
+        return len(self.call_chain)
+
+    @property
+    def caller_function(self) -> str | None:
+        """The function that made this call, if one did."""
+        return self.call_chain[-1] if self.call_chain else None
+
+    @property
     def state(self) -> guest.State:
         """What the function keeps between its calls."""
         return guest.State(self.request_id)
