@@ -122,6 +122,13 @@ def test_function_urls_and_payloads_choose_their_version(platform: Platform, orb
         return platform.http.get(path, headers=headers).headers["x-nova-executed-version"]
 
     assert (of(url), of(f"{url}?beta=1"), of(f"{url}?beta=2"), of(url, **{"X-Beta": "yes"})) == ("1", "2", "1", "2")
+    invoked = {
+        beta: platform.http.post(
+            "/functions/ro-rules/invoke", params={"qualifier": "prod"}, headers={"X-Beta": beta}, json={}
+        ).headers["x-nova-executed-version"]
+        for beta in ("yes", "no")
+    }
+    assert invoked == {"yes": "2", "no": "1"}
     orbit(
         "aliases", "set", "ro-rules", "prod", "--weight", "1=50,2=50", "--sticky", "payload:/user", "--match", "-"
     ).ok()
