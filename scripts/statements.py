@@ -17,6 +17,7 @@ _AREAS = {
     "PO": "Pool",
     "BE": "Backends",
     "BU": "Builds",
+    "ST": "State",
     "DB": "Store, cache, configuration",
     "GW": "Gateway",
     "EV": "Work",
