@@ -40,11 +40,12 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Calls of one version since a position; ``seq`` is the position of the newest. ``cells``: :mod:`nova.store.sketch`."""
+    """Calls of one version since a position; ``seq`` is the position of the newest. ``durations`` are calls by cell
+    (:mod:`nova.store.sketch`), from cell 0 up to the highest that was met."""
 
     calls: int
     errors: int
-    cells: tuple[int, ...]
+    durations: tuple[int, ...]
     seq: int
 
 
@@ -60,7 +61,7 @@ class ArmTally:
         if counted is not None:
             self.calls += counted.calls
             self.errors += counted.errors
-            self._cells.update(counted.cells)
+            self._cells.update({cell: calls for cell, calls in enumerate(counted.durations) if calls})
         return self
 
     def arm(self) -> Arm:
@@ -97,7 +98,7 @@ class RolloutStore:
             alias=rollout.alias,
             bounds=sketch.BOUNDS,
         )
-        return {row["version"]: Counted(row["calls"], row["errors"], tuple(row["cells"]), row["seq"]) for row in rows}
+        return {row["version"]: Counted(row["calls"], row["errors"], tuple(row["durations"]), row["seq"]) for row in rows}
 
     async def start(
         self, conn: Connection, function: FunctionRecord, alias: str, target: int, policy: RolloutPolicy, actor: str

@@ -55,7 +55,8 @@ DELETE FROM function_rollouts WHERE function_id = %(function_id)s;
 -- Calls that came by the alias, of both versions, whose records were committed after seq; a caller that left is no error.
 SELECT version, count(*) AS calls,
        count(*) FILTER (WHERE NOT success AND error_kind IS DISTINCT FROM 'Nova.Cancelled') AS errors,
-       coalesce(array_agg(width_bucket(duration_ms, %(bounds)s::float8[])) FILTER (WHERE NOT cold_start), '{}') AS cells,
+       cell_counts(coalesce(array_agg(width_bucket(duration_ms, %(bounds)s::float8[])) FILTER (WHERE NOT cold_start), '{}'))
+           AS durations,
        max(seq) AS seq
   FROM invocation_logs
  WHERE function_id = %(function_id)s AND seq > %(after)s AND version IN (%(baseline)s, %(target)s)
