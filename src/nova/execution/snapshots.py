@@ -118,7 +118,7 @@ def pool_key(snapshot: FunctionSnapshot) -> str:
 def weight(snapshot: FunctionSnapshot) -> int:
     """Bytes that a cached snapshot takes, rather too many than too few (``tests/execution/test_catalog_memory.py``)."""
     texts = _texts(snapshot.env) + sum(map(getsizeof, snapshot.capture.redact))
-    return 1600 + texts + 250 * len(snapshot.network.egress_rules)
+    return 1600 + texts + sum(250 + len(rule.host) for rule in snapshot.network.egress_rules)
 
 
 def record_weight(function: FunctionRecord) -> int:
