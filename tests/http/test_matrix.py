@@ -141,7 +141,7 @@ async def test_a_draining_server_answers_its_probes(api: Api) -> None:
 
 async def test_every_change_is_audited(api: Api) -> None:
     """SE5: every operation that is no read and no call has an audit action; so has a read that shows a secret."""
-    calls = ("function.invoke", "function.invoke_async")
+    calls = ("function.invoke", "function.invoke_stream", "function.invoke_async")
     for row in TABLE:
         quiet = (row.method == "GET" and "secret" not in row.op) or row.op in calls
         assert (row.audit is None) is quiet, row.op
@@ -159,7 +159,9 @@ async def test_openapi_describes_every_operation(api: Api) -> None:
         spec = operations[row.method, row.path]
         assert spec["operationId"] == row.op
         assert {p["name"] for p in spec["parameters"] if p.get("in") == "path"} == set(row.params)
-        assert ("requestBody" in spec) is (row.body is not None or row.op == "function.invoke")
+        assert ("requestBody" in spec) is (
+            row.body is not None or row.op in ("function.invoke", "function.invoke_stream")
+        )
     text = json.dumps(document(TABLE, "1"))
     for reference in {part.split('"')[0] for part in text.split('"$ref": "#/')[1:]}:
         place: Any = described
