@@ -120,3 +120,34 @@ async def test_a_slow_reader_and_one_who_leaves_are_nobody_elses_business(tmp_pa
             while "endless" not in await instance.value(["ended", ""]):
                 await asyncio.sleep(0.01)
         assert instance.channel.usable
+
+
+async def test_handlers_written_for_lambdas_streams_run_as_they_are(tmp_path: Path) -> None:
+    """The head is the first piece, as function URLs take it; ending the stream is optional, an error is one."""
+    code = """
+const { pipeline } = require("node:stream/promises");
+const { Readable } = require("node:stream");
+exports.handler = awslambda.streamifyResponse(async (event, stream, context) => {
+  if (event === "type") {
+    stream.setContentType("text/html");
+    stream.write("<p>");
+    stream.write(Buffer.from([255]));
+    return;
+  }
+  const head = { statusCode: 201, headers: { "x-a": "1" }, cookies: ["a=b"] };
+  stream = awslambda.HttpResponseStream.from(stream, head);
+  if (event === "empty") return stream.end();
+  if (event === "broken") throw new RangeError(context.awsRequestId);
+  await pipeline(Readable.from(["one ", "two"]), stream);
+});
+"""
+    head = {"statusCode": 201, "headers": {"x-a": "1"}, "cookies": ["a=b"]}
+    async with guest("node", {"index.js": code}, tmp_path) as instance:
+        await instance.init()
+        assert (await instance.call("pipe", sink=(reader := Reader()))).output == b"null"
+        assert reader.values == [head, "one ", "two"]
+        await instance.call("empty", sink=(reader := Reader()))
+        assert reader.values == [head]
+        await instance.call("type", sink=(reader := Reader()))
+        assert reader.values == [{"statusCode": 200, "headers": {"content-type": "text/html"}}, "<p>", b"\xff"]
+        assert (await instance.failure("broken", request_id="some-id")).message == "some-id"

@@ -54,40 +54,39 @@ def checked(chunk: Chunk) -> Piece:
 class Collected:
     """Pieces of a call that does not stream: text is joined, anything else makes an array. Implements what Stream does."""
 
-    __slots__ = ("_pieces", "_size", "answer")
+    __slots__ = ("_array", "_text", "answer")
 
     def __init__(self) -> None:
-        self._pieces: list[Piece] = []
-        self._size = 0
+        self._text: bytearray | None = bytearray()
+        """all of it while there was nothing but text"""
+        self._array = bytearray()
         self.answer: Result | None = None
 
     def begin(self, line: "WorkerLine") -> None:
         """The call is on its way; nothing to do."""
 
     def take(self, piece: Piece) -> None:
-        self._size += len(piece.data)
-        if self._size <= OUTPUT_LIMIT:
-            self._pieces.append(piece)
-        else:
-            self._pieces.clear()
+        if piece.kind != "text":
+            self._text = None
+        if self._text is not None and len(self._text) <= OUTPUT_LIMIT:
+            self._text += piece.data[1:-1]
+        if len(self._array) <= OUTPUT_LIMIT:
+            self._array += b", "
+            self._array += b'{"b64": %b}' % piece.data if piece.kind == "b64" else piece.data
 
     def wait(self, result: Result) -> bool:
         return False
 
     def result(self) -> tuple[bytes | None, FunctionError | None]:
         """What a handler that returned nothing has said piece by piece."""
-        if self._size > OUTPUT_LIMIT:
-            return None, too_large()
-        if not self._pieces:
+        if not self._array:
             return b"null", None
-        if all(piece.kind == "text" for piece in self._pieces):
-            return b'"%b"' % b"".join(piece.data[1:-1] for piece in self._pieces), None
-        items = (b'{"b64": %b}' % piece.data if piece.kind == "b64" else piece.data for piece in self._pieces)
-        output = b"[%b]" % b", ".join(items)
+        output = b"[%b]" % bytes(self._array[2:]) if self._text is None else b'"%b"' % bytes(self._text)
         return (output, None) if len(output) <= OUTPUT_LIMIT else (None, too_large())
 
     def close(self) -> None:
-        self._pieces.clear()
+        self._text = None
+        self._array.clear()
 
 
 class Stream:
