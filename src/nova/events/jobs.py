@@ -41,7 +41,7 @@ _NOT_YET = frozenset({403, 429, 503})
 _WAIT_S = (1.0, 60.0)
 """Shortest and longest pause after one of those."""
 _WRITERS = 1
-_HOLD_S = 0.002
+_HOLD_S = 0.005
 """Nobody waits for an outcome to be written: what ends within this goes into one transaction."""
 _TIDY_S = 60.0
 _WRITE_FOR_S = 25.0

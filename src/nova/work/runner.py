@@ -21,9 +21,9 @@ from nova.work.queue import CHANNEL, LeaseLost, WorkItem, WorkQueue
 log = structlog.get_logger(__name__)
 _DUE_SLACK_S = 0.002
 """Asked for a moment after it is due, an item is found; asked for a moment before, it is not."""
-_SHARE = 4
-"""A lane that has less than this part of its places free waits :data:`_ROOM_S` for more before it claims."""
-_ROOM_S = 0.003
+_GAP_S = 0.005
+"""From one claim of a lane to the next, at least: a claim costs the same for one item as for many, so a lane at work waits a
+moment for what becomes due and for places that become free. The first claim after a pause waits for nothing."""
 
 
 class WorkHandler(Protocol):
@@ -98,6 +98,7 @@ class _Lane:
         self.running = 0
         self.due = asyncio.Event()
         self.room = kind.room
+        self.claimed_at = 0.0
         self.due.set()
 
     @property
@@ -188,15 +189,14 @@ class Runner:
                 if not await _wait(lane.due, self._poll_s):
                     await self._look_ahead(name, lane)
                     lane.look()
-                if lane.running and 0 < lane.free < min(self._batch, lane.kind.limit) // _SHARE:
-                    await asyncio.sleep(
-                        _ROOM_S
-                    )  # what ends meanwhile makes room for a claim that is worth its statement
+                if (pause := lane.claimed_at + _GAP_S - self._clock.monotonic()) > 0:
+                    await asyncio.sleep(pause)
                 if lane.free <= 0:
                     lane.room.clear()
                     await _wait(lane.room, self._poll_s)
                     continue
                 lane.due.clear()
+                lane.claimed_at = self._clock.monotonic()
                 claimed = await self._claim(name, lane)
                 if claimed.more:
                     lane.due.set()
