@@ -26,6 +26,7 @@ GUEST = """
     def connects(host, port):
         try:
             with socket.create_connection((host, port), 0.4) as sock:
+                sock.settimeout(5)
                 return sock.recv(16) == b"hello"
         except OSError:
             return False
@@ -42,9 +43,10 @@ GUEST = """
 
     def asks(server, name, kind=1):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(0.4)
+            sock.settimeout(5 if server.startswith("127.") else 0.4)
             try:
-                sock.sendto(question(name, kind), (server, 53))
+                sock.connect((server, 53))  # so that a closed port is an error at once
+                sock.send(question(name, kind))
                 answer = sock.recv(4096)
             except OSError:
                 return None

@@ -28,11 +28,13 @@ PROBE = """
     def probe(target):
         kind, host, port = target
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as sock:
-            sock.settimeout(0.7)
+            sock.settimeout(0.4)
             try:
                 sock.connect((host, port))
                 if kind == "udp":
                     sock.send(b"ping")
+                else:
+                    sock.settimeout(5)
                 return sock.recv(16) != b""
             except OSError:
                 return False
