@@ -22,6 +22,7 @@ EVERYTHING: dict[str, Any] = {
     "memory_mb": 256,
     "timeout_s": 7,
     "stream_idle_s": 4,
+    "snapshot": "off",
     "instance_concurrency": 3,
     "min_replicas": 2,
     "max_replicas": 5,
@@ -119,6 +120,7 @@ async def test_every_field_is_kept_and_shown(plane: Control) -> None:
     assert (snapshot.limits, snapshot.network, snapshot.env) == (frozen.limits, frozen.network, {"GREETING": "hi"})
     assert (snapshot.mode, snapshot.timeout_s, snapshot.concurrency, snapshot.max_replicas) == ("process", 7, 3, 5)
     assert snapshot.stream_idle_s == 4
+    assert snapshot.snapshot == "off"
     assert (snapshot.runtime, snapshot.handler, snapshot.function_url) == ("python", "app.api.handle", False)
     recorded = function.settings.recorded
     assert (recorded.min_replicas, recorded.max_replicas) == (2, 5)
@@ -151,6 +153,7 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("timeout_s", 0, "timeout_s"),
     ("timeout_s", 901, "timeout_s"),
     ("stream_idle_s", -1, "stream_idle_s"),
+    ("snapshot", "always", "snapshot"),
     ("stream_idle_s", 901, "stream_idle_s"),
     ("instance_concurrency", 1001, "instance_concurrency"),
     ("max_replicas", -1, "max_replicas"),

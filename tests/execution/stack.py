@@ -24,6 +24,8 @@ from nova.execution.fleet import InstanceFleet
 from nova.execution.guest import GuestApi
 from nova.execution.launch import launch_for
 from nova.execution.rollover import Rollover, SteadyCatalog
+from nova.execution.sealing import Sealer
+from nova.execution.sealing_changes import SealedFunctions
 from nova.execution.snapshots import SnapshotMaker
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
@@ -57,6 +59,7 @@ class RealStack:
     executor: Executor
     backend: SandboxBackend
     guests: GuestApi
+    booter: Booter
     records: list[tuple[CallRequest, FunctionSnapshot, CallResult]] = field(default_factory=list)
 
     async def deploy(
@@ -110,8 +113,10 @@ class RealStack:
 
 
 @asynccontextmanager
-async def real_stack(dsn: str, folder: Path, pool: PoolSettings | None = None) -> AsyncIterator[RealStack]:
-    """Everything started; everything gone afterwards."""
+async def real_stack(
+    dsn: str, folder: Path, pool: PoolSettings | None = None, sealer: Sealer | None = None
+) -> AsyncIterator[RealStack]:
+    """Everything started; everything gone afterwards. Without ``sealer`` no function is kept loaded."""
     async with ServiceGroup() as services, Database(dsn, max_conns=5) as db:
         listener = await services.start(Listener(dsn))
         blobs = BlobStore(db)
@@ -134,12 +139,15 @@ async def real_stack(dsn: str, folder: Path, pool: PoolSettings | None = None) -
         )
         catalog = SteadyCatalog(functions, versions, SnapshotMaker(RUNTIMES, router), listener)
         guests = GuestApi(StateStore(db, lambda: 64 << 20), LimitSettings())
-        fleet = InstanceFleet(Booter(artifacts, router, SYSTEM_CLOCK, guests), pool or PoolSettings())
+        booter = Booter(artifacts, router, SYSTEM_CLOCK, guests, sealer)
+        fleet = InstanceFleet(booter, pool or PoolSettings())
         holder.append(fleet)
         stack: RealStack
         executor = Executor(catalog, fleet, lambda *done: stack.records.append(done), drain_s=1.0)
-        stack = RealStack(db, functions, versions, blobs, catalog, fleet, executor, backend, guests)
+        stack = RealStack(db, functions, versions, blobs, catalog, fleet, executor, backend, guests, booter)
         guests.invoker = executor
         await services.start(executor)
         await services.start(Rollover(catalog, fleet))
+        if sealer is not None:
+            await services.start(SealedFunctions(sealer, catalog))
         yield stack

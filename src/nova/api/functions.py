@@ -11,7 +11,15 @@ from pydantic import AfterValidator, Field, model_validator
 from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain import asyncs, cron, windows
 from nova.domain.environment import check_environment
-from nova.domain.function import CapturePolicy, CompileStatus, EntryKind, IsolationMode, Mode, ShedStatus
+from nova.domain.function import (
+    CapturePolicy,
+    CompileStatus,
+    EntryKind,
+    IsolationMode,
+    Mode,
+    ShedStatus,
+    SnapshotPolicy,
+)
 from nova.domain.hosts import host_pattern
 from nova.domain.names import NAME, is_name
 from nova.domain.version import UrlMode
@@ -169,6 +177,9 @@ class FunctionFields(Model):
     stream_idle_s: int | None = Field(
         None, ge=0, le=900, description="longest silence of a streaming call; default 0: any"
     )
+    snapshot: SnapshotPolicy | None = Field(
+        None, description="auto (default): instances may come from one that was loaded once and is kept; off: never"
+    )
     instance_concurrency: int | None = Field(
         None, ge=1, le=1000, description="calls at once in one instance; default 1"
     )
@@ -281,6 +292,7 @@ class ConfigView(Model):
     memory_mb: int
     timeout_s: int
     stream_idle_s: int
+    snapshot: SnapshotPolicy
     instance_concurrency: int
     min_replicas: int
     max_replicas: int

@@ -35,6 +35,9 @@ from nova.execution.records import RecordHandlers
 from nova.execution.replays import ReplayHandlers
 from nova.execution.rollover import Rollover, SteadyCatalog
 from nova.execution.scaling import LocalScaler
+from nova.execution.sealing import Sealer
+from nova.execution.sealing_answers import SnapshotHandlers
+from nova.execution.sealing_changes import SealedFunctions
 from nova.execution.shadow import Shadows
 from nova.execution.snapshots import SnapshotMaker
 from nova.execution.tail import LogFeed
@@ -102,8 +105,10 @@ class ExecutionPlane:
             build_wait=lambda: settings.functions.build_wait,
         )
         self.guests = GuestApi(StateStore(stores.db, lambda: settings.limits.state_mb << 20), settings.limits)
+        self.sealer = Sealer(SYSTEM_CLOCK, metrics)
+        self.booter = Booter(self.artifacts, self.router, SYSTEM_CLOCK, self.guests, self.sealer)
         self.fleet = InstanceFleet(
-            Booter(self.artifacts, self.router, SYSTEM_CLOCK, self.guests),
+            self.booter,
             settings.pool if ownership is None else part_of(settings.pool, ownership),
             events=self.metrics,
         )
@@ -139,6 +144,7 @@ class ExecutionPlane:
         await stores.invocations.prepare_days(SYSTEM_CLOCK.now().date(), DAYS_AHEAD)
         await services.start(self.router)
         await services.start(self.artifacts)
+        await services.start(SealedFunctions(self.sealer, self.catalog))
         await services.start(self.executor)
         await services.start(self.shadows)
         await services.start(self.invoker)
@@ -201,6 +207,9 @@ class ExecutionPlane:
             ReadinessHandlers(self.catalog, self.router, self.fleet.pool, lambda: self.executor.draining),
             FigureHandlers(stores.invocations, self.exposition, self.executor.stats, settle, SYSTEM_CLOCK),
             PrewarmHandlers(scaler or self.scaler),
+            SnapshotHandlers(
+                self.sealer, self.catalog, self.booter, SYSTEM_CLOCK, node_name(self._settings.cluster.node_id)
+            ),
         ]
 
 

@@ -8,7 +8,21 @@ import sys
 
 import typer
 
-from nova.cli import admin, asyncs, calls, charts, functions, nodes, platform, rollouts, schedules, state, versions
+from nova.cli import (
+    admin,
+    asyncs,
+    calls,
+    charts,
+    describing,
+    functions,
+    nodes,
+    platform,
+    rollouts,
+    schedules,
+    snapshots,
+    state,
+    versions,
+)
 from nova.cli.output import Format, Output
 from nova.cli.session import CliError, root
 from nova.client import ApiError, ClientError, TimedOut, UsageError
@@ -23,7 +37,21 @@ app = typer.Typer(
     epilog="Global options may stand before or after the command.",
 )
 app.callback()(root)
-for _noun in (functions, calls, asyncs, versions, rollouts, schedules, state, platform, nodes, charts, admin):
+for _noun in (
+    functions,
+    describing,
+    calls,
+    asyncs,
+    versions,
+    rollouts,
+    schedules,
+    snapshots,
+    state,
+    platform,
+    nodes,
+    charts,
+    admin,
+):
     _noun.register(app)
 
 _BY_STATUS = {

@@ -192,6 +192,7 @@ def config_of(
         **_given(
             timeout_s=fields.timeout_s,
             stream_idle_s=fields.stream_idle_s,
+            snapshot=fields.snapshot,
             concurrency=fields.instance_concurrency,
             backend=fields.backend,
         ),

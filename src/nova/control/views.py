@@ -43,6 +43,7 @@ def config_members(config: VersionConfig, recorded: Recorded) -> dict[str, Any]:
         "memory_mb": limits.memory_mb,
         "timeout_s": config.timeout_s,
         "stream_idle_s": config.stream_idle_s,
+        "snapshot": config.snapshot,
         "instance_concurrency": config.concurrency,
         "min_replicas": recorded.min_replicas,
         "max_replicas": recorded.max_replicas,

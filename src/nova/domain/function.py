@@ -10,6 +10,8 @@ from nova.domain.shadow import Shadow
 Mode = Literal["persistent", "process"]
 EntryKind = Literal["handler", "script"]
 IsolationMode = Literal["egress-only", "strict", "none"]
+SnapshotPolicy = Literal["auto", "off"]
+"""Whether instances may come from a function that was loaded once and is kept."""
 CompileStatus = Literal["not_required", "pending", "compiling", "success", "failed"]
 VCPU_PER_MB = 1 / 1769
 """CPU share that comes with memory: one vCPU for each 1769 MiB."""
@@ -144,6 +146,7 @@ class FunctionSnapshot:
     max_instance_age_s: int = 0
     """seconds after which it is; 0: never"""
     stream_idle_s: int = 0
+    snapshot: SnapshotPolicy = "auto"
     """seconds that a stream may be silent; 0: however long"""
     shadow: Shadow | None = None
     """where copies of its calls go"""

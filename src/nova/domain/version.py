@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nova.domain.asyncs import AsyncDestinations, AsyncPolicy
-from nova.domain.function import Capacity, Capture, EntryKind, Limits, Mode, NetworkPolicy, Window
+from nova.domain.function import Capacity, Capture, EntryKind, Limits, Mode, NetworkPolicy, SnapshotPolicy, Window
 
 UrlMode = Literal["buffered", "stream"]
 """How a function URL answers: when the call has ended, or as its pieces come."""
@@ -59,6 +59,7 @@ class VersionConfig:
     mode: Mode = "persistent"
     timeout_s: int = 30
     stream_idle_s: int = 0
+    snapshot: SnapshotPolicy = "auto"
     concurrency: int = 1
     backend: str = "auto"
     limits: Limits = field(default_factory=Limits)

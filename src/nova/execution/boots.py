@@ -29,6 +29,26 @@ class Guests(Protocol):
         ...
 
 
+class Kept(Protocol):
+    """Functions that were loaded once and are kept so."""
+
+    async def restore(self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec) -> Instance | None:
+        """An instance that has the function loaded; None when there is none to come from. Its Init follows."""
+        ...
+
+    def restored(self, backend: Backend, snapshot: FunctionSnapshot, took_us: int) -> None:
+        """The instance serves."""
+        ...
+
+    async def failed(self, backend: Backend, snapshot: FunctionSnapshot, reason: str) -> None:
+        """The instance did not come up; there are to be no others like it."""
+        ...
+
+    def loaded(self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec, init_us: int) -> None:
+        """An instance has loaded the function itself."""
+        ...
+
+
 class BackendSelector(Protocol):
     async def select(self, snapshot: FunctionSnapshot) -> Backend:
         """The backend that runs this function; raises NovaError ``unsupported``."""
@@ -49,16 +69,28 @@ class Booter:
     """Boots instances, one call each. A failure at any point, or a cancellation, leaves no instance behind."""
 
     def __init__(
-        self, artifacts: Artifacts, backends: BackendSelector, clock: Clock, guests: Guests | None = None
+        self,
+        artifacts: Artifacts,
+        backends: BackendSelector,
+        clock: Clock,
+        guests: Guests | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._artifacts = artifacts
         self._backends = backends
         self._clock = clock
         self._guests = guests
+        self._kept = kept
 
     async def boot(self, snapshot: FunctionSnapshot) -> Booted:
         """Raises :class:`LoadFailed` for the user's code and NovaError for everything else."""
         began = self._clock.monotonic()
+        backend, spec = await self.plan(snapshot)
+        booted = await self._restore(backend, snapshot, spec, began)
+        return booted or await self._load(backend, snapshot, spec, began)
+
+    async def plan(self, snapshot: FunctionSnapshot) -> tuple[Backend, InstanceSpec]:
+        """Where an instance of this function is made, and what it is like. Raises NovaError."""
         backend = await self._backends.select(snapshot)
         code = await self._artifacts.materialise(snapshot.artifact)
         spec = InstanceSpec(
@@ -69,7 +101,30 @@ class Booter:
             limits=snapshot.limits,
             network=snapshot.network,
         )
-        instance = await backend.create(spec)
+        return backend, spec
+
+    async def _restore(
+        self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec, began: float
+    ) -> Booted | None:
+        """An instance that need not load the function; None: there is none, or it did not come up."""
+        instance = await self._kept.restore(backend, snapshot, spec) if self._kept is not None else None
+        if instance is None or self._kept is None:
+            return None
+        try:
+            booted = await self._init(backend, instance, snapshot, began)
+        except LoadFailed as failed:
+            await self._kept.failed(backend, snapshot, failed.error.message)
+            return None
+        self._kept.restored(backend, snapshot, booted.times.instance_us + booted.times.init_us)
+        return booted
+
+    async def _load(self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec, began: float) -> Booted:
+        booted = await self._init(backend, await backend.create(spec), snapshot, began)
+        if self._kept is not None:
+            self._kept.loaded(backend, snapshot, spec, booted.times.init_us)
+        return booted
+
+    async def _init(self, backend: Backend, instance: Instance, snapshot: FunctionSnapshot, began: float) -> Booted:
         created = self._clock.monotonic()
         try:
             done = await instance.channel.init(InitSpec.of(snapshot))

@@ -49,6 +49,10 @@ SERIES: Mapping[str, Series] = {
     "instance_boot_milliseconds": Series(
         "histogram", ("backend", "runtime", "source"), "From wanting an instance to its code being loaded"
     ),
+    "snapshots_hit_total": Series("counter", ("backend",), "Instances that came from a function that was kept loaded"),
+    "snapshot_restore_milliseconds": Series(
+        "histogram", ("backend",), "From wanting an instance to its serving, where it came from a snapshot"
+    ),
     "active_instances": Series("gauge", ("backend", "state"), "Instances by state"),
     "pool_instances": Series("gauge", (*_F, "state"), "Instances of a function by state"),
     "pool_utilization_ratio": Series("gauge", _F, "Busy instances of all that could take a call"),
@@ -225,6 +229,8 @@ class _Scrape(Collector):
         yield self._counted("instances_stopped_total", counters.stopped.items())
         yield self._counted("instances_crashed_total", counters.crashed.items())
         yield self._measured("instance_boot_milliseconds", metrics.boots.items())
+        yield self._counted("snapshots_hit_total", ((names, sum(h.counts)) for names, h in metrics.restores.items()))
+        yield self._measured("snapshot_restore_milliseconds", metrics.restores.items())
         yield self._measured("cold_start_phase_milliseconds", metrics.phases.items())
         yield self._counted("builds_total", counters.builds.items())
         yield self._measured("build_milliseconds", metrics.build_times.items())

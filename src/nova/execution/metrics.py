@@ -154,6 +154,7 @@ class Metrics:
         self.instances: dict[str, InstanceTally] = {}
         self.boots: dict[tuple[str, ...], Histogram] = {}
         self.phases: dict[tuple[str, ...], Histogram] = {}
+        self.restores: dict[tuple[str, ...], Histogram] = {}
         self.build_times: dict[tuple[str, ...], Histogram] = {}
         self.overheads: dict[str, Histogram] = {}
         self.lateness: dict[tuple[str, ...], Histogram] = {}
@@ -219,6 +220,9 @@ class Metrics:
         tally = self._tally(snapshot)
         tally.created += 1
         tally.from_snapshot += str(source) == "snapshot"
+
+    def snapshot_restored(self, backend: str, took_us: int) -> None:
+        self._observe(self.restores, (backend,), took_us / 1000)
 
     def instance_stopped(self, snapshot: FunctionSnapshot, reason: str, *, crashed: bool) -> None:
         backend = self.backend_of(*_version_key(snapshot))

@@ -96,6 +96,7 @@ class SnapshotMaker:
             capture=recorded.capture,
             generation=function.generation,
             stream_idle_s=config.stream_idle_s,
+            snapshot=config.snapshot,
             shadow=function.shadow,
         )
         return replace(snapshot, pool_key=pool_key(snapshot))

@@ -22,6 +22,7 @@ _READ = {
     "runtime:read",
     "docs:read",
     "async:read",
+    "snapshot:read",
 }
 _RUN = _READ | {
     "function:invoke",
@@ -33,6 +34,7 @@ _RUN = _READ | {
     "schedule:manage",
     "state:read",
     "state:write",
+    "snapshot:write",
 }
 _DEVELOP = _RUN | {"function:create", "function:delete"}
 _ADMIN = _DEVELOP | {"apikey:manage", "tenant:manage"}

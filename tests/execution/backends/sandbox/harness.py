@@ -6,19 +6,21 @@ import textwrap
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nova.agent.config import WorkerLaunch
 from nova.domain.function import Limits, Mode, NetworkPolicy
-from nova.execution.backends.base import InitSpec, InstanceSpec, WorkerCall, WorkerResult
+from nova.execution.backends.base import InitSpec, Instance, InstanceSpec, WorkerCall, WorkerResult
 from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptions
 from nova.execution.backends.sandbox.cells import Cell
 
 BOOTSTRAP = "nova.runtimes.python.bootstrap"
 OFFLINE = NetworkPolicy(isolation_mode="strict")
 ROOMY = Limits(memory_mb=256, vcpus=1)
+FROM_SNAPSHOT = False
+"""Whether :func:`load` gives instances that came from a function which is kept loaded."""
 
 
 class PythonOnly:
@@ -81,31 +83,40 @@ async def load(
 ) -> Function:
     """Deploy and load ``source`` (a module with ``handler``)."""
     code = write_code(folder, source)
-    instance = await backend.create(
-        InstanceSpec(uuid.uuid4().hex, "python", "3.11", code, limits, network),
+    spec = InstanceSpec(uuid.uuid4().hex, "python", "3.11", code, limits, network)
+    init = InitSpec(
+        function_id="f",
+        name="test",
+        version=1,
+        tenant="default",
+        namespace="default",
+        runtime="python",
+        runtime_version="3.11",
+        mode=mode,
+        handler="main.handler",
+        entry="main.py",
+        entry_kind="handler",
+        env=env or {},
+        memory_mb=limits.memory_mb,
+        timeout_s=30,
+        concurrency=1,
+        open_files=limits.open_files,
     )
+    instance = await (restore(backend, spec, init) if FROM_SNAPSHOT else backend.create(spec))
     assert isinstance(instance, Cell)
-    await instance.channel.init(
-        InitSpec(
-            function_id="f",
-            name="test",
-            version=1,
-            tenant="default",
-            namespace="default",
-            runtime="python",
-            runtime_version="3.11",
-            mode=mode,
-            handler="main.handler",
-            entry="main.py",
-            entry_kind="handler",
-            env=env or {},
-            memory_mb=limits.memory_mb,
-            timeout_s=30,
-            concurrency=1,
-            open_files=limits.open_files,
-        )
-    )
+    await instance.channel.init(init)
     return Function(backend, instance)
+
+
+async def restore(backend: SandboxBackend, spec: InstanceSpec, init: InitSpec) -> Instance:
+    """An instance from a snapshot that goes with it."""
+    key = uuid.uuid4().hex
+    await backend.snapshot(key, replace(spec, instance_id=uuid.uuid4().hex), init)
+    instance = await backend.restore(key, spec)
+    assert instance is not None
+    assert instance.source == "snapshot"
+    await backend.drop_snapshot(key)
+    return instance
 
 
 def pid_is_alive(pid: int) -> bool:

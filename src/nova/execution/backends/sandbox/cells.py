@@ -35,8 +35,6 @@ TEMPLATE_TMP_MB = Limits().tmp_mb
 
 DONORS: Final = {"nova.runtimes.python.bootstrap": "nova.execution.backends.sandbox.donor"}
 """Workers that can be forked with a function loaded: their module, and the one that a snapshot's worker runs."""
-_NO_UID: Final = -1
-"""The user of a place below another is that one's."""
 _NETWORK: Final = 3
 """Where the network is among a place's namespaces (the launcher's ``ENTERED``)."""
 
@@ -92,6 +90,8 @@ class Cell:
     channel: Channel = field(init=False)
     instance_id: str = ""
     source: StartSource = "boot"
+    owns_uid: bool = True
+    """false: the user is that of the place above it"""
     born: float = field(default_factory=time.monotonic)
 
     def kill(self) -> None:
@@ -197,8 +197,8 @@ class Cells:
                     tmp_bytes=TEMPLATE_TMP_MB << 20,
                     uid=above.uid,
                 )
-                cell = Cell(name, above.kind, reply.body["pid"], reply.fds[0], _NO_UID, None, ended)
-                cell.source = "snapshot"
+                cell = Cell(name, above.kind, reply.body["pid"], reply.fds[0], above.uid, None, ended)
+                cell.source, cell.owns_uid = "snapshot", False
                 undo.push_async_callback(self._reap, cell)
                 theirs.close()
                 taken.close()
@@ -278,7 +278,8 @@ class Cells:
             cell.link.close()
             os.close(cell.pidfd)
             cell.pidfd = -1
-            self._release_uid(cell.uid)
+            if cell.owns_uid:
+                self._release_uid(cell.uid)
             if cell.slot is not None and self._network is not None:
                 await self._network.release(cell.slot)
         return how
@@ -308,7 +309,7 @@ class Cells:
         return self._uids.lease() if self._uids is not None else os.getuid()
 
     def _release_uid(self, uid: int) -> None:
-        if self._uids is not None and uid != _NO_UID:
+        if self._uids is not None:
             self._uids.release(uid)
 
     async def _root(self, kind: Kind, tools: Sequence[Path]) -> None:
