@@ -21,6 +21,7 @@ MEASURES = {
     "planes_latency": "six processes beside nova up, one caller",
     "planes_throughput": "six processes beside nova up, 32 callers",
     "two_comets": "two comets on a core each beside one, a function that burns 10 ms of CPU",
+    "two_cores": "nova up --workers 2 on two cores beside one, a function that burns 2 ms of CPU",
     "restarts": "failed requests while functions are deployed and every plane is restarted",
     "async_ack": "accepting a job, one caller",
     "async_rate": "jobs from being accepted to having succeeded",
@@ -29,6 +30,7 @@ MEASURES = {
 GROUPS = {
     "pool": ("burst", "density", "cold_numpy", "churn"),
     "planes": ("planes_latency", "planes_throughput", "two_comets", "restarts"),
+    "cores": ("two_cores",),
     "queue": ("async_ack", "async_rate", "chaos"),
 }
 """Names for several measures."""
@@ -137,6 +139,7 @@ BARS = {
     ("planes_latency", "above_nova_up"): Bar(limit=700),
     ("planes_throughput", "of_nova_up"): Bar(limit=0.55),
     ("two_comets", "times_one"): Bar(limit=1.5),
+    ("two_cores", "times_one"): Bar(limit=1.6),
     ("restarts", "failed"): Bar(limit=0),
     ("async_ack", "p50"): Bar(limit=2000),
     ("async_rate", "rate"): Bar(limit=2000),

@@ -4,9 +4,10 @@ import json
 import os
 import re
 import signal
-import threading
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import httpx
 import pytest
 
 from nova.domain.ownership import Ownership
-from tests.e2e.load import Call, load
+from tests.e2e.load import load
 from tests.e2e.misuse import COUNTING, Platform, until
-from tests.e2e.server import RunningNova
+from tests.e2e.server import NOVA, RunningNova, clean_environment
 
 TIMED = """
 import time
@@ -51,9 +52,9 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def most_at_once(calls: Sequence[Call]) -> int:
+def most_at_once(times: Sequence[tuple[float, float]]) -> int:
     """How many calls ran at the same moment, by the clock that all instances share."""
-    moments = [(call.answer["output"][0], 1) for call in calls] + [(call.answer["output"][1], -1) for call in calls]
+    moments = [(began, 1) for began, _ in times] + [(ended, -1) for _, ended in times]
     running = most = 0
     for _, change in sorted(moments):
         running += change
@@ -114,7 +115,7 @@ def test_a_hot_function_is_spread_and_never_has_more_than_its_replicas(server: R
         spread_at = time.monotonic()
         until(lambda: running.well_since(spread_at) > 300, "both workers run it")
     assert not running.failed, running.codes
-    assert most_at_once(running.calls) == 3
+    assert most_at_once([call.answer["output"] for call in running.calls]) == 3
     text = platform.http.get("/metrics/prometheus").text
     counted = re.findall(
         rf'nova_invocations_total{{[^}}]*function="{name}"[^}}]*node="(worker-\d)"[^}}]*}} (\d+)', text
@@ -124,19 +125,16 @@ def test_a_hot_function_is_spread_and_never_has_more_than_its_replicas(server: R
     platform.delete(name)
 
 
-def test_the_bound_of_the_node_holds_over_all_workers(server: RunningNova, platform: Platform) -> None:
+def test_the_bound_of_the_node_holds_over_all_workers(platform: Platform) -> None:
     names = [owned_by(seat, f"many{number}") for seat in SEATS for number in range(6)]
     for name in names:
-        platform.deploy(name, TIMED)
-    callers = [threading.Thread(target=platform.post, args=(name, 1)) for name in names]
-    for caller in callers:
-        caller.start()
-    seen = 0
-    while any(caller.is_alive() for caller in callers):
-        seen = max(seen, platform.http.get("/stats").json()["instances"])
-    for caller in callers:
-        caller.join()
-    assert 4 < seen <= 9
+        platform.deploy(name, TIMED, idle_ttl_s=3600)
+    for name in names[:6]:
+        platform.call(name)  # idle now, and more than the other worker leaves
+    with ThreadPoolExecutor(len(names)) as pool:
+        answers = [answer.json() for answer in pool.map(lambda name: platform.post(name, 0.5), names)]
+    assert [answer["error"] for answer in answers] == [None] * 12
+    assert 6 < most_at_once([answer["output"] for answer in answers]) <= 9
     for name in names:
         platform.delete(name)
 
@@ -157,9 +155,8 @@ def test_a_worker_that_is_killed_is_back_and_only_its_own_calls_fail(server: Run
     assert set(neighbours.codes) <= {"broken"}
     assert len(neighbours.failed) <= 4
     platform.call(mine)  # waits for the successor
-    after = workers(server)
-    assert after[1] == before[1]
-    assert after[0] != before[0]
+    until(lambda: workers(server).get(0, before[0]) != before[0], "there is a successor")
+    assert workers(server)[1] == before[1]
     until(lambda: all(gone(int(pid)) for pid in instances), "what it ran is gone")
     until(lambda: platform.http.get("/health").json()["status"] == "ok", "all is well")
     for name in (mine, others):
@@ -170,6 +167,22 @@ def _row(platform: Platform, name: str) -> dict[str, int]:
     rows = {row["function"]: row for row in platform.http.get("/stats").json()["pools"]}
     found: dict[str, int] = rows.get(name, {"inflight": 0})
     return found
+
+
+def test_what_workers_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
+    config = tmp_path / "nova.json"
+    config.write_text(json.dumps({"grpc": {"enabled": True}}))
+    refused = subprocess.run(
+        [NOVA, "up", "--workers", "2", "--data-dir", str(tmp_path / "data"), "--config", str(config)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert refused.returncode == 2
+    assert "grpc.enabled" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_workers_end_with_their_supervisor_and_all_of_them_on_a_signal(server: RunningNova) -> None:

@@ -22,16 +22,21 @@ from nova.execution.figures import FigureHandlers
 from nova.execution.metrics import Metrics
 from nova.execution.spreading import Spreading
 from nova.http.bind import bind
+from nova.http.handler import handlers_of
 from nova.http.inner import Inner
 from nova.observability.merged import MergedFunction, MergedHandlers
 from nova.observability.readings import ReadingHandlers
 from nova.rpc.comets import Comets
 from nova.rpc.methods import Ports
-from nova.rpc.owned import LocalConnection, OwnedInvoker, OwnerPlacement, address_of
+from nova.rpc.owned import LocalConnection, OwnedInvoker, OwnerPlacement, OwnerProxy, address_of
 from nova.rpc.remote import CometConnection
 from nova.rpc.server import RpcServer
 
 log = structlog.get_logger(__name__)
+OWNED = frozenset({"snapshot.create", "snapshot.delete", "function.readiness"})
+"""About the instances of one function: answered by its owner."""
+ADDED_UP = frozenset({"snapshot.list", "function.metrics", "stats.get"})
+"""Answered by all workers, and then made one answer."""
 ADOPT_S = 5.0
 """A worker that was restarted waits so long for the others to tell what is spread."""
 
@@ -78,7 +83,9 @@ async def join(
         return PoolHealth(pools=stats.total_pools, **counts)
 
     handlers = _handlers(process, stores, execution, asking, others, workers)
-    return Reach(OwnedInvoker(ownership, execution.invoker, workers), workers, handlers, pools, standing)
+    invoker = OwnedInvoker(ownership, execution.invoker, workers)
+    owner = OwnerProxy(ownership, workers)
+    return Reach(invoker, workers, handlers, pools, standing, dict.fromkeys(OWNED, owner))
 
 
 def _ports(
@@ -162,7 +169,7 @@ def _handlers(
     handlers = execution.handlers(settle, workers)
     figures = next(one for one in handlers if isinstance(one, FigureHandlers))
     return [
-        *(one for one in handlers if one is not figures),
+        *(one for one in handlers if not handlers_of(one).keys() <= OWNED | ADDED_UP),
         *series_handlers(process.settings, stores, execution.spans, settle),
         MergedHandlers(asking, asking.scrape, joined=True),
         MergedFunction(asking, figures.function),

@@ -24,10 +24,11 @@ from nova.execution.fleet import InstanceFleet
 from nova.execution.guest import GuestApi
 from nova.execution.idempotent import IdempotentInvoker
 from nova.execution.launch import launch_for
+from nova.execution.ledger import Ledger
 from nova.execution.logs import LogBatcher
 from nova.execution.metrics import Metrics
 from nova.execution.node import NodeReporter
-from nova.execution.parts import PartMaker, part_of
+from nova.execution.parts import PartMaker, WorkerFleet
 from nova.execution.prewarm import PrewarmHandlers
 from nova.execution.readiness import ReadinessHandlers
 from nova.execution.recorder import CallRecorder
@@ -62,7 +63,7 @@ _UIDS_EACH = 20_000
 
 class ExecutionPlane:
     """``home`` is a directory that belongs to this process alone; ``place`` its number among those of its data directory.
-    ``ownership`` is there in a worker of several, whose limits are its part of theirs."""
+    ``ownership`` and ``ledger`` are there in a worker of several, whose limits hold over all of them."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class ExecutionPlane:
         place: int = 0,
         *,
         ownership: Ownership | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._settings = settings
         self._stores = stores
@@ -107,10 +109,10 @@ class ExecutionPlane:
         self.guests = GuestApi(StateStore(stores.db, lambda: settings.limits.state_mb << 20), settings.limits)
         self.sealer = Sealer(SYSTEM_CLOCK, metrics)
         self.booter = Booter(self.artifacts, self.router, SYSTEM_CLOCK, self.guests, self.sealer)
-        self.fleet = InstanceFleet(
-            self.booter,
-            settings.pool if ownership is None else part_of(settings.pool, ownership),
-            events=self.metrics,
+        self.fleet = (
+            InstanceFleet(self.booter, settings.pool, events=self.metrics)
+            if ledger is None
+            else WorkerFleet(self.booter, settings.pool, events=self.metrics, ledger=ledger)
         )
         self.tracing = open_tracing(settings.tracing, node=node_name(settings.cluster.node_id), sinks=(self.spans.add,))
         self.shadows = Shadows(ShadowStore(stores.db), SYSTEM_CLOCK)

@@ -20,6 +20,7 @@ from nova.control.settings import LiveSettings
 from nova.domain.ownership import Ownership
 from nova.execution.executor import Executor
 from nova.execution.metrics import Metrics
+from nova.gateway.forward import carried
 from nova.gateway.front import Front
 from nova.gateway.modes import UrlModes
 from nova.gateway.tracing import at_the_door
@@ -80,6 +81,7 @@ class Nova(Process):
             audit=stores.audit,
             limits=settings.limits,
             elsewhere=Front.OPS,
+            endpoints=carried(routes(), reach.elsewhere, door=door, audit=stores.audit, limits=settings.limits),
         )
         front = Front(
             at_the_door(reach.invoker, execution.tracing),
@@ -123,7 +125,8 @@ class Nova(Process):
         home = take_home(settings.data_dir, seat.number)
         self.services.callback(home.release)
         ownership = Ownership(seat.number, seat.count)
-        return ExecutionPlane(settings, stores, metrics, home.path, home.place, ownership=ownership)
+        ledger = seat.ledger.of(seat.number)
+        return ExecutionPlane(settings, stores, metrics, home.path, home.place, ownership=ownership, ledger=ledger)
 
     async def _reach(
         self, stores: Stores, known: Known, execution: ExecutionPlane, accepting: Accepting, metrics: Metrics

@@ -1,9 +1,11 @@
 """Where the calls of a ``nova up`` run: in this process, or in it and the other workers of its supervisor."""
 
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from starlette.types import ASGIApp
 
 from nova.api.system import Standing
 from nova.app.core import Stores
@@ -11,6 +13,7 @@ from nova.app.execution import ExecutionPlane
 from nova.app.series import series_handlers
 from nova.config import Settings
 from nova.domain.ports import Invoker, Scaler
+from nova.execution.ledger import Ledger
 from nova.observability.gauges import PlatformGauges
 from nova.observability.health import Pools
 from nova.observability.readings import ReadingHandlers
@@ -20,12 +23,13 @@ from nova.store.gauges import GaugeStore
 @dataclass(frozen=True, slots=True)
 class Seat:
     """What a supervisor gives a worker. ``meeting`` is the directory of the workers' sockets, under a name that is short enough
-    for them; ``again``: there was a worker in this seat before."""
+    for them, ``ledger`` what they count together; ``again``: there was a worker in this seat before."""
 
     number: int
     count: int
     sockets: Sequence[socket.socket]
     meeting: Path
+    ledger: Ledger
     again: bool
 
     @property
@@ -36,13 +40,15 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Who runs calls and keeps instances ready, who answers for what has been counted and recorded, and how instances are."""
+    """Who runs calls and keeps instances ready, who answers for what has been counted and recorded, and how instances are.
+    ``elsewhere`` are operations that are carried on, and where to."""
 
     invoker: Invoker
     scaler: Scaler
     handlers: Sequence[object]
     pools: Pools
     standing: Callable[[], Standing]
+    elsewhere: Mapping[str, ASGIApp] = field(default_factory=dict)
 
 
 def alone(settings: Settings, stores: Stores, execution: ExecutionPlane) -> Reach:

@@ -31,6 +31,7 @@ from nova.app.process import Progress
 from nova.app.reach import Seat
 from nova.config_sources import Loaded
 from nova.errors import NovaError
+from nova.execution.ledger import Ledger
 from nova.http.tls import tls_context
 from nova.listen import Address, activated, listening_socket
 from nova.store.embedded import DirectoryLock, EmbeddedPostgres
@@ -73,6 +74,7 @@ class Supervisor:
         self._lock: DirectoryLock | None = None
         self._database: EmbeddedPostgres | None = None
         self._meeting: Path | None = None
+        self._ledger = Ledger(self._count)
         self._selector = selectors.DefaultSelector()
         self._leaving = False
         self.url = f"http://{address.shown}"
@@ -169,7 +171,9 @@ class Supervisor:
             for child in self._children.values():
                 child.pipe.close()
             self._selector.close()
-            seat = Seat(number, self._count, self._sockets, self._meeting, again)
+            if self._database is not None:
+                self._database.disown()
+            seat = Seat(number, self._count, self._sockets, self._meeting, self._ledger, again)
             _be_worker(self._loaded, self._address, seat, theirs)
         theirs.close()
         ours.setblocking(False)
@@ -200,6 +204,7 @@ class Supervisor:
         child.pipe.close()
         _, status = os.waitpid(child.pid, 0)
         del self._children[child.number]
+        self._ledger.clear(child.number)
         if not self._leaving:
             self._ended(child, os.waitstatus_to_exitcode(status))
 

@@ -1,38 +1,80 @@
-"""This worker's part of what all workers of a ``nova up`` may have together: of the node's instances, and of a function's."""
+"""What is one worker's of what all workers of a ``nova up`` may have together: of the node's instances, and of a function's."""
 
+from collections import Counter
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
-from nova.config import PoolSettings
 from nova.domain.function import FunctionSnapshot
 from nova.domain.ownership import Ownership
-from nova.execution.admission import NodeMemory
+from nova.execution.fleet import InstanceFleet
+from nova.execution.ledger import Bound, Ledger
+from nova.execution.pool import Pool
 from nova.execution.snapshots import NetworkDefaults, RuntimeResolver, SnapshotMaker
 from nova.store.functions import FunctionRecord
 from nova.store.versions import VersionRecord
 
-
-class PoolPart:
-    """``pool.*`` as a worker's fleet reads it: the node's bound is this worker's part of it, everything else is as set now."""
-
-    def __init__(self, settings: PoolSettings, ownership: Ownership) -> None:
-        self._settings = settings
-        self._ownership = ownership
-        self._capacity = NodeMemory().capacity()
-
-    @property
-    def max_global_instances(self) -> int:
-        whole = self._settings.max_global_instances or self._capacity
-        each, over = divmod(whole, self._ownership.count)
-        return max(1, each + (self._ownership.own < over))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._settings, name)
+RECLAIM_S = 0.05
 
 
-def part_of(settings: PoolSettings, ownership: Ownership) -> PoolSettings:
-    """The settings of a fleet that is one of several on this node."""
-    return cast(PoolSettings, PoolPart(settings, ownership))
+class WorkerFleet(InstanceFleet):
+    """A fleet whose bounds hold over all workers. Idle instances make room for calls that wait in another worker too."""
+
+    def __init__(self, *args: Any, ledger: Ledger, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._ledger = ledger
+        self._wishes: Counter[tuple[str, Bound]] = Counter()
+
+    async def start(self) -> None:
+        await super().start()
+        self._tasks.spawn("reclaim", self._every(lambda: RECLAIM_S, self._reclaim))
+
+    def _room(self, pool: Pool, now: float, wanted: int) -> bool:
+        tenant = pool.snapshot.scope.tenant
+        node_most = self._settings.max_global_instances or self._capacity
+        bound = self._ledger.claim(tenant, node_most, self._settings.max_tenant_instances)
+        if bound is None:
+            if not self._memory.low(now):
+                return True
+            self._ledger.release(tenant)
+            bound = "node"
+        if pool.waiters:
+            self._wish(tenant, bound, wanted)
+            capped = bound == "tenant"
+            if capped:
+                self._capped.add(tenant)
+            else:
+                self._full = True
+            rivals = [rival for rival in self._all() if not capped or rival.snapshot.scope.tenant == tenant]
+            if sum(rival.stopping + rival.owed for rival in rivals) < wanted:
+                self._make_room(pool, rivals, now, own_tenant=capped)
+        return False
+
+    def _count(self, pool: Pool, change: int) -> None:
+        super()._count(pool, change)
+        if change < 0:  # what is more has been claimed
+            self._ledger.release(pool.snapshot.scope.tenant)
+
+    def _wish(self, tenant: str, bound: Bound, instances: int) -> None:
+        self._wishes[tenant, bound] = instances
+        self._ledger.want(tenant, bound, instances)
+
+    async def _reclaim(self) -> None:
+        """Give up what is idle and others wait for; take back our own wishes when nobody waits here."""
+        for tenant, bound in list(self._wishes):
+            if not any(pool.waiters and tenant == pool.snapshot.scope.tenant for pool in self._all()):
+                del self._wishes[tenant, bound]
+                self._ledger.want(tenant, bound, 0)
+        wanted: Counter[str | None] = Counter({None: self._ledger.wanted()})
+        for tenant in list(self._tenants):
+            wanted[tenant] = self._ledger.wanted(tenant)
+        if not any(wanted.values()):
+            return
+        for member in sorted(self._idle(), key=lambda member: member.last_used):
+            tenant = member.pool.snapshot.scope.tenant
+            who = tenant if wanted[tenant] else None
+            if wanted[who] > 0:
+                wanted[who] -= 1
+                member.pool.discard(member, "reclaimed")
 
 
 class PartMaker(SnapshotMaker):

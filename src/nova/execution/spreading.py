@@ -28,7 +28,7 @@ TICK_S = 1.0
 BUSY_TICKS = 2
 HOT = 0.25
 """of all calls here must be the function's"""
-QUIET_PER_S = 100
+QUIET_PER_S = 50
 QUIET_TICKS = 30
 """A function that had fewer calls than this here, for so long, is gathered again."""
 SHRINK_S = 10.0
@@ -169,7 +169,7 @@ class Spreading:
         """What most calls were for, if that would help."""
         ownership = self._ownership
         for function, count in new.most_common():
-            if count < HOT * new.total():
+            if count < max(HOT * new.total(), QUIET_PER_S * TICK_S):
                 break
             mine = ownership.owner(function) == ownership.own and function not in ownership.spread
             if mine and await self._fits(function):

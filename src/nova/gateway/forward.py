@@ -86,6 +86,14 @@ def forwarding(
     return endpoints
 
 
+def carried(
+    table: Iterable[Route], targets: Mapping[str, ASGIApp], *, door: Guard, audit: AuditStore, limits: LimitSettings
+) -> dict[str, Endpoint]:
+    """The same for single operations: ``targets`` by operation."""
+    admission = Admission(door, Trail(audit, door))
+    return {row.op: Forwarding(row, targets[row.op], admission, limits) for row in table if row.op in targets}
+
+
 async def absent(scope: object, receive: object, send: object) -> None:
     """A target for a plane whose address is not known. Raises ``dependency_unavailable``."""
     raise NovaError("dependency_unavailable", "the plane that answers this is not there", retry_after_s=1)

@@ -1,6 +1,8 @@
 """Numbers of several comets as one answer: each is asked with the caller's own identity, and what they say is added up."""
 
+import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -8,7 +10,8 @@ from starlette.responses import Response
 
 from nova.api.system import CallTotals, FunctionMetrics, InstanceCounts, Metrics, PoolStats, RangeQuery, Stats
 from nova.api.table import Empty, Model
-from nova.http.handler import Req, handles
+from nova.http import paging
+from nova.http.handler import Answer, Req, handles
 from nova.observability.readings import wants_text
 
 AskAny = Callable[[Req[Any, Any], str, str], Awaitable[Mapping[str, bytes]]]
@@ -25,7 +28,7 @@ class MergedFunction:
     """``/functions/{name}/metrics`` of several processes on one database: what is in it is the same for all, what each has
     counted since it started is added up."""
 
-    def __init__(self, ask: "AskAny", local: Local) -> None:
+    def __init__(self, ask: AskAny, local: Local) -> None:
         self._ask = ask
         self._local = local
 
@@ -36,6 +39,24 @@ class MergedFunction:
         answers = (await self._ask(req, path, "application/json")).values()
         parts = [FunctionMetrics.model_validate_json(body).since_start for body in answers]
         return found.model_copy(update={"since_start": CallTotals.model_validate(merged_totals(parts))})
+
+
+class MergedSnapshots:
+    """``/snapshots`` of several processes, each of which has some of them: newest first, page by page."""
+
+    def __init__(self, ask: AskAny) -> None:
+        self._ask = ask
+
+    @handles("snapshot.list")
+    async def list_snapshots(self, req: Req[Empty, Any]) -> Answer:
+        answers = await self._ask(req, f"/snapshots?{req.http.url.query}", "application/json")
+        pages = [json.loads(body) for body in answers.values()]
+        found = [(datetime.fromisoformat(item["created_at"]), item) for page in pages for item in page["items"]]
+        found.sort(key=lambda pair: pair[0], reverse=True)
+        shown, cursor = paging.cut(found, req.query.limit, lambda pair: (pair[0], ""))
+        if cursor is None and shown and any(page["next_cursor"] for page in pages):
+            cursor = paging.encode([shown[-1][0].isoformat(), ""])
+        return Answer({"items": [item for _, item in shown], "next_cursor": cursor})
 
 
 class MergedHandlers:

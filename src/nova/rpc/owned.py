@@ -92,6 +92,29 @@ class OwnedInvoker:
         return await target.stream(call, sink)
 
 
+class OwnerProxy:
+    """An ASGI application: requests about one function (``/functions/{name}/…``), answered by the worker that owns it.
+
+    Raises ``dependency_unavailable`` while that worker is not there.
+    """
+
+    def __init__(self, ownership: Ownership, workers: Comets) -> None:
+        self._ownership = ownership
+        self._workers = workers
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        admitted: tuple[Caller, Scope | None] = scope[ADMITTED]
+        place = admitted[1] or Scope()
+        _, _, rest = scope["path"].partition("/functions/")
+        owner = address_of(self._ownership.owner((place.tenant, place.namespace, rest.partition("/")[0])))
+        connection = self._workers.connections().get(owner)
+        if connection is None:
+            raise NovaError(
+                "dependency_unavailable", "the worker of this function is being started again", retry_after_s=1
+            )
+        await connection.proxy(scope, receive, send)
+
+
 class LocalConnection:
     """This worker as one of the workers, without a wire; see :class:`nova.rpc.remote.CometConnection`."""
 

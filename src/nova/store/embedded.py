@@ -136,6 +136,12 @@ class EmbeddedPostgres:
             if self._last():
                 self._stop()
 
+    def disown(self) -> None:
+        """In a process that was forked while the server ran: its share in the server stays with the parent alone."""
+        if self._users is not None:
+            self._users.close()
+            self._users = None
+
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """One process at a time starts or stops the server."""
