@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nova.domain.call import MAX_DEPTH, Accepted, AsyncOptions, CallRequest, CallResult, chain_of
-from nova.domain.function import NetworkPolicy
+from nova.domain.function import Limits, NetworkPolicy
 from nova.errors import NovaError
 from nova.payload import decode, encode
 from tests.conftest import _database
@@ -239,7 +239,13 @@ ask -X PUT -d '[1, 2]' "$NOVA_API_URL/v1/state/list" >&2
 echo "$NOVA_CALL_DEPTH $NOVA_CALL_CHAIN $NOVA_CALLER_FUNCTION" >&2
 echo "{\\"state\\": $(ask "$NOVA_API_URL/v1/state/list"), \\"echo\\": $(ask -d @"$1" "$NOVA_API_URL/v1/invoke/echo")}"
 """
-    config = {"runtime": "custom", "entry": "bootstrap", "entry_mode": 0o755, "handler": "bootstrap", "mode": "process"}
+    config: dict[str, Any] = {
+        "runtime": "custom",
+        "entry": "bootstrap",
+        "entry_mode": 0o755,
+        "handler": "bootstrap",
+        "mode": "process",
+    }
     await stack.deploy(code, "shell", entry_kind="script", **config)
     result = await stack.invoke(b'{"x": 1}', "shell", chain=("a", "b"))
     answer = output(result)
@@ -290,6 +296,25 @@ async def test_only_who_shows_the_token_in_a_call_of_its_own_is_heard(stack: Rea
         assert refused == {"status": 403, "code": "forbidden"}
     slow.cancel()
     await until(lambda: stack.executor.active == 0)
+
+
+async def test_one_instance_cannot_fill_the_platforms_memory(stack: RealStack) -> None:
+    """What it asks at once is bounded in bytes; what is refused says so, and the rest is answered."""
+    code = """
+import asyncio
+async def handler(event, context):
+    async def one():
+        try:
+            await context.invoke("nap", "x" * (5 << 20))
+            return "ok"
+        except context.CallError as error:
+            return error.code
+    return sorted({await done for done in asyncio.as_completed([one() for _ in range(8)])})
+"""
+    await stack.deploy("import time\ndef handler(event):\n    time.sleep(0.3)\n", "nap", concurrency=8)
+    await stack.deploy(code, "greedy", limits=Limits(memory_mb=512))
+    assert await ask(stack, "greedy", {}) == ["ok", "queue_full"]
+    assert await ask(stack, "calling", {"name": "nap"}) is None
 
 
 async def test_nothing_listens_for_other_instances(stack: RealStack) -> None:

@@ -20,6 +20,8 @@ log = structlog.get_logger(__name__)
 
 MAX_QUESTIONS: Final = 128
 """Of one instance at once."""
+MAX_BYTES: Final = 32 << 20
+"""What the questions of one instance may hold of this process's memory, together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class GuestDesk:
         self._control = control
         self._call_of = call_of
         self._tasks: dict[int, asyncio.Task[Reply]] = {}
+        self._bytes = 0
         self.serve: Serve | None = None
 
     def heard(self, frame: Frame) -> None:
@@ -83,9 +86,12 @@ class GuestDesk:
             raise NovaError("forbidden", "X-Nova-Request-Id does not name a call that is in flight in this instance")
         if len(self._tasks) >= MAX_QUESTIONS or frame.id in self._tasks:
             raise NovaError("queue_full", f"this instance asks {MAX_QUESTIONS} things at once", retry_after_s=1)
+        if self._bytes + len(frame.payload) > MAX_BYTES:
+            raise NovaError("queue_full", f"this instance sends over {MAX_BYTES} bytes at once", retry_after_s=1)
         question = Question(frame.type, frame.head, frame.payload, call.request_id, call.deadline, call.context)
         task = asyncio.ensure_future(self._work(self.serve, question))
         self._tasks[frame.id] = task
+        self._bytes += len(frame.payload)
         end_with_call = functools.partial(_cancel, task)
         call.add_done_callback(end_with_call)
         task.add_done_callback(functools.partial(self._ended, frame, call, end_with_call))
@@ -105,6 +111,7 @@ class GuestDesk:
         self, frame: Frame, call: Call, end_with_call: Callable[[object], None], task: "asyncio.Task[Reply]"
     ) -> None:
         del self._tasks[frame.id]
+        self._bytes -= len(frame.payload)
         call.remove_done_callback(end_with_call)
         if not task.cancelled():
             self._send(frame, task.result())
