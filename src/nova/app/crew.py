@@ -24,7 +24,7 @@ from nova.execution.spreading import Spreading
 from nova.http.bind import bind
 from nova.http.handler import handlers_of
 from nova.http.inner import Inner
-from nova.observability.merged import MergedFunction, MergedHandlers
+from nova.observability.merged import MergedFunction, MergedHandlers, MergedSnapshots
 from nova.observability.readings import ReadingHandlers
 from nova.rpc.comets import Comets
 from nova.rpc.methods import Ports
@@ -173,6 +173,7 @@ def _handlers(
         *series_handlers(process.settings, stores, execution.spans, settle),
         MergedHandlers(asking, asking.scrape, joined=True),
         MergedFunction(asking, figures.function),
+        MergedSnapshots(asking),
     ]
 
 
