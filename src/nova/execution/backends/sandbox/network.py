@@ -189,8 +189,7 @@ class Network:
             # In the thread that confines, so after it, also when whoever asked for that has been cancelled.
             await self._run(lambda: self._relax(slot))
         if slot.lent:
-            await self._run(lambda: self._drop(slot))
-            self._unused.append(slot.number)
+            self._abandon(slot)
         else:
             self._free.append(slot)
         self._tidy_up()
@@ -200,14 +199,17 @@ class Network:
         if untidy and (self._tidying is None or self._tidying.done()):
             self._tidying = self._background.spawn("tidy", self._tidy())
 
+    def _abandon(self, slot: Slot) -> None:
+        """Its interface ends with its namespace, some time later. Deleting it would hold the thread for 30 ms."""
+        os.close(slot.namespace)
+        self._unused.insert(0, slot.number)
+
     async def _tidy(self) -> None:
         """Bring the number of free slots between :data:`SPARE` and :data:`KEEP_FREE`; those used last stay on top."""
         while True:
             if len(self._free) > KEEP_FREE:
                 slot = self._free.pop(0)
-                # Its interface ends with its namespace, some time later; deleting it would hold this thread for 30 ms.
-                os.close(slot.namespace)
-                self._unused.insert(0, slot.number)
+                self._abandon(slot)
                 await asyncio.sleep(_DROP_EACH_S)
             elif len(self._free) < SPARE and len(self._unused) > SPARE:
                 number = self._unused.pop()
@@ -350,11 +352,6 @@ class Network:
         with self._inside(namespace):
             _disable_ipv6()
         return os.dup(namespace)
-
-    def _drop(self, slot: Slot) -> None:
-        with Netlink() as netlink:
-            netlink.delete(slot.interface)
-        os.close(slot.namespace)
 
     @contextlib.contextmanager
     def _inside(self, namespace: int) -> Iterator[None]:
