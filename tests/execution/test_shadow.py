@@ -15,6 +15,7 @@ from nova.domain.function import Capture
 from nova.domain.identity import Scope
 from nova.domain.shadow import Shadow
 from nova.domain.version import FunctionSettings, Recorded
+from nova.errors import NovaError
 from nova.execution.shadow import Shadows
 from nova.ids import new_id
 from nova.service import ServiceGroup
@@ -39,16 +40,18 @@ def handler(event, context):
 
 
 class Rig:
-    def __init__(self, stack: RealStack, store: ShadowStore) -> None:
+    def __init__(self, stack: RealStack, store: ShadowStore, refused: list[str]) -> None:
         self.stack = stack
         self.store = store
+        self.refused = refused
+        """the codes of calls that were counted as turned away"""
 
     async def put(self, **members: Any) -> str:
         """A shadow policy for ``hello``, whose version 1 is live; its id."""
         async with self.stack.db.transaction() as conn:
             function = await self.stack.functions.lock(conn, Scope(), "hello")
             assert function is not None
-            shadow = Shadow(new_id(), "2", **members)
+            shadow = Shadow(new_id(), **{"target": "2", **members})
             await self.store.put(conn, function.id, ShadowPolicy(shadow), "test")
             await announce(conn, Scope(), "hello", await self.stack.functions.touch(conn, function.id))
         self.stack.catalog.forget(Scope(), "hello")
@@ -76,7 +79,8 @@ async def rig(pg_dsn: str, tmp_path: Path) -> AsyncIterator[Rig]:
         store = ShadowStore(stack.db)
         shadows = Shadows(store, SYSTEM_CLOCK)
         stack.executor.record = shadows.recorder(stack.executor.record)
-        stack.executor.refused = shadows.refusals(stack.executor.refused)
+        refused: list[str] = []
+        stack.executor.refused = shadows.refusals(lambda _scope, _function, code: refused.append(code))
         shadows.run_on(stack.executor)
         await services.start(shadows)
         await stack.deploy(ONE)
@@ -88,7 +92,7 @@ async def rig(pg_dsn: str, tmp_path: Path) -> AsyncIterator[Rig]:
             await announce(
                 conn, Scope(), "hello", await stack.functions.save(conn, function.id, settings=settings, head=2, live=1)
             )
-        yield Rig(stack, store)
+        yield Rig(stack, store, refused)
 
 
 async def test_copies_are_compared_and_thrown_away(rig: Rig) -> None:
@@ -113,14 +117,18 @@ async def test_copies_are_compared_and_thrown_away(rig: Rig) -> None:
     await rig.call(n=7)
     await rig.call(fail=True)
     await rig.report(matched=1, differed=1)
+    await rig.put(target="9")
+    assert (await rig.call(n=7)).error is None
+    await rig.report(errors=1)
+    with pytest.raises(NovaError):
+        await rig.stack.invoke(qualifier="9")
+    assert rig.refused == ["not_found"], "what becomes of a copy is in the report only"
     await rig.put(compare="none")
-    await rig.call(n=7)
-    await rig.report(uncompared=1)
     before = len(rig.stack.records)
     assert (await rig.stack.invoke(b"{}", qualifier="2")).version == 2, "the target itself is not copied"
     assert len(rig.stack.records) == before + 1
     await rig.call(n=7)
-    await rig.report(uncompared=2, matched=0, errors=0)
+    await rig.report(uncompared=1, matched=0, errors=0)
 
 
 async def test_a_share_is_copied_within_a_limit_and_delays_nobody(rig: Rig) -> None:
