@@ -121,9 +121,9 @@ async def test_the_first_piece_comes_before_the_handler_ends(mode: str, tmp_path
         assert result.error.type == "Nova.InvalidOutput"
         assert result.error.message == "the piece is not JSON: a set cannot be written as JSON"
         assert reader.values == ["good"]
-        result, reader = await stream("long", 3)
-        assert "".join(reader.values[:3]) == "ü" * 600_000
-        assert b"".join(reader.values[3:]) == b"x" * 600_000
+        result, reader = await stream("long", 10)
+        assert "".join(reader.values[:10]) == "ü" * 600_000
+        assert b"".join(reader.values[10:]) == b"x" * 600_000
         assert instance.channel.usable
 
 

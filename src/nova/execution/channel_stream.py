@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OUTPUT_LIMIT: Final = 6 << 20
 """Bytes of a result, one that was collected from pieces included."""
-CREDIT: Final = 256 << 10
+CREDIT: Final = 64 << 10
 """Bytes of chunk lines that a multiplexing worker may write before it has to wait for more credit."""
 _GRANT: Final = CREDIT // 4
 _OVERHEAD: Final = 64

@@ -3,7 +3,7 @@
 
 const { NotJson, OUTPUT_LIMIT, encodePiece } = require("./encoding.cjs");
 
-const PIECE_CUT = 1 << 18;
+const PIECE_CUT = 1 << 16;
 const PIECE_OVERHEAD = 64; // credit that a piece costs beside its data; the host reckons alike
 
 /**

@@ -12,7 +12,7 @@ from nova.runtimes.python import answers
 
 _OVERHEAD: Final = 64
 """Bytes of credit that a piece costs beside its data; the host reckons alike."""
-_CUT: Final = 1 << 18
+_CUT: Final = 1 << 16
 """Characters or bytes of one line: longer text and bytes go in several, which are the same to whoever gets them."""
 PLAIN: Final = frozenset((dict, list, str, int, float, bool, type(None), tuple))
 """Types of results that are certainly no stream."""
