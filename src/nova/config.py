@@ -124,7 +124,7 @@ class DaemonSettings(Section):
     )
     spread_at: float = Field(
         0.8,
-        gt=0,
+        ge=0.01,
         le=1,
         description="a function whose owner's loop wants more than this share of a core is spread over all",
     )
