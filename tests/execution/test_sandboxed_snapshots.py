@@ -77,7 +77,7 @@ class Stack:
 @pytest.fixture
 async def kept(pg_dsn: str, tmp_path: Path, mock_clock: MockClock) -> AsyncIterator[Stack]:
     metrics = Metrics(MetricsSettings())
-    sealer = Sealer(mock_clock, metrics, slow_load_us=15_000, most=2)
+    sealer = Sealer(mock_clock, metrics, slow_import_us=15_000, most=2)
     async with real_stack(pg_dsn, tmp_path, sealer=sealer) as stack:
         yield Stack(stack, sealer, metrics)
 

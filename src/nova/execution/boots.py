@@ -44,8 +44,8 @@ class Kept(Protocol):
         """The instance did not come up; there are to be no others like it."""
         ...
 
-    def loaded(self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec, init_us: int) -> None:
-        """An instance has loaded the function itself."""
+    def loaded(self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec, import_us: int) -> None:
+        """An instance has loaded the function itself, and its language took so long to import it."""
         ...
 
 
@@ -121,7 +121,7 @@ class Booter:
     async def _load(self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec, began: float) -> Booted:
         booted = await self._init(backend, await backend.create(spec), snapshot, began)
         if self._kept is not None:
-            self._kept.loaded(backend, snapshot, spec, booted.times.init_us)
+            self._kept.loaded(backend, snapshot, spec, booted.times.import_us)
         return booted
 
     async def _init(self, backend: Backend, instance: Instance, snapshot: FunctionSnapshot, began: float) -> Booted:

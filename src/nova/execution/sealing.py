@@ -32,8 +32,9 @@ from nova.service import Background
 
 log = structlog.get_logger(__name__)
 
-SLOW_LOAD_US = 15_000
-"""What loads faster comes from a template in about the time that a restored instance takes."""
+SLOW_IMPORT_US = 15_000
+"""What is imported faster comes from a template in about the time that a restored instance takes. Only the import counts:
+on a busy machine the rest takes long for every function."""
 MOST = 32
 """Functions kept loaded at once; the one that was used longest ago makes place."""
 IDLE_S = 600.0
@@ -75,13 +76,13 @@ class Sealer:
         events: SnapshotEvents,
         memory: NodeMemory | None = None,
         *,
-        slow_load_us: int = SLOW_LOAD_US,
+        slow_import_us: int = SLOW_IMPORT_US,
         most: int = MOST,
     ) -> None:
         self._clock = clock
         self._events = events
         self._memory = memory or NodeMemory()
-        self._slow_load_us = slow_load_us
+        self._slow_import_us = slow_import_us
         self._most = most
         self._kept: dict[str, KeptFunction] = {}
         self._turn = asyncio.Lock()
@@ -118,8 +119,8 @@ class Sealer:
             if isinstance(backend, Snapshotter):
                 await backend.drop_snapshot(snapshot.pool_key)
 
-    def loaded(self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec, init_us: int) -> None:
-        worthwhile = init_us >= self._slow_load_us and snapshot.snapshot == "auto"
+    def loaded(self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec, import_us: int) -> None:
+        worthwhile = import_us >= self._slow_import_us and snapshot.snapshot == "auto"
         if worthwhile and snapshot.pool_key not in self._kept and not _obstacle(backend, snapshot):
             self.begin(backend, snapshot, spec)
 
