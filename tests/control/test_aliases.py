@@ -52,7 +52,9 @@ async def test_an_alias_takes_sticky_values_and_rules_and_gives_them_back(plane:
     assert function is not None
     assert function.aliases["prod"].versions == {1, 2, 3}
     problem(await plane.client.delete("/functions/hello/versions/3"), 409, "in_use")
-    problem(await plane.client.patch(f"{PATH}/prod", json={"match": [{**rules[0], "version": 9}]}), 400, "validation_failed")
+    problem(
+        await plane.client.patch(f"{PATH}/prod", json={"match": [{**rules[0], "version": 9}]}), 400, "validation_failed"
+    )
     kept = (await plane.client.patch(f"{PATH}/prod", json={"version": 2})).json()
     assert (kept["sticky"], kept["match"]) == (sticky, rules)
     reset = (await plane.client.patch(f"{PATH}/prod", json={"sticky": None, "match": None})).json()

@@ -98,7 +98,9 @@ class RolloutStore:
             alias=rollout.alias,
             bounds=sketch.BOUNDS,
         )
-        return {row["version"]: Counted(row["calls"], row["errors"], tuple(row["durations"]), row["seq"]) for row in rows}
+        return {
+            row["version"]: Counted(row["calls"], row["errors"], tuple(row["durations"]), row["seq"]) for row in rows
+        }
 
     async def start(
         self, conn: Connection, function: FunctionRecord, alias: str, target: int, policy: RolloutPolicy, actor: str
