@@ -114,14 +114,20 @@ def test_a_hot_function_is_spread_and_never_has_more_than_its_replicas(server: R
         until(lambda: f'"function": "{name}"' in server.log.read_text(), "it is spread", 20)
         spread_at = time.monotonic()
         until(lambda: running.well_since(spread_at) > 300, "both workers run it")
+        assert 2 <= _row(platform, name)["instances"] <= 3
+        assert platform.http.patch(f"/functions/{name}", json={"max_replicas": 1}).status_code == 200
+        until(lambda: "a function is gathered again" in server.log.read_text(), "it is gathered", 20)
+        gathered_at = time.monotonic()
+        until(lambda: running.well_since(gathered_at) > 100, "its owner runs it")
     assert not running.failed, running.codes
     assert most_at_once([call.answer["output"] for call in running.calls]) == 3
+    # of three instances two were the owner's; a lower bound stops none of them
+    assert most_at_once([call.answer["output"] for call in running.calls if call.began > gathered_at]) <= 2
     text = platform.http.get("/metrics/prometheus").text
     counted = re.findall(
         rf'nova_invocations_total{{[^}}]*function="{name}"[^}}]*node="(worker-\d)"[^}}]*}} (\d+)', text
     )
     assert {node for node, count in counted if int(count)} == {"worker-0", "worker-1"}, counted
-    assert 2 <= _row(platform, name)["instances"] <= 3
     platform.delete(name)
 
 

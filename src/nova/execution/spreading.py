@@ -115,12 +115,14 @@ class Spreading:
         return {}
 
     async def _leave(self, function: Function) -> None:
-        """Have no instance of it any more."""
+        """Have no instance of it any more. Calls that wait here already are served first; no new ones come."""
         scope, name = Scope(function[0], function[1]), function[2]
         self._set(function, spread=False)
-        self._fleet.evict(scope, name, ())
         async with asyncio.timeout(GATHER_S):
             while self._fleet.has_pools(scope, name):
+                rows = self._fleet.stats()["pools"]
+                if not any(row["waiting"] for row in rows if _is(row, function)):
+                    self._fleet.evict(scope, name, ())
                 await self._clock.sleep(_LOOK_S)
 
     def _set(self, function: Function, *, spread: bool) -> None:
