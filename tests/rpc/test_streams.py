@@ -129,6 +129,23 @@ async def test_a_reader_who_stops_stops_the_handler_and_loses_nothing() -> None:
     assert (len(found), {item.data for item in found}) == (total, {piece})
 
 
+async def test_small_pieces_travel_together_and_in_order() -> None:
+    invoker = FakeInvoker()
+
+    async def many(_call: CallRequest) -> AsyncIterator[Piece | Printed]:
+        for number in range(3000):
+            yield Printed("stdout", str(number)) if number % 1000 == 999 else Piece("json", b"%d" % number)
+
+    invoker.script = many
+    async with serving(invoker=invoker) as server, raw(server.port) as client, connected(server.port) as comet:
+        request = pb.InvokeRequest(function="hello").SerializeToString()
+        stream = client.method("unary_stream", "InvokeStream")(request, metadata=metadata())
+        assert len([data async for data in stream]) < 300
+        async with streaming(comet, make_call()) as (pieces, _), asyncio.timeout(20):
+            found = [item.data if isinstance(item, Piece) else item for item in await everything(pieces)][1:]
+    assert found == [Printed("stdout", str(n)) if n % 1000 == 999 else b"%d" % n for n in range(3000)]
+
+
 async def test_whoever_leaves_ends_the_call_at_once() -> None:
     invoker = Gated()
     async with serving(invoker=invoker) as server, connected(server.port) as comet:

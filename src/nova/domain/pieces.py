@@ -10,7 +10,7 @@ from nova.domain.call import CallRequest, CallResult
 from nova.domain.ports import Streamer
 from nova.domain.stream import Piece
 
-HIGH_WATER = 256 << 10
+HIGH_WATER = 128 << 10
 """Bytes that wait before whoever gives pieces is asked to stop; twice as many and two pieces are held at most."""
 _OVERHEAD = 64
 

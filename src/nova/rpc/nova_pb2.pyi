@@ -117,18 +117,20 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., delivered: _Optional[_Union[Delivery, str]] = ..., retry_after_ms: _Optional[int] = ..., http_status: _Optional[int] = ..., details: _Optional[bytes] = ...) -> None: ...
 
 class InvokeEvent(_message.Message):
-    __slots__ = ("start", "log", "done", "error", "chunk")
+    __slots__ = ("start", "log", "done", "error", "chunk", "chunks")
     START_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
     start: InvokeStart
     log: LogLine
     done: InvokeResponse
     error: Failure
     chunk: InvokeChunk
-    def __init__(self, start: _Optional[_Union[InvokeStart, _Mapping]] = ..., log: _Optional[_Union[LogLine, _Mapping]] = ..., done: _Optional[_Union[InvokeResponse, _Mapping]] = ..., error: _Optional[_Union[Failure, _Mapping]] = ..., chunk: _Optional[_Union[InvokeChunk, _Mapping]] = ...) -> None: ...
+    chunks: InvokeChunks
+    def __init__(self, start: _Optional[_Union[InvokeStart, _Mapping]] = ..., log: _Optional[_Union[LogLine, _Mapping]] = ..., done: _Optional[_Union[InvokeResponse, _Mapping]] = ..., error: _Optional[_Union[Failure, _Mapping]] = ..., chunk: _Optional[_Union[InvokeChunk, _Mapping]] = ..., chunks: _Optional[_Union[InvokeChunks, _Mapping]] = ...) -> None: ...
 
 class InvokeStart(_message.Message):
     __slots__ = ("request_id", "version", "cold_start")
@@ -147,6 +149,12 @@ class InvokeChunk(_message.Message):
     kind: str
     data: bytes
     def __init__(self, kind: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class InvokeChunks(_message.Message):
+    __slots__ = ("chunks",)
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[InvokeChunk]
+    def __init__(self, chunks: _Optional[_Iterable[_Union[InvokeChunk, _Mapping]]] = ...) -> None: ...
 
 class LogLine(_message.Message):
     __slots__ = ("stream", "text")

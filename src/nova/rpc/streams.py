@@ -5,13 +5,13 @@ waits there, which stops the worker.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import grpc
 
 from nova.domain.call import CallRequest, CallResult
-from nova.domain.pieces import Item, Printed, streaming
+from nova.domain.pieces import Item, Printed, Started, streaming
 from nova.domain.ports import Streamer
 from nova.domain.stream import Piece, PieceKind, Sink
 from nova.errors import NovaError
@@ -23,6 +23,8 @@ from nova.rpc.transport import Context, next_message
 if TYPE_CHECKING:
     RpcCall: TypeAlias = grpc.aio.UnaryStreamCall[bytes, bytes]
 
+_TOGETHER = 256 << 10
+"""Bytes of pieces in one message, about."""
 _KINDS: dict[str, PieceKind] = {kind: kind for kind in get_args(PieceKind)}
 
 
@@ -35,8 +37,8 @@ async def serve(
     """
     async with streaming(streamer, call) as (pieces, running):
         while items := await pieces.take():
-            for item in items:
-                await context.write(_event(call, item).SerializeToString())
+            for event in _events(call, items):
+                await context.write(event.SerializeToString())
         last = pb.InvokeEvent()
         try:
             last.done.CopyFrom(finished(running.result()))
@@ -45,13 +47,31 @@ async def serve(
         await context.write(last.SerializeToString())
 
 
-def _event(call: CallRequest, item: Item) -> pb.InvokeEvent:
-    if isinstance(item, Piece):
-        return pb.InvokeEvent(chunk=pb.InvokeChunk(kind=item.kind, data=item.data))
-    if isinstance(item, Printed):
-        return pb.InvokeEvent(log=pb.LogLine(stream=item.stream, text=text(item.text)))
-    start = pb.InvokeStart(request_id=call.request_id, version=item.version, cold_start=item.cold_start)
-    return pb.InvokeEvent(start=start)
+def _events(call: CallRequest, items: Sequence[Item]) -> Iterator[pb.InvokeEvent]:
+    """What is there, in as few messages as its order and their size allow."""
+    together: list[pb.InvokeChunk] = []
+    size = 0
+    for item in items:
+        if isinstance(item, Piece):
+            together.append(pb.InvokeChunk(kind=item.kind, data=item.data))
+            size += len(item.data)
+            if size < _TOGETHER:
+                continue
+        yield from _chunks(together)
+        together, size = [], 0
+        if isinstance(item, Printed):
+            yield pb.InvokeEvent(log=pb.LogLine(stream=item.stream, text=text(item.text)))
+        elif isinstance(item, Started):
+            start = pb.InvokeStart(request_id=call.request_id, version=item.version, cold_start=item.cold_start)
+            yield pb.InvokeEvent(start=start)
+    yield from _chunks(together)
+
+
+def _chunks(together: Sequence[pb.InvokeChunk]) -> Iterator[pb.InvokeEvent]:
+    if len(together) == 1:
+        yield pb.InvokeEvent(chunk=together[0])
+    elif together:
+        yield pb.InvokeEvent(chunks=pb.InvokeChunks(chunks=together))
 
 
 async def follow(rpc: "RpcCall", sink: Sink, lost: RemoteFailure) -> CallResult:
@@ -65,9 +85,10 @@ async def follow(rpc: "RpcCall", sink: Sink, lost: RemoteFailure) -> CallResult:
             case "start":
                 sink.started(event.start.version, event.start.cold_start)
             case "chunk":
-                room.clear()
-                if not sink.piece(_piece(event.chunk)):
-                    await room.wait()
+                await _give(sink, room, event.chunk)
+            case "chunks":
+                for chunk in event.chunks.chunks:
+                    await _give(sink, room, chunk)
             case "log":
                 sink.printed("stderr" if event.log.stream == "stderr" else "stdout", event.log.text)
             case "done":
@@ -75,6 +96,12 @@ async def follow(rpc: "RpcCall", sink: Sink, lost: RemoteFailure) -> CallResult:
             case "error":
                 raise read(event.error)
     raise lost
+
+
+async def _give(sink: Sink, room: asyncio.Event, chunk: pb.InvokeChunk) -> None:
+    room.clear()
+    if not sink.piece(_piece(chunk)):
+        await room.wait()
 
 
 def _piece(chunk: pb.InvokeChunk) -> Piece:
