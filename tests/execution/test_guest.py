@@ -10,6 +10,8 @@ import pytest
 
 from nova.domain.call import MAX_DEPTH, Accepted, AsyncOptions, CallRequest, CallResult, chain_of
 from nova.domain.function import Limits, NetworkPolicy
+from nova.domain.identity import Scope
+from nova.domain.state import Owner
 from nova.errors import NovaError
 from nova.payload import decode, encode
 from tests.conftest import _database
@@ -183,6 +185,27 @@ async def test_the_others_end_with_their_caller(stack: RealStack) -> None:
     ended = [done for done in stack.records if done[0].function == "slow"]
     assert {result.error.type for _, _, result in ended if result.error} <= {"Nova.Timeout", "Nova.Cancelled"}
     assert len(ended) == 2
+
+
+async def test_a_call_in_flight_still_calls_others_while_the_server_shuts_down(stack: RealStack) -> None:
+    code = """
+import time
+def handler(event, context):
+    while not context.state.get("go"):
+        time.sleep(0.01)
+    return context.invoke("echo", {})["depth"]
+"""
+    await stack.deploy(code, "late")
+    call = stack.invoking(b"{}", "late")
+    await until(lambda: stack.fleet.stats()["inflight"] == 1)
+    stack.executor.set_aside(True)
+    with pytest.raises(NovaError, match="draining"):
+        await stack.invoke(b"{}", "echo")
+    late = await stack.functions.lookup(Scope(), "late")
+    assert late is not None
+    await stack.guests.states.put(Owner(Scope(), late.id), "go", b"true")
+    assert output(await call) == 1
+    stack.executor.set_aside(False)
 
 
 async def test_many_at_once_from_one_handler(stack: RealStack) -> None:
