@@ -19,7 +19,7 @@ from nova.execution.backends.sandbox.backend import SandboxBackend
 from nova.telemetry import configure_logging
 from tests.execution.backends.sandbox.harness import OFFLINE, PythonOnly, load, options
 
-MEMORY_MB, PIDS, TMP_MB, OPEN_FILES = 128, 40, 8, 64
+MEMORY_MB, PIDS, TMP_MB, OPEN_FILES = 128, 40, 8, 128
 LIMITS = Limits(memory_mb=MEMORY_MB, pids=PIDS, tmp_mb=TMP_MB, open_files=OPEN_FILES)
 WIDE_TMP = Limits(memory_mb=MEMORY_MB, pids=PIDS, tmp_mb=4 * MEMORY_MB, open_files=1024)
 
@@ -138,7 +138,7 @@ SOURCE = """
             while len(held) < 5000:
                 held.append(os.open("/dev/null", os.O_RDONLY))
         except OSError as error:
-            return [len(held) < 64, code_of(error)]
+            return [len(held) < 128, code_of(error)]
 
     def higher_limits():
         raised = []

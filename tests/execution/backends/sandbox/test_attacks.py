@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nova.execution.backends.sandbox.backend import SandboxBackend
-from tests.execution.backends.sandbox import attacks
+from tests.execution.backends.sandbox import attacks, harness
 from tests.execution.backends.sandbox.attacks import ATTACKS, REFUSED, Attack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -25,6 +25,14 @@ async def test_as_root(sandbox: SandboxBackend, tmp_path: Path, attack: Attack) 
     """BE4: every limit holds for the instance as a whole."""
     seen = await attacks.outcome(sandbox, tmp_path, attack)
     assert attack.expects(True, seen), seen
+
+
+@pytest.mark.parametrize("name", ["heap", "child", "processes", "disk", "elsewhere", "descriptors", "network"])
+async def test_restored(sandbox: SandboxBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """BE4: the same for an instance that came from a snapshot."""
+    monkeypatch.setattr(harness, "FROM_SNAPSHOT", True)
+    seen = await attacks.outcome(sandbox, tmp_path, _named(name))
+    assert _named(name).expects(True, seen), seen
 
 
 async def test_as_an_ordinary_user() -> None:

@@ -15,6 +15,7 @@ from nova.execution.backends.sandbox.backend import SandboxBackend
 from nova.execution.backends.sandbox.names import _BURST, ADDRESS, NameServer, upstream
 from nova.execution.backends.sandbox.network import Network
 from nova.execution.backends.sandbox.rules import PINNED_MOST, NameRule, check_policy, compile_policy
+from tests.execution.backends.sandbox import harness
 from tests.execution.backends.sandbox.harness import Function, PythonOnly, load, options
 from tests.execution.backends.sandbox.world import World, world
 
@@ -134,6 +135,22 @@ async def test_a_name_opens_the_addresses_it_has_and_nothing_else(
         ]
     )
     assert after == [False, True, False, None, None], "no other port, no other host, no other name server"
+    await function.stop()
+
+
+async def test_a_restored_instance_has_its_rules(
+    backend: SandboxBackend, tmp_path: Path, outside: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came from a snapshot stands in a network of its own, with the function's policy and name server."""
+    monkeypatch.setattr(harness, "FROM_SNAPSHOT", True)
+    function = await guest(backend, tmp_path, rules(EgressRule("api.example.test", 8080, "tcp")))
+    targets = [
+        ("connects", "api.example.test", 8080),
+        ("connects", outside.other, 8080),
+        ("resolves", "far.example.test"),
+    ]
+    assert await function.value(targets) == [True, False, []]
+    assert await function.value([("connects", outside.metadata, 8080)]) == [False]
     await function.stop()
 
 
