@@ -57,11 +57,12 @@ Pin = Callable[[list[NameRule], list[IPv4Address], int], Awaitable[None]]
 
 
 def upstream(servers: Sequence[str] = (), *, port: int = 53) -> dns.asyncresolver.Resolver:
-    """The resolver that questions go on to: ``servers``, or the host's own configuration."""
+    """The resolver that questions go on to: ``servers``, or what the host is configured with now."""
     resolver: dns.asyncresolver.Resolver
     try:
         resolver = dns.asyncresolver.Resolver(configure=not servers)
-    except dns.resolver.NoResolverConfiguration:
+    except (dns.resolver.NoResolverConfiguration, ValueError) as error:
+        log.warning("this host's name servers are not known, public ones are asked", reason=str(error))
         resolver = dns.asyncresolver.Resolver(configure=False)
         servers = ("1.1.1.1", "8.8.8.8")
     if servers:

@@ -104,7 +104,7 @@ class Network:
         self._locks = locks
         self._private = private
         self._never = (*rules.NEVER, *(IPv4Network(text, strict=False) for text in blocked))
-        self._resolver = names.upstream(resolvers)
+        self._resolvers = resolvers
         self._uses = itertools.count(secrets.randbelow(1 << 31) + 1)
         self._shapes = False
         self._background = Background("network")
@@ -232,7 +232,8 @@ class Network:
             private = any(address in network for network in rules.PRIVATE)
             return private and not self._private and not any(address in network for network in chain.private)
 
-        return names.NameServer(chain.names, self._resolver, pin, refused)
+        # Read anew for each: the host's name servers may change while the daemon runs.
+        return names.NameServer(chain.names, names.upstream(self._resolvers), pin, refused)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
