@@ -10,7 +10,7 @@ from nova.api.table import Empty
 from nova.control.aliases import sticky_of
 from nova.control.versions import require_built
 from nova.domain.identity import Scope
-from nova.domain.rollout import Guard, Rollout, RolloutPolicy, Step
+from nova.domain.rollout import Arm, Guard, Rollout, RolloutPolicy, Step
 from nova.domain.shadow import Shadow
 from nova.errors import NovaError, invalid, not_found
 from nova.http.handler import Answer, Req, handles
@@ -18,7 +18,7 @@ from nova.ids import new_id
 from nova.security import access
 from nova.store.db import Connection
 from nova.store.functions import FunctionRecord, announce
-from nova.store.rollouts import ArmTally, Counted, RolloutStore, single_version
+from nova.store.rollouts import RolloutStore, StepCounts, single_version
 from nova.store.shadows import ShadowPolicy, ShadowRecord, ShadowStore
 
 _UNSET = {"enabled": False}
@@ -31,6 +31,7 @@ class RolloutHandlers:
     def __init__(self, rollouts: RolloutStore) -> None:
         self._rollouts = rollouts
         self._functions = rollouts.functions
+        self._counts = StepCounts(rollouts)
 
     @handles("rollout.put")
     async def put(self, req: Req[api.RolloutSpec, Empty]) -> Answer:
@@ -131,7 +132,7 @@ class RolloutHandlers:
         return rollout
 
     async def _status(self, function: FunctionRecord, rollout: Rollout) -> api.RolloutStatus:
-        counted = await self._rollouts.counted(function.id, rollout, rollout.step_seq)
+        target, baseline = await self._counts.arms(function.id, rollout)
         return api.RolloutStatus(
             status=rollout.status,
             alias=rollout.alias,
@@ -140,8 +141,8 @@ class RolloutHandlers:
             percent=rollout.weight / 100,
             held_s=round(rollout.held_s, 3),
             hold_s=rollout.policy.steps[rollout.step].hold_s,
-            baseline=_arm(rollout.baseline, 100 - rollout.weight / 100, counted),
-            target=_arm(rollout.target, rollout.weight / 100, counted),
+            baseline=_arm(rollout.baseline, 100 - rollout.weight / 100, baseline),
+            target=_arm(rollout.target, rollout.weight / 100, target),
             history=[api.RolloutDecision.model_validate(entry) for entry in rollout.history],
         )
 
@@ -265,8 +266,7 @@ def _view(rollout: Rollout) -> api.Rollout:
     )
 
 
-def _arm(version: int, percent: float, counted: dict[int, Counted]) -> api.Arm:
-    arm = ArmTally().add(counted.get(version)).arm()
+def _arm(version: int, percent: float, arm: Arm) -> api.Arm:
     p95 = None if arm.p95_ms is None else round(arm.p95_ms, 3)
     return api.Arm(
         version=version,

@@ -11,22 +11,11 @@ from nova.clock import Clock
 from nova.domain.rollout import Decision, decide
 from nova.errors import NovaError
 from nova.scheduling.replicas import Fence
-from nova.store.rollouts import ArmTally, RolloutStore, Running
+from nova.store.rollouts import RolloutStore, Running, StepCounts
 
 log = structlog.get_logger(__name__)
 INTERVAL_S = 1.0
 _ACTORS = {"advance": "steps", "promote": "steps", "rollback": "guard", "pause": "guard"}
-
-
-class _Counting:
-    """The calls of one step so far."""
-
-    def __init__(self, running: Running) -> None:
-        rollout = running.rollout
-        self.key = (rollout.id, rollout.step, rollout.step_seq)
-        self.after = rollout.step_seq
-        self.target = ArmTally()
-        self.baseline = ArmTally()
 
 
 class Rollouts:
@@ -36,17 +25,13 @@ class Rollouts:
         self._store = store
         self._clock = clock
         self._interval_s = interval_s
-        self._counting: dict[str, _Counting] = {}
+        self._counts = StepCounts(store)
 
     async def lead(self, fence: Fence) -> None:
         """Runs until it is cancelled or another process leads. Raises ``dependency_unavailable``."""
-        self._counting.clear()
+        self._counts.forget()
         while fence.held:
-            running = await self._store.running()
-            self._counting = {
-                one.function_id: self._counting[one.function_id] for one in running if one.function_id in self._counting
-            }
-            for one in running:
+            for one in await self._store.running():
                 await self._look(fence, one)
             await self._clock.sleep(self._interval_s)
 
@@ -65,14 +50,7 @@ class Rollouts:
         rollout = running.rollout
         if rollout.moved:
             return Decision("rollback", f"{rollout.alias} leads elsewhere by now")
-        counting = self._counting.get(running.function_id)
-        if counting is None or counting.key != (rollout.id, rollout.step, rollout.step_seq):
-            counting = self._counting[running.function_id] = _Counting(running)
-        new = await self._store.counted(running.function_id, rollout, counting.after)
-        counting.target.add(new.get(rollout.target))
-        counting.baseline.add(new.get(rollout.baseline))
-        counting.after = max([counting.after, *(counted.seq for counted in new.values())])
-        return decide(rollout, counting.target.arm(), counting.baseline.arm())
+        return decide(rollout, *await self._counts.arms(running.function_id, rollout))
 
     async def _apply(self, fence: Fence, running: Running, decision: Decision) -> None:
         """Unless somebody was faster."""

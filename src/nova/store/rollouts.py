@@ -4,7 +4,7 @@ Every change takes the connection of a transaction that holds the function's loc
 have to go another way.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +26,7 @@ from nova.store.versions import VersionStore
 
 _sql = Queries("rollouts")
 _policy: TypeAdapter[RolloutPolicy] = TypeAdapter(RolloutPolicy)
+REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +48,6 @@ class Counted:
     errors: int
     durations: tuple[int, ...]
     seq: int
-
-
-class ArmTally:
-    """Adds up what was counted of one version."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.errors = 0
-        self._cells: Counter[int] = Counter()
-
-    def add(self, counted: Counted | None) -> "ArmTally":
-        if counted is not None:
-            self.calls += counted.calls
-            self.errors += counted.errors
-            self._cells.update({cell: calls for cell, calls in enumerate(counted.durations) if calls})
-        return self
-
-    def arm(self) -> Arm:
-        return Arm(self.calls, self.errors, sketch.percentile(sorted(self._cells.items()), 0.95))
 
 
 class RolloutStore:
@@ -193,6 +175,68 @@ class RolloutStore:
 
     async def _announce(self, conn: Connection, function: FunctionRecord) -> None:
         await announce(conn, function.scope, function.name, await self.functions.touch(conn, function.id))
+
+
+class _Arm:
+    """Adds up what was counted of one version."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._errors = 0
+        self._cells: Counter[int] = Counter()
+
+    def add(self, counted: Counted | None) -> None:
+        if counted is not None:
+            self._calls += counted.calls
+            self._errors += counted.errors
+            self._cells.update({cell: calls for cell, calls in enumerate(counted.durations) if calls})
+
+    def shown(self) -> Arm:
+        return Arm(self._calls, self._errors, sketch.percentile(sorted(self._cells.items()), 0.95))
+
+
+class _Step:
+    """The calls of one step so far, up to the position ``after``."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        self.key = (rollout.id, rollout.step, rollout.step_seq)
+        self.after = rollout.step_seq
+        self.target = _Arm()
+        self.baseline = _Arm()
+
+
+class StepCounts:
+    """How both versions do in the present step, of the :data:`REMEMBERED` rollouts that were asked for last.
+
+    What was counted is remembered, so that each look reads only the records that are new.
+    """
+
+    def __init__(self, store: RolloutStore) -> None:
+        self._store = store
+        self._steps: OrderedDict[str, _Step] = OrderedDict()
+
+    async def arms(self, function_id: str, rollout: Rollout) -> tuple[Arm, Arm]:
+        """Of the new version, and of the one of before."""
+        step = self._step(function_id, rollout)
+        after = step.after
+        new = await self._store.counted(function_id, rollout, after)
+        if new and step.after == after:  # else somebody else has added the same meanwhile
+            step.target.add(new.get(rollout.target))
+            step.baseline.add(new.get(rollout.baseline))
+            step.after = max(counted.seq for counted in new.values())
+        return step.target.shown(), step.baseline.shown()
+
+    def forget(self) -> None:
+        self._steps.clear()
+
+    def _step(self, function_id: str, rollout: Rollout) -> _Step:
+        step = self._steps.get(function_id)
+        if step is None or step.key != (rollout.id, rollout.step, rollout.step_seq):
+            step = self._steps[function_id] = _Step(rollout)
+        self._steps.move_to_end(function_id)
+        if len(self._steps) > REMEMBERED:
+            self._steps.popitem(last=False)
+        return step
 
 
 def single_version(function: FunctionRecord, alias: str) -> int:
