@@ -4,16 +4,20 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
+from nova.clock import SYSTEM_CLOCK
 from nova.domain.call import CallResult
 from nova.domain.function import Limits
+from nova.domain.stream import Piece
 from nova.domain.tree import SourceFile
 from nova.payload import decode, encode
 from tests.conftest import _database
+from tests.execution.fakes import make_call
 from tests.execution.stack import RealStack, real_stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -86,6 +90,25 @@ async def stack(module_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> As
         yield stack
 
 
+class Collecting:
+    """A sink that is never full, and the times at which pieces came."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.at: list[float] = []
+
+    def started(self, version: int, cold_start: bool) -> None: ...
+
+    def piece(self, piece: Piece) -> bool:
+        self.pieces.append(piece)
+        self.at.append(time.monotonic())
+        return True
+
+    def printed(self, stream: str, text: str) -> None: ...
+
+    def on_drained(self, drained: Callable[[], None]) -> None: ...
+
+
 async def deploy(stack: RealStack, code: str = BOOTSTRAP, name: str = "hello", **config: Any) -> None:
     values = {"runtime": "provided", "entry": "bootstrap", "entry_mode": 0o755, "handler": "app.handler", **config}
     await stack.deploy(code, name, **values)
@@ -137,6 +160,26 @@ async def test_a_program_asks_for_its_calls(stack: RealStack) -> None:
     assert output(await call({}))["calls"] == 8, "it is still the same program"
     assert error(await call({"do": "die"})) == ("Nova.ExitError", "the process exited with code 3")
     assert output(await call({}))["calls"] == 1
+
+
+async def test_a_result_in_chunks_is_streamed_to_who_wants_it(stack: RealStack) -> None:
+    """Status and headers first; each piece before the next one is made."""
+    code = BOOTSTRAP.replace("pieces = iter([", "pieces = slowly([").replace(
+        "calls = 0",
+        "def slowly(pieces):\n    for piece in pieces:\n        yield piece\n        time.sleep(0.05)\n\ncalls = 0",
+    )
+    assert "slowly([" in code
+    await deploy(stack, code, name="streams")
+    sink = Collecting()
+    call = make_call("streams", b'{"do": "stream"}', received=SYSTEM_CLOCK.monotonic())
+    result = await stack.executor.stream(call, sink)
+    assert (result.error, result.output) == (None, b"null")
+    kinds = [(piece.kind, decode(piece.data)) for piece in sink.pieces]
+    assert kinds[0] == ("json", {"statusCode": 201, "headers": {"x": "y"}})
+    assert "".join(text for kind, text in kinds[1:] if kind == "text") == "hello"
+    assert sink.at[-1] - sink.at[0] >= 0.04
+    again = await stack.executor.stream(make_call("streams", b"{}", received=SYSTEM_CLOCK.monotonic()), Collecting())
+    assert output(again)["calls"] == 2
 
 
 async def test_a_program_that_does_not_get_ready_says_why(stack: RealStack) -> None:

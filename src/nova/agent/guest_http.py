@@ -5,7 +5,7 @@ Strict and small: one request at a time, a body with ``Content-Length`` or in ch
 
 import http
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, unquote
@@ -18,6 +18,9 @@ _LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.1")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
 _MAX_CHUNK_LINE: Final = 256
+
+
+TakeChunk = Callable[[bytes], None]
 
 
 class BadRequest(Exception):
@@ -59,6 +62,9 @@ class RequestReader:
         self._buffer = bytearray()
         self._head: _Head | None = None
         self._chunks = bytearray()
+        self.streams: Callable[[Request], TakeChunk | None] = lambda _request: None
+        """who takes the chunks of a body as they come, which then is empty in the request; None: nobody"""
+        self._take: TakeChunk | None = None
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
@@ -79,6 +85,7 @@ class RequestReader:
         """The next whole request, or None while more must come. Raises :class:`BadRequest`."""
         if self._head is None:
             self._head = self._read_head()
+            self._take = self.streams(self._head.request) if self._head and self._head.length is None else None
         head = self._head
         if head is None:
             return None
@@ -123,7 +130,11 @@ class RequestReader:
                 return None
             if self._buffer[end : end + 2] != b"\r\n":
                 raise BadRequest(400, "a chunk does not end where its size says")
-            self._chunks += self._buffer[match.end() : end]
+            chunk = bytes(self._buffer[match.end() : end])
+            if self._take is not None:
+                self._take(chunk)
+            else:
+                self._chunks += chunk
             del self._buffer[: end + 2]
 
     def _read_trailers(self, start: int) -> bytes | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from nova.agent.control import Poller
-from nova.agent.guest_http import BadRequest, Request, RequestReader, answer
+from nova.agent.guest_http import BadRequest, Request, RequestReader, TakeChunk, answer
 
 PROBLEM: Final = "application/problem+json"
 MAX_CONNECTIONS: Final = 64
@@ -70,6 +70,8 @@ class Server:
         self.divert = divert
         self.refused: Callable[[BadRequest], None] = lambda _bad: None
         """hears of requests that could not be read"""
+        self.streams: Callable[[Request], TakeChunk | None] = lambda _request: None
+        """see :class:`RequestReader`"""
         self._listeners: list[socket.socket] = []
         self._connections: set[Connection] = set()
         self._paused = False
@@ -111,6 +113,7 @@ class Connection:
         self._sock = sock
         self._fd = sock.fileno()
         self._reader = RequestReader()
+        self._reader.streams = server.streams
         self._current: Exchange | None = None
         self._outgoing = bytearray()
         self._closing = False

@@ -5,6 +5,7 @@ it the connections that speak this API, further ones on loopback addresses of th
 reaches it is inside this instance.
 """
 
+import base64
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any, Final, NoReturn
 
 from nova.agent.control import Poller
 from nova.agent.guest import LAMBDA_PREFIX, LAMBDA_SOCKET
-from nova.agent.guest_http import BadRequest, Request
+from nova.agent.guest_http import MAX_HEAD, BadRequest, Request, TakeChunk
 from nova.agent.guest_server import Exchange, Server, listen
 from nova.agent.lines import LineReader
 from nova.agent.messages import GuestError
@@ -32,6 +33,7 @@ _ABOUT = re.compile(re.escape(_RUNTIME) + r"invocation/([0-9A-Za-z-]{1,64})/(res
 _TRACE = re.compile(r"00-([0-9a-f]{8})([0-9a-f]{24})-([0-9a-f]{16})-([0-9a-f]{2})")
 _HTTP_RESPONSE: Final = "application/vnd.awslambda.http-integration-response"
 _PRELUDE_END: Final = b"\0" * 8
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 _WORKERS: Final = 250
 
 
@@ -42,7 +44,7 @@ def main(port: int, argv: tuple[str, ...]) -> NoReturn:
     poller = Poller()
     runtime = Runtime(lines, loaded.env)
     server = Server(poller, runtime.serve)
-    server.refused = runtime.refused
+    server.refused, server.streams = runtime.refused, runtime.streams
     address = _open(poller, server, port)
     standard = os.open(os.devnull, os.O_RDONLY)
     env = loaded.env | {"AWS_LAMBDA_RUNTIME_API": address}
@@ -107,6 +109,8 @@ class Runtime:
         self._calls: deque[tuple[bytes, dict[str, Any]]] = deque()
         self._waiting: Exchange | None = None
         self._current: str | None = None
+        self._streaming = False
+        self._pieces: _Pieces | None = None
         self._loaded = False
 
     def read_host(self) -> None:
@@ -132,6 +136,17 @@ class Runtime:
         else:
             _refuse(exchange, 404, "NotFound", f"there is no {request.method} {request.path[:128]} here")
 
+    def streams(self, request: Request) -> TakeChunk | None:
+        """A result that comes in chunks goes on piece by piece where the caller wants it so."""
+        about = _ABOUT.fullmatch(request.path)
+        mode = request.headers.get("lambda-runtime-function-response-mode", "").lower()
+        if about is None or about[1] != self._current or about[2] != "response":
+            return None
+        if not self._streaming or mode != "streaming":
+            return None
+        self._pieces = _Pieces(self._lines, request)
+        return self._pieces.take
+
     def refused(self, bad: BadRequest) -> None:
         """A request that could not be taken; if it was too large it was the result."""
         if bad.status == 413 and self._current is not None:
@@ -156,7 +171,7 @@ class Runtime:
             return
         exchange, self._waiting = self._waiting, None
         payload, context = self._calls.popleft()
-        self._current = str(context["request_id"])
+        self._current, self._streaming = str(context["request_id"]), bool(context.get("streaming"))
         exchange.answer(200, payload, self._headers(context))
 
     def _headers(self, context: dict[str, Any]) -> dict[str, str]:
@@ -179,19 +194,62 @@ class Runtime:
         if request_id != self._current:
             _refuse(exchange, 400, "InvalidRequestID", "this is not the invocation that is under way")
             return
-        request = exchange.request
-        self._end(error_line(_error(request)) if failed else output_line(_output(request)))
+        request, pieces = exchange.request, self._pieces
+        if pieces is not None and not failed:
+            pieces.end()
+            self._end(output_line(b"null"))
+        else:
+            self._end(error_line(_error(request)) if failed else output_line(_output(request)))
         _accepted(exchange)
 
     def _end(self, line: bytes) -> None:
-        self._current = None
+        self._current = self._pieces = None
         self._lines.write(line)
+
+
+class _Pieces:
+    """A streamed result on its way: status and headers first, when it is an HTTP response, then text or bytes."""
+
+    def __init__(self, lines: Lines, request: Request) -> None:
+        self._lines = lines
+        self._prelude: bytearray | None = bytearray() if _is_http(request) else None
+
+    def take(self, data: bytes) -> None:
+        if self._prelude is None:
+            self._write(data)
+            return
+        self._prelude += data
+        head, found, rest = bytes(self._prelude).partition(_PRELUDE_END)
+        if found and is_json(head):
+            self._prelude = None
+            self._lines.write(b'{"chunk": {"enc": "json", "data": %b}}\n' % head.translate(_ONE_LINE))
+            self._write(rest)
+        elif found or len(self._prelude) > MAX_HEAD:
+            self.end()
+
+    def end(self) -> None:
+        """What had looked like the beginning of a response and was none is data."""
+        held, self._prelude = self._prelude, None
+        self._write(bytes(held or b""))
+
+    def _write(self, data: bytes) -> None:
+        for start in range(0, len(data), READ):
+            piece = data[start : start + READ]
+            try:
+                kind, text = b"text", piece.decode()
+            except UnicodeDecodeError:
+                kind, text = b"b64", base64.b64encode(piece).decode()
+            self._lines.write(b'{"chunk": {"enc": "%b", "data": %b}}\n' % (kind, json.dumps(text).encode()))
+
+
+def _is_http(request: Request) -> bool:
+    return request.headers.get("content-type", "").startswith(_HTTP_RESPONSE)
 
 
 def _output(request: Request) -> bytes:
     """The result as JSON: as it was sent, or as a text when it is none; a streamed HTTP response as its parts."""
     body = request.body
-    if request.headers.get("content-type", "").startswith(_HTTP_RESPONSE) and _PRELUDE_END in body:
+    if _is_http(request) and _PRELUDE_END in body:
         prelude, _, rest = body.partition(_PRELUDE_END)
         if is_json(prelude):
             parts = json.loads(prelude)
