@@ -242,7 +242,8 @@ class NetworkPolicySettings(Section):
         True, description="false: functions reach private networks only where an egress rule names them by address"
     )
     blocked: list[Annotated[str, AfterValidator(ipv4_network)]] = Field(
-        default=[], description="addresses and networks that no function reaches, whatever its rules: databases, other nodes"
+        default=[],
+        description="addresses and networks that no function reaches, whatever its rules: databases, other nodes",
     )
 
 
