@@ -416,19 +416,26 @@ async def test_the_mode_of_a_url_counts_as_soon_as_it_is_changed(gateway: Gatewa
 
 
 async def test_a_server_that_ends_lets_streams_end_first(database: Database) -> None:
-    """A function's stream has an end, unlike a feed of events: it gets the time that any call gets."""
+    """A function's stream has an end, unlike a feed of events: it gets the time that any call gets, and then is cut off."""
     invoker, gate = FakeInvoker(), asyncio.Event()
-    invoker.script = gives(text("one"), text("two"), gate=gate)
     async with security(database) as guards:
         front = Front(invoker, guards.door, guards.audit, PlainTextResponse(""), limits=guards.settings.limits)
-        sock = listening_socket(Address("127.0.0.1", 0))
-        server = HttpServer(front, [sock], limits=ConnectionLimits(), drain_s=20)
-        await server.start()
-        async with RawClient(sock.getsockname()[1]) as client:
-            answer = await ask(client, STREAM)
-            closing = asyncio.create_task(server.close())
-            await until(lambda: server.draining)
-            gate.set()
-            events = await answer.events()
-        await asyncio.wait_for(closing, 10)
-    assert [event["event"] for event in events] == ["start", "chunk", "chunk", "done"]
+        for drain_s in (20, 0.1):
+            gate.clear()
+            invoker.script = gives(text("one"), text("two"), gate=gate)
+            sock = listening_socket(Address("127.0.0.1", 0))
+            server = HttpServer(front, [sock], limits=ConnectionLimits(), drain_s=drain_s)
+            await server.start()
+            async with RawClient(sock.getsockname()[1]) as client:
+                answer = await ask(client, STREAM)
+                closing = asyncio.create_task(server.close())
+                await until(lambda server=server: server.draining)
+                if drain_s > 1:
+                    gate.set()
+                    events = await answer.events()
+                    assert [event["event"] for event in events] == ["start", "chunk", "chunk", "done"]
+                else:
+                    with pytest.raises(asyncio.IncompleteReadError):
+                        await answer.rest()
+                    await asyncio.wait_for(invoker.cancelled.wait(), 1)
+            await asyncio.wait_for(closing, 10)

@@ -141,6 +141,10 @@ class _Relay:
             if not self._begun:
                 raise
             end = self._form.refused(refusal)
+        except asyncio.CancelledError:
+            if self._begun and self._wire is not None:
+                self._wire.cut()  # the server ends: this answer has begun and cannot be a refusal any more
+            raise
         if end is not None:
             await self._to.send({"type": "http.response.body", "body": end, "more_body": False})
         elif self._wire is not None:
