@@ -21,7 +21,8 @@ from nova.domain.stream import Piece, PieceKind, Sink
 from nova.errors import FunctionError, NovaError
 
 if TYPE_CHECKING:
-    from nova.execution.channel_line import Call, WorkerLine
+    from nova.execution.channel_call import Call
+    from nova.execution.channel_line import WorkerLine
 
 OUTPUT_LIMIT: Final = 6 << 20
 """Bytes of a result, one that was collected from pieces included."""

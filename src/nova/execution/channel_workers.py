@@ -12,10 +12,11 @@ from nova.agent.messages import WorkerExitHead
 from nova.agent.worker import call_line
 from nova.errors import FunctionError
 from nova.execution.backends.base import WorkerCall, WorkerResult
+from nova.execution.channel_call import Call
 from nova.execution.channel_control import ControlLost
 from nova.execution.channel_deadlines import Deadlines
 from nova.execution.channel_ends import Ends
-from nova.execution.channel_line import Call, WorkerLine
+from nova.execution.channel_line import WorkerLine
 from nova.execution.channel_stream import Stream
 
 log = structlog.get_logger(__name__)

@@ -13,7 +13,7 @@ from nova.domain.call import CallRequest, CallResult
 from nova.domain.function import FunctionSnapshot
 from nova.errors import FunctionError, NovaError, as_refusal, internal
 from nova.execution.backends.base import WorkerResult
-from nova.execution.channel_line import Call
+from nova.execution.channel_call import Call
 from nova.execution.pool import Pool
 from nova.execution.slots import Lease, LoadFailed, PoolMoved, Waiter
 

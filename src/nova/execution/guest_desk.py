@@ -14,7 +14,7 @@ from nova.agent.messages import GuestAnswerHead, take
 from nova.api import problem
 from nova.errors import NovaError, as_refusal, internal
 from nova.execution.channel_control import ControlConnection
-from nova.execution.channel_line import Call
+from nova.execution.channel_call import Call
 
 log = structlog.get_logger(__name__)
 
