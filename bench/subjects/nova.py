@@ -25,9 +25,9 @@ class Nova(Control):
     name = NAME
 
     def __init__(self, nova: Path, folder: Path, data: str = "data", settings: Mapping[str, str] | None = None) -> None:
-        self._data = folder / data
+        self.data = folder / data
         port = free_port()
-        command = [str(nova), "up", "--http", f"127.0.0.1:{port}", "--data-dir", str(self._data)]
+        command = [str(nova), "up", "--http", f"127.0.0.1:{port}", "--data-dir", str(self.data)]
         environment = clean_environment() | dict(settings or {})
         self.server = Server(NAME, command, port, folder / f"nova-{data}.log", folder, environment)
         super().__init__(port)
@@ -46,7 +46,7 @@ class Nova(Control):
     def stop(self) -> None:
         self.close()
         self.server.stop()
-        stop_postgres(self._data)
+        stop_postgres(self.data)
 
     def settle(self) -> bool:
         """Wait until the platform is idle, templates refilled; False if it never was within the limit."""
