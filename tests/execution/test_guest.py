@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from nova.clock import SYSTEM_CLOCK
+from nova.config import MetricsSettings
 from nova.domain.call import MAX_DEPTH, Accepted, AsyncOptions, CallRequest, CallResult, chain_of
-from nova.domain.function import Limits, NetworkPolicy
+from nova.domain.function import NetworkPolicy
 from nova.domain.identity import Scope
 from nova.domain.state import Owner
 from nova.errors import NovaError
+from nova.execution.metrics import Metrics
+from nova.execution.sealing import Sealer
 from nova.payload import decode, encode
 from tests.conftest import _database
 from tests.execution.stack import RealStack, real_stack
@@ -321,23 +325,29 @@ async def test_only_who_shows_the_token_in_a_call_of_its_own_is_heard(stack: Rea
     await until(lambda: stack.executor.active == 0)
 
 
-async def test_one_instance_cannot_fill_the_platforms_memory(stack: RealStack) -> None:
-    """What it asks at once is bounded in bytes; what is refused says so, and the rest is answered."""
+async def test_instances_of_a_snapshot_ask_with_tokens_of_their_own(stack: RealStack) -> None:
+    """Also in calls at once, which only several workers can serve."""
     code = """
-import asyncio
-async def handler(event, context):
-    async def one():
-        try:
-            await context.invoke("nap", "x" * (5 << 20))
-            return "ok"
-        except context.CallError as error:
-            return error.code
-    return sorted({await done for done in asyncio.as_completed([one() for _ in range(8)])})
+import os, time
+time.sleep(0.02)
+def handler(event, context):
+    time.sleep(event["s"])
+    return [os.environ["NOVA_API_TOKEN"], context.state.increment("n"), context.invoke("echo", {})["caller"]]
 """
-    await stack.deploy("import time\ndef handler(event):\n    time.sleep(0.3)\n", "nap", concurrency=8)
-    await stack.deploy(code, "greedy", limits=Limits(memory_mb=512))
-    assert await ask(stack, "greedy", {}) == ["ok", "queue_full"]
-    assert await ask(stack, "calling", {"name": "nap"}) is None
+    sealer = Sealer(SYSTEM_CLOCK, Metrics(MetricsSettings()), slow_import_us=15_000)
+    stack.booter._kept = sealer
+    await stack.deploy(code, "sealed", concurrency=2)
+    first = await ask(stack, "sealed", {"s": 0})
+    await until(lambda: [kept.state for kept in sealer.of(Scope(), "sealed")] == ["ready"])
+    stack.fleet.evict(Scope(), "sealed", ())
+    results = await asyncio.gather(*(stack.invoke(b'{"s": 0.2}', "sealed") for _ in range(2)))
+    assert {result.source for result in results} <= {"snapshot", "warm"}
+    answers = [output(result) for result in results]
+    assert len({first[0], answers[0][0]}) == 2
+    assert sorted(answer[1] for answer in answers) == [2, 3]
+    assert {answer[2] for answer in answers} == {"sealed"}
+    stack.booter._kept = None
+    await sealer.close()
 
 
 async def test_nothing_listens_for_other_instances(stack: RealStack) -> None:

@@ -1,0 +1,99 @@
+"""The questions of one instance at the host's end: whose call, how many, and when they end."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from nova.agent import frames
+from nova.agent.frames import Frame
+from nova.execution import guest_desk
+from nova.execution.guest_desk import GuestDesk, Question, Reply
+from nova.payload import decode
+
+pytestmark = pytest.mark.anyio
+
+
+class InFlight(asyncio.Future[Any]):
+    request_id, deadline, context = "r1", 0.0, b"{}"
+
+
+class Control:
+    """The connection: what it was told to answer."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, tuple[int, bytes]] = {}
+
+    def answer(self, kind: int, frame_id: int, head: Mapping[str, Any], payload: bytes = b"") -> None:
+        assert kind == frames.CALL_RESP
+        self.answers[frame_id] = head["status"], payload
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.control, self.call, self.gate = Control(), InFlight(), asyncio.Event()
+        self.cancelled = 0
+        calls: dict[str, Any] = {"r1": self.call}
+        self.desk = GuestDesk(self.control, calls.get)  # type: ignore[arg-type]
+        self.desk.serve = self._serve
+
+    async def _serve(self, question: Question) -> Reply:
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return Reply(200, b"%d" % len(question.payload))
+
+    async def ask(self, number: int, size: int = 0, request_id: object = "r1") -> None:
+        self.desk.heard(Frame(frames.CALL, number, {"request_id": request_id}, b"x" * size))
+        await asyncio.sleep(0)
+
+    def code(self, number: int) -> str:
+        return str(decode(self.control.answers[number][1])["code"])
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_what_one_instance_asks_at_once_is_bounded() -> None:
+    desk, each = Desk(), guest_desk.MAX_BYTES // 4
+    for number in (2, 4, 6, 8):
+        await desk.ask(number, each)
+    await desk.ask(10, 1)
+    assert desk.code(10) == "queue_full"
+    for number in range(12, 12 + 2 * (guest_desk.MAX_QUESTIONS - 4), 2):
+        await desk.ask(number)
+    await desk.ask(1000)
+    assert desk.code(1000) == "queue_full"
+    assert len(desk.control.answers) == 2, "what was taken waits"
+    desk.gate.set()
+    await settle()
+    assert desk.control.answers[2] == (200, b"%d" % each)
+    assert len(desk.control.answers) == guest_desk.MAX_QUESTIONS + 2
+    await desk.ask(2000, each)
+    await settle()
+    assert desk.control.answers[2000][0] == 200
+
+
+async def test_questions_end_with_their_call_or_when_nobody_waits() -> None:
+    desk = Desk()
+    for number in (2, 4, 6):
+        await desk.ask(number)
+    desk.desk.heard(Frame(frames.CANCEL, 0, {"target": 4}))
+    await settle()
+    assert desk.cancelled == 1
+    desk.call.set_result(None)
+    await settle()
+    assert desk.cancelled == 3
+    assert desk.control.answers == {}
+
+
+@pytest.mark.parametrize("request_id", ["another", "", None, 7])
+async def test_only_a_call_in_flight_may_be_named(request_id: object) -> None:
+    desk = Desk()
+    await desk.ask(2, request_id=request_id)
+    assert (desk.control.answers[2][0], desk.code(2)) == (403, "forbidden")
