@@ -119,7 +119,7 @@ def pool_key(snapshot: FunctionSnapshot) -> str:
 def weight(snapshot: FunctionSnapshot) -> int:
     """Bytes that a cached snapshot takes, rather too many than too few (``tests/execution/test_catalog_memory.py``)."""
     texts = _texts(snapshot.env) + sum(map(getsizeof, snapshot.capture.redact))
-    return 1600 + texts + sum(250 + len(rule.host) for rule in snapshot.network.egress_rules)
+    return 1800 + texts + sum(250 + len(rule.host) for rule in snapshot.network.egress_rules)
 
 
 def record_weight(function: FunctionRecord) -> int:
@@ -136,7 +136,8 @@ def record_weight(function: FunctionRecord) -> int:
     texts = _texts(settings.tags) + sum(map(getsizeof, settings.recorded.capture.redact))
     if function.shadow is not None:
         texts += 300 + sum(map(getsizeof, function.shadow.ignore))
-    return 2600 + getsizeof(settings.description) + texts + aliases
+    windows = 400 * len(settings.recorded.provisioned)
+    return 2900 + getsizeof(settings.description) + texts + aliases + windows
 
 
 def _texts(named: Mapping[str, str]) -> int:
