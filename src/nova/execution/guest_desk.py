@@ -13,8 +13,8 @@ from nova.agent.frames import Frame, FrameError
 from nova.agent.messages import GuestAnswerHead, take
 from nova.api import problem
 from nova.errors import NovaError, as_refusal, internal
-from nova.execution.channel_control import ControlConnection
 from nova.execution.channel_call import Call
+from nova.execution.channel_control import ControlConnection
 
 log = structlog.get_logger(__name__)
 
