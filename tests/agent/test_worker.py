@@ -7,6 +7,7 @@ import pytest
 
 from nova.agent.messages import GuestError
 from nova.agent.worker import (
+    Chunk,
     Ending,
     Garbage,
     Log,
@@ -98,3 +99,14 @@ def test_random_lines_never_raise() -> None:
         for _ in range(random.randint(0, 5)):
             line[random.randrange(len(line))] = random.randrange(256)
         parse(bytes(line).replace(b"\n", b""))
+
+
+def test_pieces_keep_their_bytes() -> None:
+    """As bootstraps write them, and as any program may; what is no piece is named."""
+    assert parse(b'{"chunk": {"enc": "text", "data": "a}}"}}') == Chunk(None, "text", b'"a}}"')
+    assert parse(b'{"request_id": "r-1", "chunk": {"enc": "json", "data": {"a": 1}}}') == Chunk(
+        "r-1", "json", b'{"a": 1}'
+    )
+    assert parse(b' {"chunk":{"data":"YQ==","enc":"b64"},"request_id":"r"}') == Chunk("r", "b64", b'"YQ=="')
+    for wrong in (b'{"chunk": {"enc": "xml", "data": ""}}', b'{"chunk": {"enc": "text"}}'):
+        assert parse(wrong) == Garbage("a chunk has enc (text, json or b64) and data")
