@@ -84,7 +84,7 @@ async def kept(pg_dsn: str, tmp_path: Path, mock_clock: MockClock) -> AsyncItera
 
 async def test_the_life_of_a_snapshot(kept: Stack, mock_clock: MockClock) -> None:
     """PO11, PO13, BE9: taken after the first slow load and before any call; instances from it share nothing that is random,
-    hear of it, and are called by their own names; a change, idleness and a lack of room end it."""
+    hear of it, and are called by their own names; a change and idleness end it."""
     await kept.stack.deploy(SLOW)
     source, first = await kept.call(payload=b'{"keep": "a caller\'s secret"}')
     assert (source, first["told"]) == ("loaded", ["a caller's secret"])
@@ -180,3 +180,10 @@ async def test_asking_for_snapshots(kept: Stack) -> None:
         assert (await api.client.delete(url.format("fast"), params={"version": 2})).status_code == 204
         assert [item.snapshot.version for item in kept.sealer.of(Scope())] == [1]
         assert await kept.cold("fast") == ("loaded", 2)
+
+        await stack.deploy("def handler(e, c): return 3", "other")
+        for name in ("other", "fast"):
+            assert (await api.client.post(url.format(name))).status_code == 202
+            await eventually(lambda: all(item.state == "ready" for item in kept.sealer.of(Scope())))
+        left = {(item.snapshot.name, item.snapshot.version) for item in kept.sealer.of(Scope())}
+        assert left == {("other", 1), ("fast", 2)}, "two at most; the one used longest ago has gone"

@@ -163,8 +163,8 @@ class Sealer:
         if self._kept.get(key) is not kept:  # dropped meanwhile
             await backend.drop_snapshot(key)
             return
-        kept.state, kept.used = "ready", self._clock.monotonic()
         kept.memory_bytes = await backend.snapshot_memory(key)
+        kept.state, kept.used = "ready", self._clock.monotonic()
         log.info("a function is kept loaded", function=kept.snapshot.name, version=kept.snapshot.version)
         await self._make_room()
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 from nova.runtimes.python import answers, multiplex, pieces
 from nova.runtimes.python.context import Context
 from nova.runtimes.python.forking import FORKS
-from nova.runtimes.python.loading import Function, become, load, note_modules, open_streams, set_up_logging, settle
+from nova.runtimes.python.loading import Function, become, load, note_modules, rehearse_becoming, settle
 
 INPUT_FD: Final = 3
 RESULT_FD: Final = 4
@@ -94,9 +94,7 @@ def _rehearse_once() -> None:
 def _warm_pages() -> None:
     """Touch in this process what the first call will touch: copied now, off any caller's path, it is not copied then."""
     _rehearse_once()
-    open_streams()
-    set_up_logging(str)
-    time.tzset()
+    rehearse_becoming()
 
 
 def main() -> NoReturn:

@@ -150,11 +150,11 @@ class Seals:
             await self._bury(sealed)
 
     async def _bury(self, sealed: Sealed) -> None:
-        self._draining.discard(sealed)
         if sealed.line >= 0:
             os.close(sealed.line)
             sealed.line = -1
         await self._cells.end(sealed.cell)
+        self._draining.discard(sealed)
 
     def _lost(self, key: str, sealed: Sealed) -> None:
         if self._sealed.get(key) is sealed:
