@@ -120,7 +120,7 @@ class DaemonSettings(Section):
     data_dir: Path = Field(Path("~/.nova"), description="database, artifacts, caches and spill of this server")
     drain_s: Seconds = Field(10.0, description="how long a shutdown waits for calls in flight")
     workers: int = Field(
-        1, ge=1, le=64, description="processes that `nova up` serves with; each owns a part of the functions"
+        1, ge=1, le=32, description="processes that `nova up` serves with; each owns a part of the functions"
     )
     spread_at: float = Field(
         0.8,

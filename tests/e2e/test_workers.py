@@ -160,7 +160,7 @@ def test_a_worker_that_is_killed_is_back_and_only_its_own_calls_fail(server: Run
     # those whose connections ended with the worker's own front had to connect again
     assert set(neighbours.codes) <= {"broken"}
     assert len(neighbours.failed) <= 4
-    platform.call(mine)  # waits for the successor
+    until(lambda: platform.post(mine).status_code == 200, "the successor takes calls")  # each waits up to 3 s
     until(lambda: workers(server).get(0, before[0]) != before[0], "there is a successor")
     assert workers(server)[1] == before[1]
     until(lambda: all(gone(int(pid)) for pid in instances), "what it ran is gone")

@@ -1,7 +1,7 @@
 """What several comets count is one number to whoever asks."""
 
 from nova.api.system import CallTotals, Metrics, PoolStats, Stats
-from nova.observability.merged import merged_metrics, merged_stats
+from nova.observability.merged import joined_pools, merged_metrics, merged_stats
 
 
 def totals(calls: int, low: float, high: float) -> dict[str, float]:
@@ -53,3 +53,20 @@ def test_pools_of_every_node_are_shown() -> None:
     one = Stats(instances=5, **counts, active_vms=5, total_pools=1, pools=[pool])
     both = merged_stats([one, one])
     assert (both.instances, both.total_pools, both.queue_depth, len(both.pools)) == (10, 2, 2, 2)
+
+
+def test_what_workers_have_of_one_version_is_one_pool() -> None:
+    counts = dict.fromkeys(("booting", "idle", "busy", "draining", "stopping", "inflight", "queue_depth"), 1)
+    pools = [
+        PoolStats(tenant="t", namespace="n", function=name, version=version, instances=5, **counts)
+        for name, version in (("f", 1), ("f", 2), ("g", 1))
+    ]
+    one = Stats(instances=15, **counts, active_vms=15, total_pools=3, pools=pools)
+    other = Stats(instances=5, **counts, active_vms=5, total_pools=1, pools=pools[:1])
+    joined = joined_pools(merged_stats([one, other]))
+    assert (joined.total_pools, joined.instances) == (3, 20)
+    assert [(pool.function, pool.version, pool.instances, pool.busy) for pool in joined.pools] == [
+        ("f", 1, 10, 2),
+        ("f", 2, 5, 1),
+        ("g", 1, 5, 1),
+    ]

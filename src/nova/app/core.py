@@ -30,6 +30,11 @@ from nova.store.settings import SettingsStore
 from nova.store.tenants import TenantStore
 from nova.store.versions import VersionStore
 
+_EMBEDDED_CONNS = 200
+"""Of the embedded server's 250 connections, what workers share."""
+_MORE_CONNS = 3
+"""Connections of a worker beside its pool: notifications, leases."""
+
 
 class Stores:
     """Every noun's way to PostgreSQL."""
@@ -67,16 +72,18 @@ class Trust:
     assertions: Assertions
 
 
-async def open_stores(process: Process, *, alone: bool, supervised: bool = False) -> Stores:
-    """The database, reached and current. ``alone``: no other process may use the data directory (``nova up``).
-    ``supervised``: the directory is the supervisor's, and this process one of its own."""
+async def open_stores(process: Process, *, alone: bool, workers: int = 0) -> Stores:
+    """The database, reached and current. ``alone``: no other process may use the data directory (``nova up``). ``workers``: the
+    directory is a supervisor's, and this process one of so many that it has."""
     settings, services = process.settings, process.services
-    if not supervised:
+    if not workers:
         lock = DirectoryLock(settings.data_dir, shared=not alone)
         lock.acquire()
         services.callback(lock.release)
-    dsn = settings.postgres.dsn
+    dsn, most = settings.postgres.dsn, settings.postgres.max_conns
     if not dsn:
+        if workers:
+            most = max(2, min(most, _EMBEDDED_CONNS // workers - _MORE_CONNS))
         process.say("starting the database")
         server = EmbeddedPostgres(settings.data_dir)
         await services.start(Keeper(server))
@@ -88,8 +95,8 @@ async def open_stores(process: Process, *, alone: bool, supervised: bool = False
     db = await services.start(
         Database(
             dsn,
-            min_conns=settings.postgres.min_conns,
-            max_conns=settings.postgres.max_conns,
+            min_conns=min(settings.postgres.min_conns, most),
+            max_conns=most,
             statement_timeout_s=settings.postgres.statement_timeout,
         )
     )

@@ -54,12 +54,15 @@ async def join(
     assert execution.ownership is not None
     ownership, services = execution.ownership, process.services
     trust = await open_trust(process, stores)
+    workers: Comets
     spreading: Spreading
 
     async def answer(said: dict[str, Any]) -> dict[str, Any]:
         if "settle" in said:
             await asyncio.gather(execution.logs.settle(), execution.spans.settle())
             return {}
+        if "mine" in said:  # it is back
+            await workers.renew(address_of(said["mine"]))
         return await spreading.said(said)
 
     ports = _ports(process, stores, known, trust, execution, accepting, metrics, answer)

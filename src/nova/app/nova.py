@@ -60,7 +60,7 @@ class Nova(Process):
         settings, services, seat = self.settings, self.services, self._seat
         side = HttpSide(self, "nova", self._address, public=True, given=seat.sockets if seat else ())
         self._url = side.url
-        stores = await open_stores(self, alone=True, supervised=seat is not None)
+        stores = await open_stores(self, alone=True, workers=seat.count if seat else 0)
         live = await open_settings(self, stores)
         self.say("preparing the sandbox")
         metrics = Metrics(settings.metrics)

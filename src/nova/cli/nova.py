@@ -54,7 +54,7 @@ def up(
     log_format: Logs = None,
     insecure: Insecure = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, max=64, help="Serve with so many processes.")
+        int | None, typer.Option("--workers", metavar="N", min=1, max=32, help="Serve with so many processes.")
     ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Deploy the examples and call each of them.")] = False,
     demo_input: Input = None,

@@ -175,6 +175,10 @@ class Comets:
             finally:
                 comet.streams -= 1
 
+    async def renew(self, address: str) -> None:
+        """A comet says that it has been started again."""
+        await self._roster.renew(address)
+
     # What is known of them
 
     def standing(self) -> Standing:

@@ -231,6 +231,13 @@ class Roster:
         await comet.connection.start()
         comet.task = self._tasks.spawn(f"listen.{address}", self._listen(comet))
 
+    async def renew(self, address: str) -> None:
+        """Whoever is known at this address has been started again: connect at once, instead of after a pause."""
+        comet = self._comets.get(address)
+        if comet is not None and not comet.speaks and not comet.leaving:
+            await self._drop(comet)
+            await self._add(address)
+
     async def _retire(self, comet: Comet) -> None:
         limit = self._clock.monotonic() + RETIRE_S
         while (comet.ours or comet.streams) and self._clock.monotonic() < limit:
