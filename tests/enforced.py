@@ -168,6 +168,7 @@ ENFORCED: dict[str, str] = {
     "invocations?function": f"{_RECORDS}::test_invocations_cover_the_scope_and_filter",
     "invocations?limit": f"{_RECORDS}::test_pages_are_complete_while_calls_go_on",
     "invocations?min_duration_ms": f"{_RECORDS}::test_invocations_cover_the_scope_and_filter",
+    "invocations?outcome": "e2e/test_outcomes.py::test_each_way_to_fail_has_a_name_of_its_own",
     "invocations?q": f"{_RECORDS}::test_each_filter_of_a_function_s_logs_selects",
     "invocations?request_id": f"{_RECORDS}::test_a_call_of_another_function_is_unknown_here",
     "invocations?runtime": f"{_RECORDS}::test_invocations_cover_the_scope_and_filter",

@@ -70,6 +70,9 @@ def test_each_way_to_fail_has_a_name_of_its_own(platform: Platform, how: str, st
     assert outcome(platform, request_id) == name
     listed = platform.http.get("/invocations", params={"outcome": name, "function": NAME}).json()["items"]
     assert request_id in [call["id"] for call in listed]
+    logged = platform.http.get(f"/functions/{NAME}/logs", params={"outcome": name, "tail": 500}).json()["items"]
+    assert request_id in [call["id"] for call in logged]
+    assert {call["outcome"] for call in logged} == {name}
 
 
 def test_a_caller_who_leaves_is_told_from_a_call_that_ran_out_of_time(platform: Platform) -> None:
