@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 from nova import payload
 from nova.clock import SYSTEM_CLOCK, Clock, rfc3339
 from nova.domain.asyncs import JobError, Outcome, backoff_s
-from nova.domain.call import CallRequest, CallResult, Trigger
+from nova.domain.call import CallRequest, CallResult, Trigger, chain_of
 from nova.domain.identity import Grant, Identity, Scope
 from nova.domain.ports import Invoker
 from nova.errors import NovaError
@@ -281,6 +281,7 @@ def _call(attempt: _Attempt) -> CallRequest:
         tracestate=job.tracestate,
         attempt=job.attempt,
         caller=f"async:{job.id}" if job.source == "api" else job.source,
+        chain=chain_of(job.source),
     )
 
 
