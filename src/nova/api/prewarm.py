@@ -55,6 +55,7 @@ ROUTES = (
         body=Prewarm,
         answer=Prewarmed,
         status=202,
+        audit="function.prewarm",
         tag="functions",
     ),
     Route(
