@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from nova.agent import frames
 from nova.clock import SYSTEM_CLOCK
+from nova.config import LimitSettings
 from nova.domain.alias import sampled
 from nova.domain.call import CallResult
 from nova.domain.function import Capture
@@ -16,24 +18,30 @@ from nova.domain.identity import Scope
 from nova.domain.shadow import Shadow
 from nova.domain.version import FunctionSettings, Recorded
 from nova.errors import NovaError
+from nova.execution.guest import Guest, GuestApi
+from nova.execution.guest_desk import Question
 from nova.execution.shadow import Shadows
+from nova.execution.snapshots import shadowed
 from nova.ids import new_id
 from nova.service import ServiceGroup
 from nova.store.functions import announce
 from nova.store.shadows import ShadowPolicy, ShadowRecord, ShadowStore
+from nova.store.state import StateStore
+from tests.execution.fakes import make_snapshot
 from tests.execution.stack import RealStack, real_stack
 
 pytestmark = pytest.mark.anyio
 
 ONE = "def handler(event, context):\n    return {'n': event.get('n'), 'at': 1, 'secret': 'a', 'list': [1, 2]}\n"
 TWO = """
+import os
 import time
 
 def handler(event, context):
     if event.get("sleep"):
         time.sleep(event["sleep"])
     if event.get("fail"):
-        raise ValueError("new trouble")
+        raise ValueError("new trouble" if os.environ["NOVA_SHADOW"] == "1" else "not told")
     n = event.get("n")
     return {"n": n + 1 if n == 7 else n, "at": 2, "secret": "b" if event.get("leak") else "a", "list": [1, 2]}
 """
@@ -148,3 +156,12 @@ async def test_a_share_is_copied_within_a_limit_and_delays_nobody(rig: Rig) -> N
     chosen = sum(sampled(5000, f"{shadow_id}\0{request_id}") for request_id in ids)
     assert 5 <= chosen <= 35
     await rig.report(uncompared=chosen)
+
+
+async def test_a_copy_cannot_write_the_state() -> None:
+    """It runs beside the call that it copies: what it wrote, that call's function would find."""
+    guest = Guest(GuestApi(StateStore(None, lambda: 0), LimitSettings()), shadowed(make_snapshot()))  # type: ignore[arg-type]
+    for kind in (frames.STATE_PUT, frames.STATE_DELETE):
+        with pytest.raises(NovaError) as refusal:
+            await guest.serve(Question(kind, {"key": "k"}, b"1", "r", 0.0, b"{}"))
+        assert refusal.value.code == "forbidden"

@@ -13,6 +13,8 @@ _SEARCH_PATHS = {
     "LD_LIBRARY_PATH": "{code}/lib:{code}/deps/lib:{code}",
 }
 _RESERVED_PREFIXES = ("NOVA_", "AWS_LAMBDA_", "LAMBDA_")
+_SHADOW = "NOVA_SHADOW"
+"""Set by the platform in instances that run copies of calls; no function may set it."""
 
 
 def base(code_dir: str) -> dict[str, str]:
@@ -36,7 +38,7 @@ def build(init: InitHead, code_dir: str) -> dict[str, str]:
     for name, value in init.env.items():
         if name in _SEARCH_PATHS:
             env[name] = f"{value}:{env[name]}"
-        elif not name.startswith(_RESERVED_PREFIXES):
+        elif name == _SHADOW or not name.startswith(_RESERVED_PREFIXES):
             env[name] = value
     function = init.function
     env.update(

@@ -18,6 +18,7 @@ from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Grant, Identity, Scope
 from nova.domain.names import is_name, is_qualifier
 from nova.domain.ports import Acceptor, Invoker
+from nova.domain.shadow import SHADOW_VARIABLE
 from nova.domain.state import (
     MAX_PAGE,
     MAX_VALUE,
@@ -129,6 +130,8 @@ class Guest:
     async def serve(self, question: Question) -> Reply:
         """Raises NovaError; FrameError for a head that the agent should not have written."""
         head = question.head
+        if question.kind in (frames.STATE_PUT, frames.STATE_DELETE) and SHADOW_VARIABLE in self._snapshot.env:
+            raise NovaError("forbidden", "the state is read-only for copies of calls (shadow traffic)")
         match question.kind:
             case frames.CALL:
                 return await self._called(question)
