@@ -306,7 +306,8 @@ class Network:
                 if name.startswith(f"{INTERFACE}{tag}-"):
                     netlink.delete(name)
         if f"nova_{tag}" in tables:
-            self._nftables.apply(f"delete table inet nova_{tag}\n")
+            # declared first: another process that starts may have deleted it meanwhile
+            self._nftables.apply(f"add table inet nova_{tag}\ndelete table inet nova_{tag}\n")
 
     def _close(self) -> None:
         self._forget(_tag(self._block), [self.table])
