@@ -47,7 +47,8 @@ async def burst(stack: RealStack, name: str, code: str) -> int:
     assert not looks.done() or looks.result()
     looks.cancel()
     assert [result.error for result in results if result.error] == []
-    assert sum(result.cold_start for result in results) <= (made := stack.fleet.created - before)
+    made = stack.fleet.created - before
+    assert sum(result.cold_start for result in results) <= made
     stats = stack.fleet.stats()
     assert (stats["inflight"], stats["waiting"]) == (0, 0)
     return made

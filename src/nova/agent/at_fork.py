@@ -18,7 +18,7 @@ _postponed: list[dict[str, Callable[[], Any]]] = []
 
 def postpone() -> None:
     """Call before the first import of a module that registers hooks, in the process that agents are forked from."""
-    os.register_at_fork = _remember
+    os.register_at_fork = _remember  # type: ignore[assignment]
 
 
 def _remember(**hooks: Callable[[], Any]) -> None:

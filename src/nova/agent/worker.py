@@ -125,7 +125,8 @@ class WorkerSession:
         self._lines = LineReader()
 
     def feed(self, data: bytes) -> list[Event]:
-        return [TooLong() if line is None else parse(line) for line in self._lines.feed(data)]
+        """Lines without anything on them say nothing."""
+        return [TooLong() if line is None else parse(line) for line in self._lines.feed(data) if line != b""]
 
 
 def parse(line: bytes) -> Event:

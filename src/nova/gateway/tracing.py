@@ -11,7 +11,7 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.ports import Invoker, Streamer
 from nova.domain.stream import Sink
-from nova.errors import CODES, NovaError
+from nova.errors import NovaError
 from nova.tracing import Tracer, Tracing
 
 _OK, _CLIENT_GONE, _FAULT = 200, 499, 500
@@ -45,7 +45,7 @@ class TracedGateway:
         try:
             return await work()
         except NovaError as refusal:
-            status, error = CODES[refusal.code].status, refusal.code
+            status, error = refusal.status, refusal.code
             raise
         except asyncio.CancelledError:
             status, error = _CLIENT_GONE, "cancelled"

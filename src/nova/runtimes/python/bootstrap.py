@@ -176,8 +176,8 @@ def _serve_forked(worker: "Worker") -> NoReturn:
         if state[0] == _WAITING:  # the host has gone, or nothing can live here
             os._exit(0 if status == 0 else 1)
         if state[0] == _WRITING:
-            _write(b"\n")  # it died in the middle of its line; what is there of it cannot be read
-        elif state[0] == _RUNNING:
+            _write(b"\n")  # it died in its line: what is there of it, mostly nothing, ends here
+        if state[0] in (_WRITING, _RUNNING):
             _write(_ended(os.waitstatus_to_exitcode(status)))
 
 
