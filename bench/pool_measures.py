@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 from bench.driving import DriveError, Target, volley
 from bench.measures import PHASE, Run, must_be_cold
@@ -187,7 +188,7 @@ def _ready(run: Run, data: str, settings: Mapping[str, str] | None = None) -> It
         yield nova
 
 
-def _deploy(run: Run, nova: Nova, name: str, count: int, language: Language = PYTHON, **more: object) -> list[Target]:
+def _deploy(run: Run, nova: Nova, name: str, count: int, language: Language = PYTHON, **more: Any) -> list[Target]:
     targets = []
     for number in range(count):
         run.say(f"deploying {name} {number + 1}/{count}")
