@@ -92,6 +92,7 @@ class FakeInstance:
     def __init__(self, backend: "FakeBackend", spec: InstanceSpec) -> None:
         self.instance_id = spec.instance_id
         self.source: StartSource = "template"
+        self.runtime_us = 0
         self.spec = spec
         self.channel = FakeChannel(backend)
 

@@ -137,7 +137,13 @@ class Booter:
             raise
         loaded = self._clock.monotonic()
         times = BootTimes(
-            instance.source, _us(created - began), _us(loaded - created), done.stdout, done.stderr, done.import_us
+            instance.source,
+            _us(created - began),
+            _us(loaded - created),
+            done.stdout,
+            done.stderr,
+            done.import_us,
+            instance.runtime_us,
         )
         if self._guests is not None:
             self._guests.attach(snapshot, instance.channel)

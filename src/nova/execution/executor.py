@@ -359,4 +359,6 @@ def _phases(boot: BootTimes | None, began: float, sent: float, ended: float) -> 
         return Phases(waited, 0, 0, handler)
     init = min(boot.init_us, waited)
     instance = min(boot.instance_us, waited - init)
-    return Phases(waited - init - instance, instance, init, handler, import_us=min(boot.import_us, init))
+    return Phases(
+        waited - init - instance, instance, init, handler, min(boot.import_us, init), min(boot.runtime_us, instance)
+    )

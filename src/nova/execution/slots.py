@@ -35,6 +35,8 @@ class BootTimes:
     stderr: str = ""
     import_us: int = 0
     """the part of ``init_us`` in which the language imported the code"""
+    runtime_us: int = 0
+    """the part of ``instance_us`` in which agent and language started"""
 
 
 class Member:

@@ -172,11 +172,13 @@ class InstanceStats:
 
 
 class Instance(Protocol):
-    """A running instance. ``source`` says where it really came from."""
+    """A running instance. ``source`` says where it really came from; ``runtime_us`` how long its agent took to start, if that
+    was not done beforehand."""
 
     instance_id: str
     source: StartSource
     channel: Channel
+    runtime_us: int
 
 
 @dataclass(frozen=True, slots=True)

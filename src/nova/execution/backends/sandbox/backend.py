@@ -237,7 +237,7 @@ class SandboxBackend:
             if cell is None:
                 cell = await self._cells.boot(kind)
             else:
-                cell.source = "template"
+                cell.source, cell.runtime_us = "template", 0
             try:
                 await self._claim(cell, spec)
             except BaseException:

@@ -90,6 +90,7 @@ class Cell:
     channel: Channel = field(init=False)
     instance_id: str = ""
     source: StartSource = "boot"
+    runtime_us: int = 0
     owns_uid: bool = True
     """false: the user is that of the place above it"""
     born: float = field(default_factory=time.monotonic)
@@ -250,7 +251,9 @@ class Cells:
             theirs.close()
         cell = Cell(name, kind, reply.body["pid"], reply.fds[0], uid, slot, ended)
         undo.push_async_callback(self._reap, cell)
+        began = time.monotonic()
         cell.link = cell.channel = await self._connect(cell, ours, token)
+        cell.runtime_us = int((time.monotonic() - began) * 1e6)
         return cell
 
     async def _connect(self, cell: Cell, ours: socket.socket, token: bytes) -> DirectChannel:
