@@ -90,6 +90,7 @@ def _everything() -> tuple[Metrics, Exposition]:
     metrics.delivery_ended(Scope(), "webhook", "delivered")
     metrics.decided("fired")
     metrics.late(12.0)
+    metrics.snapshot_restored("sandbox", 4000)
     metrics.overhead("gateway", 40.0)
     pools = [pool_row(instances=3, ready=1, busy=2, inflight=2, waiting=4)]
     return metrics, _exposition(metrics, pools, LogCounts(spilled=5, dropped=1, flush_failures=2))
