@@ -8,6 +8,7 @@ bash scripts/lint.sh
 if (($#)); then
   .venv/bin/coverage run -m pytest "$@"
 else
+  set -m # else the shell has what runs beside ignore Ctrl-C, and all that it starts
   platforms=(tests/e2e tests/deploy tests/cli)
   log=$(mktemp)
   trap 'rm -f "$log"' EXIT
