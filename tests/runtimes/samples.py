@@ -83,6 +83,31 @@ if ($do eq "print") { print substr($value, 1, -1), qq(\\n{"output": "not mine"}\
 if ($do eq "script") { print "a print\\n"; $value = qq({"script": $value}); }
 print "$value\\n";
 """
+PROVIDED = """#!/usr/bin/python3
+import http.client, json, os, sys
+api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+base = "/2018-06-01/runtime/invocation/"
+def ask(method, path, body=None):
+    api.request(method, base + path, body)
+    answer = api.getresponse()
+    return answer.getheader("Lambda-Runtime-Aws-Request-Id"), answer.read()
+while True:
+    call, body = ask("GET", "next")
+    event = json.loads(body)
+    do, value = event["do"], event["value"]
+    if do == "error":
+        ask("POST", f"{call}/error", json.dumps({"errorType": "Oops", "errorMessage": value}))
+        continue
+    if do == "hang":
+        while True:
+            pass
+    if do == "print":
+        print(value)
+        print('{"output": "not mine"}')
+        sys.stdout.flush()
+        value = "printed"
+    ask("POST", f"{call}/response", json.dumps(value))
+"""
 
 SAMPLES = {
     "python": Sample(
@@ -99,4 +124,5 @@ SAMPLES = {
         {"persistent": "Oops", "process": "Nova.ExitError"},
         {"process": CUSTOM_PROCESS},
     ),
+    "provided": Sample("bootstrap", "bootstrap", PROVIDED, "", {"persistent": "Oops"}, {}),
 }

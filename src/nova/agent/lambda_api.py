@@ -51,7 +51,6 @@ def main(port: int, argv: tuple[str, ...]) -> NoReturn:
     pid = start_program(command, env, loaded.code_dir, {0: standard, 1: 1, 2: 2})
     os.close(standard)
     pidfd = os.pidfd_open(pid)
-    os.set_blocking(INPUT_FD, False)
     poller.watch(INPUT_FD, runtime.read_host)
     poller.watch(pidfd, lambda: _ended(pid))
     while True:
