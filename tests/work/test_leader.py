@@ -184,11 +184,16 @@ async def test_work_that_fails_is_left_to_others(database: Database) -> None:
     """A process whose work raises does not keep the duty: another one gets it."""
     terms = Terms()
 
+    tried = asyncio.Event()
+
     async def broken(fence: Fence) -> None:
+        tried.set()
         raise RuntimeError("no")
 
-    async with member(database.dsn, "a", broken), member(database.dsn, "b", terms):
-        assert (await next_of(terms.begun)).number >= 2
+    async with member(database.dsn, "a", broken):
+        await tried.wait()
+        async with member(database.dsn, "b", terms):
+            assert (await next_of(terms.begun)).number >= 2
 
 
 async def test_a_taken_lease_stops_the_work(database: Database) -> None:
