@@ -88,6 +88,8 @@ def test_the_declared_series_move_on_a_running_platform(running: RunningNova) ->
     quiet = {
         "shed_total",
         "instances_stopped_total",
+        "snapshots_hit_total",
+        "snapshot_restore_milliseconds",
         "instances_crashed_total",
         "builds_total",
         "build_milliseconds",
