@@ -41,8 +41,10 @@ _NOT_YET = frozenset({403, 429, 503})
 _WAIT_S = (1.0, 60.0)
 """Shortest and longest pause after one of those."""
 _WRITERS = 1
-_HOLD_S = 0.005
-"""Nobody waits for an outcome to be written: what ends within this goes into one transaction."""
+_HOLD_S = 0.03
+"""Nobody waits for an outcome to be written: what ends within this goes into one transaction,"""
+_ENOUGH = 16
+"""or so many at once."""
 _TIDY_S = 60.0
 _WRITE_FOR_S = 25.0
 """How long an outcome is tried to be written while PostgreSQL is away; beyond that the lease has run out."""
@@ -91,7 +93,12 @@ class AsyncJobs:
         self._writing = 0
         self._room = asyncio.Event()
         self._group: GroupCommit[tuple[str, Outcomes], None] = GroupCommit(
-            "outcomes", self._write, writers=_WRITERS, weigh=lambda item: _weight(item[1]), hold_s=_HOLD_S
+            "outcomes",
+            self._write,
+            writers=_WRITERS,
+            weigh=lambda item: _weight(item[1]),
+            hold_s=_HOLD_S,
+            enough=_ENOUGH,
         )
 
     def kind(self, workers: int | Callable[[], int]) -> Kind:

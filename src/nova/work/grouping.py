@@ -1,6 +1,7 @@
 """Group commit: many who want something written share one transaction and are answered after it has committed."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -15,8 +16,8 @@ R = TypeVar("R")
 class GroupCommit(Generic[T, R]):
     """``write`` takes a batch and returns one answer, or one exception, for each of its items in order.
 
-    A writer that is free takes what is there at once, or after ``hold_s``, so that few items alone do not cost a transaction
-    where nobody waits for them; while all are busy, items gather. An
+    A writer that is free takes what is there at once; or, where nobody waits for items, when ``enough`` are there or
+    ``hold_s`` have passed, so that few items alone do not cost a transaction. While all are busy, items gather. An
     exception of ``write`` itself is everybody's in the batch. A caller who is cancelled while he waits takes nothing back.
     """
 
@@ -31,6 +32,7 @@ class GroupCommit(Generic[T, R]):
         weigh: Callable[[T], int] = lambda _item: 0,
         max_weight: int = 8 << 20,
         hold_s: float = 0,
+        enough: int = 1,
     ) -> None:
         """``batch`` items at most in one transaction and, beyond the first, ``max_weight`` bytes as ``weigh`` tells them;
         ``writers`` transactions at a time."""
@@ -42,6 +44,8 @@ class GroupCommit(Generic[T, R]):
         self._weigh = weigh
         self._max_weight = max_weight
         self._hold_s = hold_s
+        self._enough = enough
+        self._full = asyncio.Event()
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._tasks = Background(name)
         self._drained = asyncio.Event()
@@ -57,6 +61,8 @@ class GroupCommit(Generic[T, R]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._waiting.append((item, future))
+        if len(self._waiting) >= self._enough:
+            self._full.set()
         if self._running < self._writers and not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._begin)  # whoever comes in this turn of the loop is in the same batch
@@ -65,6 +71,7 @@ class GroupCommit(Generic[T, R]):
     async def close(self) -> None:
         """Take nothing more and write what waits."""
         self._closing = True
+        self._full.set()
         self._drained.clear()
         if self._waiting or self._running:
             await self._drained.wait()
@@ -79,13 +86,21 @@ class GroupCommit(Generic[T, R]):
     async def _work(self) -> None:
         try:
             while self._waiting:
-                if self._hold_s and len(self._waiting) < self._batch and not self._closing:
-                    await asyncio.sleep(self._hold_s)
+                if self._hold_s:
+                    await self._gather()
                 await self._write_batch(self._next_batch())
         finally:
             self._running -= 1
             if not self._waiting and not self._running:
                 self._drained.set()
+
+    async def _gather(self) -> None:
+        """Give few items a moment's company."""
+        self._full.clear()
+        if len(self._waiting) < self._enough and not self._closing:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._hold_s):
+                    await self._full.wait()
 
     def _next_batch(self) -> list[tuple[T, asyncio.Future[R]]]:
         batch = [self._waiting.popleft()]

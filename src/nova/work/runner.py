@@ -21,9 +21,13 @@ from nova.work.queue import CHANNEL, LeaseLost, WorkItem, WorkQueue
 log = structlog.get_logger(__name__)
 _DUE_SLACK_S = 0.002
 """Asked for a moment after it is due, an item is found; asked for a moment before, it is not."""
-_GAP_S = 0.005
-"""From one claim of a lane to the next, at least: a claim costs the same for one item as for many, so a lane at work waits a
-moment for what becomes due and for places that become free. The first claim after a pause waits for nothing."""
+_GAP_S = 0.015
+"""From a claim that found few items to the next, at least: a claim costs the same for one item as for many, so a lane that
+gets a few now and then waits a moment for company. The first claim after a pause waits for nothing."""
+_BUSY_GAP_S = 0.003
+"""The same after a claim that found many: places become free meanwhile."""
+_FEW = 4
+"""Less than this part of what a claim could have had is few."""
 
 
 class WorkHandler(Protocol):
@@ -98,7 +102,7 @@ class _Lane:
         self.running = 0
         self.due = asyncio.Event()
         self.room = kind.room
-        self.claimed_at = 0.0
+        self.next_claim = 0.0
         self.due.set()
 
     @property
@@ -189,15 +193,17 @@ class Runner:
                 if not await _wait(lane.due, self._poll_s):
                     await self._look_ahead(name, lane)
                     lane.look()
-                if (pause := lane.claimed_at + _GAP_S - self._clock.monotonic()) > 0:
+                if (pause := lane.next_claim - self._clock.monotonic()) > 0:
                     await asyncio.sleep(pause)
                 if lane.free <= 0:
                     lane.room.clear()
                     await _wait(lane.room, self._poll_s)
                     continue
                 lane.due.clear()
-                lane.claimed_at = self._clock.monotonic()
+                began = self._clock.monotonic()
                 claimed = await self._claim(name, lane)
+                few = not claimed.more and len(claimed.items) * _FEW < self._batch
+                lane.next_claim = began + (_GAP_S if few else _BUSY_GAP_S)
                 if claimed.more:
                     lane.due.set()
                 for item in claimed.items:
