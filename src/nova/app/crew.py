@@ -8,12 +8,12 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from nova.api.system import PoolHealth, Standing
 from nova.app.asking import Asking
-from nova.app.core import Known, Stores, Trust, inner_door, open_trust
+from nova.app.core import Known, Stores, Trust, open_trust
 from nova.app.events import Accepting
 from nova.app.execution import ExecutionPlane
 from nova.app.process import Process
 from nova.app.reach import Reach, Seat
-from nova.app.rpc import table
+from nova.app.rpc import far_side
 from nova.app.series import series_handlers
 from nova.app.talking import Answerer, Listening, Others
 from nova.domain.ownership import Ownership
@@ -21,11 +21,9 @@ from nova.errors import NovaError
 from nova.execution.figures import FigureHandlers
 from nova.execution.metrics import Metrics
 from nova.execution.spreading import Spreading
-from nova.http.bind import bind
 from nova.http.handler import handlers_of
 from nova.http.inner import Inner
 from nova.observability.merged import MergedFunction, MergedHandlers, MergedSnapshots
-from nova.observability.readings import ReadingHandlers
 from nova.rpc.comets import Comets
 from nova.rpc.methods import Ports
 from nova.rpc.owned import LocalConnection, OwnedInvoker, OwnerPlacement, OwnerProxy, address_of
@@ -102,19 +100,7 @@ def _ports(
     answer: Answerer,
 ) -> Ports:
     """What this worker does for the others: it runs what it is given, and answers for itself alone."""
-    settings = process.settings
-    application = bind(
-        table(),
-        [
-            *execution.handlers(),
-            *accepting.handlers(),
-            *series_handlers(settings, stores, execution.spans),
-            ReadingHandlers(execution.exposition),
-        ],
-        door=inner_door(process, known, trust, metrics),
-        audit=stores.audit,
-        limits=settings.limits,
-    )
+    application = far_side(process, stores, known, trust, execution, accepting, metrics)
     return Ports(
         execution.invoker,
         accepting.queue,

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+from starlette.types import ASGIApp
+
 from nova.api.table import Plane, Route, routes
 from nova.app.cluster import advertisement, grpc_address, register
-from nova.app.core import Known, Stores, inner_door, open_trust
+from nova.app.core import Known, Stores, Trust, inner_door, open_trust
 from nova.app.events import Accepting
 from nova.app.execution import ExecutionPlane
 from nova.app.process import Process
@@ -26,6 +28,30 @@ def table() -> list[Route]:
     return [row for row in mine if row.op not in Front.OPS]
 
 
+def far_side(
+    process: Process,
+    stores: Stores,
+    known: Known,
+    trust: Trust,
+    execution: ExecutionPlane,
+    accepting: Accepting,
+    metrics: Metrics,
+) -> ASGIApp:
+    """What answers behind ProxyHTTP: the data plane's operations, for this process alone."""
+    return bind(
+        table(),
+        [
+            *execution.handlers(),
+            *accepting.handlers(),
+            *series_handlers(process.settings, stores, execution.spans),
+            ReadingHandlers(execution.exposition),
+        ],
+        door=inner_door(process, known, trust, metrics),
+        audit=stores.audit,
+        limits=process.settings.limits,
+    )
+
+
 async def serve_execution(
     process: Process,
     stores: Stores,
@@ -37,18 +63,7 @@ async def serve_execution(
     """Serve ``nova.v1.Execution`` at ``grpc.addr`` and join the cluster as a comet; where others reach it."""
     settings, services = process.settings, process.services
     trust = await open_trust(process, stores)
-    application = bind(
-        table(),
-        [
-            *execution.handlers(),
-            *accepting.handlers(),
-            *series_handlers(settings, stores, execution.spans),
-            ReadingHandlers(execution.exposition),
-        ],
-        door=inner_door(process, known, trust, metrics),
-        audit=stores.audit,
-        limits=settings.limits,
-    )
+    application = far_side(process, stores, known, trust, execution, accepting, metrics)
 
     async def healthy() -> Mapping[str, bool]:
         return {"comet": await stores.db.ping() and stores.listener.connected and execution.able}

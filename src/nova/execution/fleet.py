@@ -212,14 +212,19 @@ class InstanceFleet:
         if fits and not self._memory.low(now):
             return True
         if pool.waiters:
-            if capped:
-                self._capped.add(tenant)
-            else:
-                self._full = True
-            rivals = [rival for rival in self._all() if not capped or rival.snapshot.scope.tenant == tenant]
-            if sum(rival.stopping + rival.owed for rival in rivals) < wanted:
-                self._make_room(pool, rivals, now, own_tenant=capped)
+            self._short(pool, now, wanted, own_tenant=capped)
         return False
+
+    def _short(self, pool: Pool, now: float, wanted: int, *, own_tenant: bool) -> None:
+        """Calls of a pool wait, and a bound is reached: the tenant's own, or the node's."""
+        tenant = pool.snapshot.scope.tenant
+        if own_tenant:
+            self._capped.add(tenant)
+        else:
+            self._full = True
+        rivals = [rival for rival in self._all() if not own_tenant or rival.snapshot.scope.tenant == tenant]
+        if sum(rival.stopping + rival.owed for rival in rivals) < wanted:
+            self._make_room(pool, rivals, now, own_tenant=own_tenant)
 
     def _make_room(self, needy: Pool, rivals: Sequence[Pool], now: float, *, own_tenant: bool) -> None:
         """Idle instances that nobody waits for go, the one idle longest first: those above their pool's floor, but a call

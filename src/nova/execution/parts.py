@@ -39,14 +39,7 @@ class WorkerFleet(InstanceFleet):
             bound = "node"
         if pool.waiters:
             self._wish(tenant, bound, wanted)
-            capped = bound == "tenant"
-            if capped:
-                self._capped.add(tenant)
-            else:
-                self._full = True
-            rivals = [rival for rival in self._all() if not capped or rival.snapshot.scope.tenant == tenant]
-            if sum(rival.stopping + rival.owed for rival in rivals) < wanted:
-                self._make_room(pool, rivals, now, own_tenant=capped)
+            self._short(pool, now, wanted, own_tenant=bound == "tenant")
         return False
 
     def _count(self, pool: Pool, change: int) -> None:
