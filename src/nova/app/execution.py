@@ -11,6 +11,7 @@ from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
 from nova.domain.ownership import Ownership
 from nova.domain.ports import Scaler
+from nova.execution.ahead import FetchAhead
 from nova.execution.artifacts import Artifacts
 from nova.execution.backends.router import BackendRouter
 from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptions
@@ -147,6 +148,7 @@ class ExecutionPlane:
         await services.start(self.router)
         await services.start(self.artifacts)
         await services.start(SealedFunctions(self.sealer, self.catalog))
+        await services.start(FetchAhead(self.catalog, self.artifacts))
         await services.start(self.executor)
         await services.start(self.shadows)
         await services.start(self.invoker)
