@@ -45,7 +45,7 @@ PROBE = """
 """
 
 
-SMALL = "172.30.255.248/29"
+SMALL = "172.30.255.252/30"
 """Two slots; nobody else's."""
 
 

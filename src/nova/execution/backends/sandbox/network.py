@@ -1,6 +1,6 @@
 """Ways out for instances that may have one: prepared network namespaces, each with an address of its own.
 
-A *slot* is a network namespace joined to the host by a veth pair with a /30 of the node's block of addresses. Slots are
+A *slot* is a network namespace joined to the host by a veth pair with a /31 of the node's block of addresses. Slots are
 made off the path of calls and used again. One nftables table per block holds the rules (:mod:`rules`); they exist before
 the first slot does. A slot whose function has a policy of its own gets a chain, one with rules by name a name server
 (:mod:`names`), one with a bandwidth a token bucket at both ends. Everything but the table dies with the daemon's descriptors.
@@ -42,8 +42,8 @@ T = TypeVar("T")
 
 DEFAULT_SUBNET = "172.31.0.0/16"
 BLOCK_PREFIX = 20
-"""One daemon's share of the subnet: 1024 slots."""
-SLOT_PREFIX = 30
+"""One daemon's share of the subnet: 2048 slots."""
+SLOT_PREFIX = 31
 KEEP_FREE = 64
 """Free slots above this many are taken down, slowly: the kernel ends network namespaces one after the other."""
 SPARE = 16
@@ -319,7 +319,7 @@ class Network:
 
     def _make(self, number: int, lent: int | None = None) -> Slot:
         base = self._block.network_address + number * (1 << (32 - SLOT_PREFIX))
-        gateway, address = base + 1, base + 2
+        gateway, address = base, base + 1
         name = f"{INTERFACE}{_tag(self._block)}-{number:x}"
         namespace = self._new_namespace() if lent is None else self._take(lent)
         try:
