@@ -31,6 +31,7 @@ if [ "$profile" = dev ]; then
   [ -x /usr/sbin/ip ] || command -v ip >/dev/null || missing+=(iproute2)
   command -v npm >/dev/null || missing+=(npm)
   command -v curl >/dev/null || missing+=(curl)
+  [ -x /usr/bin/python3 ] || missing+=(python3) # programs that functions bring along begin with it
   [ -f /usr/include/linux/unistd.h ] || missing+=(linux-libc-dev)
   # what is deployed is tested: an engine of the test's own, a server to copy to, units
   [ -x /usr/sbin/dockerd ] || command -v dockerd >/dev/null || missing+=(docker.io)

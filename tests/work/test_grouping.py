@@ -79,3 +79,29 @@ async def test_a_caller_who_leaves_does_not_disturb_the_others() -> None:
     writer.go.set()
     assert await stays == 20
     assert writer.batches == [[1, 2]]
+
+
+async def test_few_items_wait_for_company_and_enough_do_not() -> None:
+    writer = Writer()
+    writer.go.set()
+    group = GroupCommit("test", writer.write, writers=1, hold_s=60, enough=3)
+    tasks = [asyncio.create_task(group.put(1))]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert writer.batches == []
+    tasks += [asyncio.create_task(group.put(item)) for item in (2, 3)]
+    assert await asyncio.gather(*tasks) == [10, 20, 30]
+    assert writer.batches == [[1, 2, 3]]
+
+    last = asyncio.create_task(group.put(4))
+    await asyncio.sleep(0)
+    await group.close()  # nobody else will come
+    assert (await last, writer.batches[1:]) == (40, [[4]])
+
+
+async def test_an_item_alone_is_written_after_its_hold() -> None:
+    writer = Writer()
+    writer.go.set()
+    group = GroupCommit("test", writer.write, writers=1, hold_s=0.01, enough=3)
+    async with asyncio.timeout(5):
+        assert await group.put(1) == 10

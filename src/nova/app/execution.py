@@ -9,6 +9,7 @@ from nova.agent.config import WorkerLaunch
 from nova.app.core import Stores
 from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
+from nova.domain.identity import Scope
 from nova.domain.ownership import Ownership
 from nova.domain.ports import Scaler
 from nova.execution.ahead import FetchAhead
@@ -148,13 +149,16 @@ class ExecutionPlane:
         await services.start(self.router)
         await services.start(self.artifacts)
         await services.start(SealedFunctions(self.sealer, self.catalog))
-        await services.start(FetchAhead(self.catalog, self.artifacts))
+        await services.start(FetchAhead(self.catalog, self.artifacts, self._runs_here))
         await services.start(self.executor)
         await services.start(self.shadows)
         await services.start(self.invoker)
         await services.start(Rollover(self.catalog, self.fleet))
         if self.ownership is None or self.ownership.own == 0:
             await self._start_builds(services)
+
+    def _runs_here(self, scope: Scope, function: str) -> bool:
+        return self.ownership is None or self.ownership.here((scope.tenant, scope.namespace, function))
 
     async def _start_builds(self, services: ServiceGroup) -> None:
         settings, stores = self._settings, self._stores

@@ -21,7 +21,6 @@ Outcome = Literal[
 _BY_TYPE: Final[Mapping[str, Outcome]] = {
     "Nova.OutOfMemory": "out_of_memory",
     "Nova.Timeout": "timeout",
-    "Nova.CpuTime": "timeout",
     "Nova.ExitError": "crash",
     "Nova.Signal": "crash",
     "Nova.WorkerLost": "crash",

@@ -1,6 +1,7 @@
 """What a first call would have to fetch is fetched when the function changes: its snapshot and its code on this node's disk."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -21,11 +22,18 @@ class Artifacts(Protocol):
 
 
 class FetchAhead:
-    """One function at a time, so that a storm of deploys leaves the database to the calls."""
+    """One function at a time, so that a storm of deploys leaves the database to the calls. ``here`` tells whether this
+    process would run a function."""
 
-    def __init__(self, catalog: Catalog, artifacts: Artifacts) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        artifacts: Artifacts,
+        here: Callable[[Scope, str], bool] = lambda _scope, _function: True,
+    ) -> None:
         self._catalog = catalog
         self._artifacts = artifacts
+        self._here = here
         self._changed: dict[tuple[Scope, str], None] = {}
         self._wake = asyncio.Event()
         self._tasks = Background("ahead")
@@ -38,6 +46,8 @@ class FetchAhead:
         await self._tasks.close()
 
     def _on_change(self, scope: Scope, function: str) -> None:
+        if not self._here(scope, function):
+            return
         self._changed.pop((scope, function), None)
         self._changed[scope, function] = None
         if len(self._changed) > MOST:
@@ -57,3 +67,5 @@ class FetchAhead:
                         await self._artifacts.materialise(entry.live.artifact)
                 except (NovaError, OSError) as error:  # a call will find out, and say so
                     log.debug("not fetched ahead", function=function, error=str(error))
+                except Exception:
+                    log.exception("a function could not be fetched ahead", function=function)

@@ -195,8 +195,9 @@ class Front:
             target = cycle.head.note = self._plain_target(cycle)
         if not target or self._begin is None:
             return False
-        body: bytes | None = bytes(cycle.body)
-        if target.queued and (body := calling.only_payload(bytes(cycle.body))) is None:
+        body = bytes(cycle.body)
+        checked = calling.only_payload(body) if target.queued else None
+        if target.queued and checked is None:
             return False
         request_id, knock, client = new_id(), Knock(), cycle.client
         peer = client[0] if client else None
@@ -209,10 +210,11 @@ class Front:
             target.caller = knock.caller
             caller, place = knock.inside()
             admitted = self._now()
-            call = self._accept(request_id, target, caller, place, body or b"", received, None)
-            if target.queued:
+            if checked is not None:
+                call = CallRequest(request_id, place, target.name, checked, caller.identity, received)
                 cycle.start(partial(self._put, call, extra))
                 return True
+            call = self._accept(request_id, target, caller, place, body, received, None)
             accepted = Accepted(call, target.headers, extra, admitted, self._now())
             flight = self._begin(call, partial(self._landed, cycle, accepted))
         except Exception as exc:
