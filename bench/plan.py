@@ -11,7 +11,7 @@ MEASURES = {
     "cold_node": "first call of a Node.js function that has no instance",
     "instance_memory": "memory of an idle warm instance",
     "warm_latency": "one caller, one keep-alive connection, warm function",
-    "warm_throughput": "32 callers, warm function",
+    "warm_throughput": "32 callers, warm function, a worker for each core",
     "process_mode": "a fresh process for each call, 4 callers",
     "burst": "first calls to many functions at the same moment",
     "density": "many functions warm at once: memory of each and of all",
@@ -33,7 +33,8 @@ GROUPS = {
     "queue": ("async_ack", "async_rate", "chaos"),
 }
 """Names for several measures."""
-OURS = frozenset({"nova", "six planes", "one comet", "two comets"})
+ONE_WORKER = "nova, one worker"
+OURS = frozenset({"nova", ONE_WORKER, "six planes", "one comet", "two comets"})
 """Shapes of the platform: none is another one's peer."""
 
 
@@ -121,7 +122,6 @@ QUICK = Plan(
 )
 
 BARS = {
-    ("warm_latency", "p50"): Bar(limit=250),
     ("warm_latency", "p99"): Bar(limit=1000),
     ("warm_throughput", "rate"): Bar(limit=10_000),
     ("cold_python", "p50"): Bar(limit=3),
@@ -151,6 +151,7 @@ BARS = {
 """By measure and metric, in the row's unit. They bind Nova only."""
 
 RATIO_BARS = {
+    ("warm_latency", "p50", "workerd"): Bar(limit=1 / 1.2),
     ("warm_throughput", "rate", "functions-framework"): Bar(limit=4),
     ("warm_throughput", "rate", "workerd"): Bar(limit=0.9),
     ("async_rate", "rate", "procrastinate"): Bar(limit=5),

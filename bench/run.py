@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import core_measures, measures, plane_measures, pool_measures, queue_measures
-from bench.driving import Caller, Target, crowd_driver
+from bench.driving import Caller, Target, crowd, crowd_driver
 from bench.measures import Run
 from bench.model import Machine, Problem, Ratio, Report, Row
-from bench.plan import FULL, GROUPS, OURS, QUICK, RATIO_BARS
+from bench.plan import FULL, GROUPS, ONE_WORKER, OURS, QUICK, RATIO_BARS
 from bench.processes import rss_mb
 from bench.subjects import nova as nova_subject
 from bench.subjects.base import Peer, Say, SetupFailed
@@ -29,6 +29,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nova-b
 FROM_ZERO = {"cold_python": FunctionsFramework.name, "cold_node": Workerd.name}
 """The peer that stands beside each cold start: the one that runs the same language."""
 WARM = ("warm_latency", "warm_throughput")
+SPREAD_S = 4.0
+"""A function has to be hot for two seconds before all workers serve it."""
 BESIDE_PEERS = {*FROM_ZERO, *WARM}
 
 
@@ -105,7 +107,7 @@ def _on_running_subjects(run: Run, only: Collection[str], peers: Sequence[Peer],
         if "warm_latency" in only:
             measures.warm_latency(run, targets)
         if "warm_throughput" in only:
-            measures.throughput(run, "warm_throughput", targets, run.plan.callers)
+            measures.throughput(run, "warm_throughput", _on_all_cores(run, targets, stack), run.plan.callers)
     if nova is not None and "process_mode" in only:
         measures.process_mode(run, nova)
     if nova is not None and "daemon_memory" in only:
@@ -123,6 +125,20 @@ def _start_nova(run: Run, stack: ExitStack) -> Nova | None:
         nova.ready()
         return nova
     return None
+
+
+def _on_all_cores(run: Run, targets: dict[str, Target], stack: ExitStack) -> dict[str, Target]:
+    """The peers, Nova with a worker for each core as they have it where they can, and Nova as it starts by default."""
+    run.say("starting Nova with a worker for each core")
+    found = {ONE_WORKER if name == NAME else name: target for name, target in targets.items()}
+    with run.attempt(NAME, "warm_throughput"):
+        nova = stack.enter_context(
+            Nova(run.command, run.folder, "all-cores", {"NOVA_DAEMON_WORKERS": str(os.cpu_count() or 1)})
+        )
+        nova.ready()
+        found[NAME] = nova.deploy("warm", PYTHON)
+        crowd(found[NAME], run.plan.callers, SPREAD_S)
+    return found
 
 
 def _start_peers(run: Run, peers: Sequence[Peer], stack: ExitStack) -> dict[str, Target]:

@@ -41,12 +41,13 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body * 200_000})
 
 
-async def test_https_is_served_and_old_protocols_are_not(certificate: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+async def test_https_is_served_and_old_protocols_are_not(certificate: tuple[Path, Path], shared: bool) -> None:
     cert, key = certificate
     tls = tls_context(HttpSettings(tls_cert=str(cert), tls_key=str(key)))
     sock = listening_socket(Address("127.0.0.1", 0))
     url = f"https://localhost:{sock.getsockname()[1]}/"
-    server = HttpServer(_app, [sock], limits=ConnectionLimits(), drain_s=2, idle_grace_s=0.1, tls=tls)
+    server = HttpServer(_app, [sock], limits=ConnectionLimits(), drain_s=2, idle_grace_s=0.1, tls=tls, shared=shared)
     await server.start()
     try:
         trusting = ssl.create_default_context(cafile=str(cert))

@@ -34,6 +34,7 @@ class HttpSide:
         self._process = process
         settings = process.settings
         self._tls = tls_context(settings.http) if public else None
+        self._shared = bool(given)
         self._server: HttpServer | None = None
         self._path = offer_path(settings.data_dir, plane, address.port)
         self._inheritance: Inheritance | None = None
@@ -59,7 +60,7 @@ class HttpSide:
         process, http = self._process, self._process.settings.http
         limits = ConnectionLimits(max_connections=http.max_connections, header_timeout_s=http.header_timeout)
         drain_s = process.settings.daemon.drain_s
-        self._server = HttpServer(app, self.sockets, limits=limits, drain_s=drain_s, tls=self._tls)
+        self._server = HttpServer(app, self.sockets, limits=limits, drain_s=drain_s, tls=self._tls, shared=self._shared)
         await process.services.start(self._server)
         if hand_over:
             await process.services.start(Offer(self._path, self.sockets, process.leave))

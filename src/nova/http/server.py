@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from nova.http.accepting import Turnstile
 from nova.http.protocol import ConnectionLimits, Protocol, factory
 
 log = structlog.get_logger(__name__)
@@ -41,7 +42,10 @@ class HttpServer:
         drain_s: float,
         idle_grace_s: float = IDLE_GRACE_S,
         tls: ssl.SSLContext | None = None,
+        shared: bool = False,
     ) -> None:
+        """``shared``: other processes accept on the same sockets."""
+        self._shared = shared
         self._sockets = list(sockets)
         self._drain_s = drain_s
         self._idle_grace_s = min(idle_grace_s, drain_s)
@@ -61,7 +65,7 @@ class HttpServer:
             timeout_keep_alive=int(limits.keep_alive_s),
         )
         self._state = ServerState()
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | Turnstile] = []
         self._clock: asyncio.TimerHandle | None = None
 
     @property
@@ -76,6 +80,10 @@ class HttpServer:
         make = factory(self._config, self._state, loop, self._limits)
         handshake_s, goodbye_s = (None, None) if self._tls is None else (self._limits.header_timeout_s, _GOODBYE_S)
         for sock in self._sockets:
+            if self._shared:
+                turnstile = Turnstile(sock, make, tls=self._tls, handshake_s=handshake_s, goodbye_s=goodbye_s)
+                self._servers.append(turnstile)
+                continue
             server = await loop.create_server(
                 make,
                 sock=sock,
@@ -97,6 +105,9 @@ class HttpServer:
             await asyncio.gather(*self._state.tasks, return_exceptions=True)
         for connection in list(self._state.connections):
             connection.transport.close()
+        for server in self._servers:
+            if isinstance(server, Turnstile):
+                await server.wait_closed()
         if self._clock is not None:
             self._clock.cancel()
 
