@@ -20,7 +20,8 @@ from nova.domain import build as domain
 from nova.domain.build import FINISHED, INSTALLERS, MANIFESTS, BuildPlan, Installer
 from nova.errors import NovaError
 from nova.execution.artifacts import remove
-from nova.execution.builds_box import BoxLimits, BuildBox, BuildFailed, CommandRunner, download_cache, scratch
+from nova.execution.backends.base import CommandRunner
+from nova.execution.builds_box import BoxLimits, BuildBox, BuildFailed, download_cache, scratch
 from nova.execution.builds_installers import Installers
 from nova.execution.builds_log import BuildLog
 from nova.execution.builds_tree import TreeRefused, lay_out, pack_folder

@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.function import Limits
 from nova.execution import buildbox
 from nova.execution.artifacts import remove
-from nova.execution.backends.base import Bind, CommandResult, CommandSpec
+from nova.execution.backends.base import Bind, CommandResult, CommandRunner, CommandSpec
 from nova.execution.builds_log import BuildLog
 from nova.execution.builds_tree import disk_usage
 from nova.execution.registries import CA_BUNDLE, Access
@@ -27,12 +26,6 @@ _FORWARD = Path(buildbox.__path__[0])
 
 class BuildFailed(Exception):
     """The build has no result; the message is for its owner."""
-
-
-class CommandRunner(Protocol):
-    """What a build needs of a backend."""
-
-    async def run(self, command: CommandSpec) -> CommandResult: ...
 
 
 @dataclass(frozen=True, slots=True)

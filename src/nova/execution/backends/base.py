@@ -15,6 +15,12 @@ from nova.domain.stream import Sink
 from nova.errors import FunctionError
 
 Enforced = Literal["hard", "soft", "no"]
+Isolation = Literal["vm", "container", "process", "wasm"]
+RESOURCES = ("memory", "cpu", "pids", "disk", "network_rules", "net_io", "read_only_root", "user", "seccomp")
+"""What :attr:`Capabilities.enforces` speaks of."""
+STRENGTH = {"firecracker": 50, "qemu": 40, "sandbox": 30, "docker": 20, "qemu-emulated": 10, "wasm": 0}
+"""Stronger first: a kernel of its own behind hardware, then this kernel with our own filters, then another's daemon, then a
+machine emulated at a tenth of the speed. WebAssembly has a runtime of its own and competes with nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +28,22 @@ class Capabilities:
     """What this backend can do on this host, found by trying, not by guessing.
 
     ``enforces`` maps memory, cpu, pids, disk, network_rules, net_io, read_only_root, user and seccomp to how they hold.
+    ``strength`` orders backends where ``auto`` has a choice, see :data:`STRENGTH`. ``runtimes`` None: whatever the host has.
+    ``snapshot``: functions can be kept loaded; ``template``: blank instances stand ready; ``reload``: an instance takes new
+    code; ``layers`` and ``volumes``: their folders can be mounted.
     """
 
     available: bool
     reason: str
-    isolation: Literal["vm", "container", "process", "wasm"]
+    isolation: Isolation
     enforces: Mapping[str, Enforced]
     runtimes: frozenset[str] | None = None
+    strength: int = 0
+    snapshot: bool = False
+    template: bool = False
+    reload: bool = False
+    layers: bool = False
+    volumes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +229,14 @@ class CommandResult:
     out_of_memory: bool = False
 
 
+class CommandRunner(Protocol):
+    """A backend that also runs commands (builds)."""
+
+    async def run(self, command: CommandSpec) -> CommandResult:
+        """Run one command isolated like an instance and wait for its end."""
+        ...
+
+
 class SnapshotRefused(Exception):
     """A function cannot be kept loaded; the message says why."""
 
@@ -252,10 +275,16 @@ class Backend(Protocol):
     name: str
 
     async def start(self) -> None:
-        """Get ready: probe the host, reconcile what a killed predecessor left, begin to fill templates."""
+        """Get ready: look at the host, reconcile what a killed predecessor left, begin to fill templates.
+
+        Cheap: it happens in every daemon, also in one that never makes an instance here, so nothing boots before it
+        returns. What is missing is better said by :meth:`capabilities` than raised; what it raises is said in its place.
+        """
         ...
 
-    async def capabilities(self) -> Capabilities: ...
+    async def capabilities(self) -> Capabilities:
+        """As of now; asked again from time to time, so that a service that came or went is noticed."""
+        ...
 
     async def create(self, spec: InstanceSpec) -> Instance:
         """An instance with its agent connected and its code mounted, not loaded yet. Leaves nothing behind on failure.
@@ -269,10 +298,6 @@ class Backend(Protocol):
         ...
 
     async def stats(self, instance: Instance) -> InstanceStats: ...
-
-    async def run(self, command: CommandSpec) -> CommandResult:
-        """Run one command isolated like an instance and wait for its end."""
-        ...
 
     async def reconcile(self, keep: Collection[str]) -> list[str]:
         """Remove what this node made and nobody owns; returns what was removed."""

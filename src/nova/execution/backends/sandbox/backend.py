@@ -12,6 +12,7 @@ import structlog
 from nova.domain.function import Limits, NetworkPolicy
 from nova.errors import NovaError
 from nova.execution.backends.base import (
+    STRENGTH,
     Capabilities,
     CommandResult,
     CommandSpec,
@@ -62,6 +63,8 @@ class SandboxOptions:
     """IPv4 networks that no instance reaches, whatever its policy says"""
     resolvers: tuple[str, ...] = ()
     """name servers for egress rules by name; none: the host's"""
+    runtimes: frozenset[str] | None = None
+    """what may run here; None: whatever ``toolchains`` knows"""
 
 
 class SandboxBackend:
@@ -193,6 +196,11 @@ class SandboxBackend:
                 "user": "hard",
                 "seccomp": "hard",
             },
+            runtimes=self._options.runtimes,
+            strength=STRENGTH[self.name],
+            snapshot=self._privileged,
+            template=True,
+            reload=True,
         )
 
     def default_network(self) -> NetworkPolicy:
