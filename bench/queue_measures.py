@@ -47,19 +47,16 @@ def queue(run: Run, only: Collection[str], report: Report, *, peers: bool) -> No
     """Those of the group that are in ``only``."""
     if {"async_ack", "async_rate"} & set(only):
         with ExitStack() as stack, run.attempt(NAME, "queue"):
-            run.say("starting nova up and the six planes")
+            run.say("starting nova up")
             nova = stack.enter_context(Nova(run.command, run.folder, "queue"))
             nova.ready()
-            shapes: dict[str, Control] = {NAME: nova}
-            with run.attempt(apart.NAME, "queue"):
-                shapes[apart.NAME] = stack.enter_context(Planes(run.command.parent, run.folder / "queue-planes"))
-            targets = {name: _deployed(run, shape) for name, shape in shapes.items()}
-            if "async_ack" in only:
-                async_ack(run, shapes, targets)
-            if "async_rate" in only:
-                rivals = _start_peer(run, report, stack) if peers else {}
-                drains = {name: _drain(run, shapes[name], targets[name]) for name in shapes} | rivals
-                async_rate(run, drains)
+            rivals = _start_peer(run, report, stack) if peers and "async_rate" in only else {}
+            _accept_and_drain(run, only, NAME, nova, rivals)
+        with ExitStack() as stack, run.attempt(apart.NAME, "queue"):
+            run.say("starting the six planes")
+            _accept_and_drain(
+                run, only, apart.NAME, stack.enter_context(Planes(run.command.parent, run.folder / "queue-planes")), {}
+            )
     if "chaos" in only:
         chaos(run)
 
@@ -73,23 +70,31 @@ def _deployed(run: Run, shape: Control) -> Target:
     return target
 
 
-def async_ack(run: Run, shapes: Mapping[str, Control], targets: Mapping[str, Target]) -> None:
+def _accept_and_drain(
+    run: Run, only: Collection[str], name: str, shape: Control, rivals: "Mapping[str, Drain]"
+) -> None:
+    """One shape at a time: what the idle processes of another take of two cores would count against it."""
+    target = _deployed(run, shape)
+    if "async_ack" in only:
+        async_ack(run, name, shape, target)
+    if "async_rate" in only:
+        async_rate(run, {name: _drain(run, shape, target), **rivals})
+
+
+def async_ack(run: Run, name: str, shape: Control, target: Target) -> None:
     """One caller; the jobs that it makes are worked on meanwhile. Each round starts with an empty queue."""
     plan, measure = run.plan, "async_ack"
-    samples: dict[str, list[float]] = {name: [] for name in shapes}
-    rounds: dict[str, list[float]] = {name: [] for name in shapes}
-    for number in range(plan.warm_rounds):
-        for name, shape in shapes.items():
+    samples: list[float] = []
+    rounds: list[float] = []
+    with run.attempt(name, measure):
+        for number in range(plan.warm_rounds):
             run.say(f"{name}: accepting, round {number + 1}/{plan.warm_rounds}")
-            with run.attempt(name, measure):
-                us = run.caller.series(targets[name], plan.warm_calls, skip=20, max_s=plan.round_limit_s).us
-                samples[name] += us
-                rounds[name].append(percentile(us, 50))
-                shape.await_jobs(plan.job_limit_s)
-    for name, us in samples.items():
-        if len(rounds[name]) == plan.warm_rounds:
-            facts = {"calls": len(us), "p90_us": percentile(us, 90), "p99_us": percentile(us, 99)}
-            run.add(measure, "p50", name, percentile(us, 50), "µs", rounds=rounds[name], facts=facts)
+            us = run.caller.series(target, plan.warm_calls, skip=20, max_s=plan.round_limit_s).us
+            samples += us
+            rounds.append(percentile(us, 50))
+            shape.await_jobs(plan.job_limit_s)
+        facts = {"calls": len(samples), "p90_us": percentile(samples, 90), "p99_us": percentile(samples, 99)}
+        run.add(measure, "p50", name, percentile(samples, 50), "µs", rounds=rounds, facts=facts)
 
 
 Drain = Callable[[], tuple[float, dict[str, float]]]

@@ -46,6 +46,8 @@ _HOLD_S = 0.03
 _ENOUGH = 16
 """or so many at once."""
 _TIDY_S = 60.0
+_SWEEP_AFTER = 4000
+"""Jobs whose rows in the queue are rubbish now: two a job, and every claim steps over what lies before it."""
 _WRITE_FOR_S = 25.0
 """How long an outcome is tried to be written while PostgreSQL is away; beyond that the lease has run out."""
 
@@ -91,6 +93,9 @@ class AsyncJobs:
         self._clock = clock
         self._tasks = Background("jobs")
         self._writing = 0
+        self._left = 0
+        """jobs that ended since the queue was swept"""
+        self._rubbish = asyncio.Event()
         self._room = asyncio.Event()
         self._group: GroupCommit[tuple[str, Outcomes], None] = GroupCommit(
             "outcomes",
@@ -112,6 +117,7 @@ class AsyncJobs:
 
     async def start(self) -> None:
         self._tasks.spawn("tidy", self._tidy())
+        self._tasks.spawn("sweep", self._sweep())
 
     async def close(self) -> None:
         """After the runner: write the outcomes that wait."""
@@ -125,6 +131,17 @@ class AsyncJobs:
                 await self._store.tidy()
             except NovaError as error:
                 log.warning("cannot tidy up the queue", error=error.detail)
+
+    async def _sweep(self) -> None:
+        """What a busy minute leaves is too much to wait for the database's own housekeeping."""
+        while True:
+            await self._rubbish.wait()
+            self._rubbish.clear()
+            self._left = 0
+            try:
+                await self._store.sweep()
+            except NovaError as error:
+                log.warning("the queue cannot be swept", error=error.detail)
 
     async def claim(self, owner: str, batch: int, lease_s: float) -> Claimed:
         jobs, more = await self._store.claim(owner, batch, lease_s)
@@ -238,6 +255,9 @@ class AsyncJobs:
         ended = [o for _, o in batch if isinstance(o, Ended) and o.id in written]
         if ended:
             self._notices.ended([end.id for end in ended])
+            self._left += len(ended)
+            if self._left >= _SWEEP_AFTER:
+                self._rubbish.set()
         for outcome in (outcome for _, outcome in batch):
             if isinstance(outcome, PutBack) and outcome.id in written:
                 self._notices.work(KIND, outcome.delay_s)

@@ -121,6 +121,10 @@ class JobStore:
         """Once a minute; see :func:`nova.store.asyncs.tidy`."""
         await tidy(self._db)
 
+    async def sweep(self) -> None:
+        """Make the room that ended jobs took in the queue free for others. Nothing when somebody else is at it."""
+        await self._db.run(sql.sweep)
+
     async def write(self, owner: str, ended: Sequence[Ended], put_back: Sequence[PutBack]) -> frozenset[str]:
         """Write what became of jobs, in one transaction; the ids of those that were still the owner's."""
         events = any(end.event is not None for end in ended)

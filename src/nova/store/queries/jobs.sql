@@ -100,3 +100,6 @@ SET attempts = (CASE WHEN jsonb_array_length(a.attempts) >= %(kept)s THEN a.atte
 FROM given g JOIN released r USING (id)
 WHERE a.id = g.id
 RETURNING a.id::text AS id
+
+-- name: sweep
+VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE FALSE) work
