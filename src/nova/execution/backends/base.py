@@ -47,6 +47,24 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerMount:
+    """A host folder that is mounted read-only at ``target``, which lies below ``/layers``."""
+
+    path: Path
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """A host folder that outlives instances, mounted at ``target`` (``/mnt/…``). Where it is not ``read_only``, the user of
+    the instance's workers may write there."""
+
+    path: Path
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceSpec:
     """What to make. ``code`` is a host directory that is mounted read-only at ``/code`` (None: nothing mounted)."""
 
@@ -56,6 +74,8 @@ class InstanceSpec:
     code: Path | None
     limits: Limits
     network: NetworkPolicy
+    layers: tuple[LayerMount, ...] = ()
+    mounts: tuple[VolumeMount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
