@@ -20,8 +20,8 @@ from nova.control.rollouts import RolloutHandlers, ShadowHandlers
 from nova.control.state import StateHandlers
 from nova.control.uploads import Uploads
 from nova.control.versions import VersionHandlers
-from nova.domain.function import Limits, NetworkPolicy
 from nova.domain.identity import Scope
+from nova.domain.needs import Needs
 from nova.errors import FieldError, NovaError
 from nova.runtimes.registry import Runtimes
 from nova.store.aliases import AliasStore
@@ -46,8 +46,8 @@ class Backends:
 
     refuse: set[str] = field(default_factory=set)
 
-    def check(self, backend: str, runtime: str, limits: Limits, network: NetworkPolicy | None) -> str:
-        if "network_policy" in self.refuse and network is not None:
+    async def check(self, backend: str, needs: Needs) -> str:
+        if "network_policy" in self.refuse and needs.network is not None:
             problem = FieldError("network_policy", "sandbox cannot enforce it on this host")
             raise NovaError("unsupported", problem.message, errors=[problem])
         return "sandbox"

@@ -64,8 +64,10 @@ EVERYTHING: dict[str, Any] = {
 class Networks:
     """What a backend gives functions that name no policy."""
 
-    def default_network(self, backend: str) -> NetworkPolicy:
+    def default_network(self, backend: str, runtime: str) -> NetworkPolicy:
         return NetworkPolicy(isolation_mode="strict")
+
+    async def ready(self, backend: str, runtime: str) -> None: ...
 
 
 async def config(plane: Control, name: str = "hello", version: int | None = None) -> VersionConfig:

@@ -50,8 +50,10 @@ class Runtimes:
 
 
 class Networks:
-    def default_network(self, backend: str) -> NetworkPolicy:
+    def default_network(self, backend: str, runtime: str) -> NetworkPolicy:
         return NetworkPolicy(isolation_mode="strict")
+
+    async def ready(self, backend: str, runtime: str) -> None: ...
 
 
 class Deployer:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import structlog
@@ -120,6 +120,11 @@ class BackendNews:
                 log.warning("a comet of another version advertises what this one cannot read", error=str(exc))
 
 
+_KNOWN = frozenset(field.name for field in fields(Capabilities))
+
+
 def _capabilities(said: Mapping[str, Any]) -> Capabilities:
+    """Of a comet of any version: what it leaves out it cannot do, and what is unknown here nobody asks for."""
     runtimes = said.get("runtimes")
-    return Capabilities(**{**said, "runtimes": None if runtimes is None else frozenset(runtimes)})
+    known = {name: value for name, value in said.items() if name in _KNOWN}
+    return Capabilities(**{**known, "runtimes": None if runtimes is None else frozenset(runtimes)})

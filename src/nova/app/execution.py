@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nova.agent.config import WorkerLaunch
+from nova.app.backends import Ground, candidates, proofs
 from nova.app.core import Stores
 from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
@@ -84,8 +85,11 @@ class ExecutionPlane:
         self.ownership = ownership
         self.runtimes = Runtimes()
         self.sandbox = SandboxBackend(sandbox_options(settings, self.runtimes, home, place), _Toolchains(self.runtimes))
+        ground = Ground(settings, self.runtimes, home, node_of(home), place)
         self.router = BackendRouter(
             [self.sandbox],
+            later=candidates(ground),
+            proofs=proofs(ground),
             default=settings.execution.backend,
             default_isolation=settings.network_policy.default_isolation,
             strict_limits=settings.execution.strict_limits,
@@ -232,13 +236,18 @@ class _Toolchains:
         return launch_for(resolved), resolved.host_paths
 
 
+def node_of(home: Path) -> str:
+    """What this process calls itself in the names of what it makes on the host: no other has it."""
+    return hashlib.sha256(str(home).encode()).hexdigest()[:8]
+
+
 def sandbox_options(settings: Settings, runtimes: Runtimes, home: Path, place: int) -> SandboxOptions:
     available: dict[str, Any] = {r.id: runtimes.resolve(r.id) for r in runtimes.list() if r.toolchain is not None}
     run_dir = home / "sandbox"
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
     return SandboxOptions(
         run_dir=run_dir,
-        node=hashlib.sha256(str(home).encode()).hexdigest()[:8],
+        node=node_of(home),
         templates={
             (name, available[name].version): count
             for name, count in settings.pool.runtime_pool.runtimes.items()

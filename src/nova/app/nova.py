@@ -114,6 +114,8 @@ class Nova(Process):
             load=reporter.load,
         )
         reporter.joined(member)
+        execution.router.on_change(lambda: member.tell(advertisement(execution.router)))
+        execution.router.explore()
         services.callback(lambda: _drain(door, execution.executor))
         log.info("ready" if seat is None else "worker ready", url=self.url)
 

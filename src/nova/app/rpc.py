@@ -85,6 +85,7 @@ async def serve_execution(
         )
     )
     address = grpc_address(process, settings.grpc.addr, server.port)
+    await execution.router.look()
     member = await register(
         process,
         stores,
@@ -96,5 +97,6 @@ async def serve_execution(
         changed=lambda state: execution.executor.set_aside(state == "draining"),
     )
     reporter.joined(member)
+    execution.router.on_change(lambda: member.tell(advertisement(execution.router)))
     services.callback(execution.executor.drain)
     return address

@@ -15,8 +15,9 @@ from nova.control.configure import (
     with_executable_entry,
 )
 from nova.domain.build import MANIFESTS, plan
-from nova.domain.function import CompileStatus, Limits, NetworkPolicy
+from nova.domain.function import CompileStatus
 from nova.domain.identity import Scope
+from nova.domain.needs import Needs
 from nova.domain.tree import SourceFile, Tree, pack
 from nova.domain.version import FunctionSettings, VersionConfig
 from nova.errors import invalid, not_found
@@ -29,7 +30,7 @@ from nova.store.versions import VersionRecord, VersionStore
 
 
 class Enforcer(Protocol):
-    def check(self, backend: str, runtime: str, limits: Limits, network: NetworkPolicy | None) -> str:
+    async def check(self, backend: str, needs: Needs) -> str:
         """The backend that would run this. Raises NovaError ``unsupported`` naming backend and field."""
         ...
 
@@ -118,7 +119,7 @@ class Deployer:
         config = config_of(
             draft.fields, draft.runtime, language, change.place, change.dependency_files, settings.recorded
         )
-        self._enforcer.check(config.backend, language.runtime, config.limits, config.network)
+        await self._enforcer.check(config.backend, Needs(language.runtime, config.limits, config.network))
         if base is not None and base.code_hash == change.code_hash and _frozen(base.config) == _frozen(config):
             if settings == function.settings:
                 return function

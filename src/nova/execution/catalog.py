@@ -228,6 +228,7 @@ class Catalog:
             if version is None:
                 raise not_found("version", str(number))
             if version.built:
+                await self._snapshots.ready(version)
                 snapshot = self._keep(entry, version)
                 return shadowed(snapshot) if call.trigger == "shadow" else snapshot
             if version.compile_status == "failed":
@@ -256,6 +257,7 @@ class Catalog:
             for number in entry.routed():
                 version = await self._versions.version(record.id, number)
                 if version is not None and version.built:
+                    await self._snapshots.ready(version)
                     self._try_keep(entry, version)
             if name not in self._outdated:
                 self._entries[name] = entry

@@ -7,7 +7,8 @@ from nova.api.readiness import Place, Readiness, Reason
 from nova.api.table import Empty
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import CallRequest
-from nova.domain.function import FunctionSnapshot, Limits, NetworkPolicy
+from nova.domain.function import FunctionSnapshot
+from nova.domain.needs import Needs
 from nova.errors import NovaError, not_found
 from nova.execution.pool import Pool
 from nova.execution.slots import LoadFailed, State
@@ -23,7 +24,7 @@ class Catalog(Protocol):
 class Router(Protocol):
     """What is needed of :class:`nova.execution.backends.router.BackendRouter`."""
 
-    def check(self, backend: str, runtime: str, limits: Limits, network: NetworkPolicy | None) -> str: ...
+    async def check(self, backend: str, needs: Needs) -> str: ...
 
 
 class ReadinessHandlers:
@@ -55,7 +56,7 @@ class ReadinessHandlers:
         reasons = []
         backend = None
         try:
-            backend = self._router.check(snapshot.backend, snapshot.runtime, snapshot.limits, snapshot.network)
+            backend = await self._router.check(snapshot.backend, Needs.of(snapshot))
         except NovaError as refusal:
             reasons = [Reason(code="unsupported", detail=e.message, field=e.field) for e in refusal.errors]
         if self._draining():

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from nova.domain.function import FunctionSnapshot, NetworkPolicy
 from nova.domain.shadow import SHADOW_VARIABLE
+from nova.errors import NovaError
 from nova.payload import encode
 from nova.store.functions import FunctionRecord
 from nova.store.versions import VersionRecord
@@ -49,8 +50,12 @@ class RuntimeResolver(Protocol):
 
 
 class NetworkDefaults(Protocol):
-    def default_network(self, backend: str) -> NetworkPolicy:
+    def default_network(self, backend: str, runtime: str) -> NetworkPolicy:
         """The policy of functions that name none, on the backend that ``backend`` (or ``auto``) stands for."""
+        ...
+
+    async def ready(self, backend: str, runtime: str) -> None:
+        """Wait until :meth:`default_network` knows this backend."""
         ...
 
 
@@ -60,6 +65,14 @@ class SnapshotMaker:
     def __init__(self, runtimes: RuntimeResolver, networks: NetworkDefaults) -> None:
         self._runtimes = runtimes
         self._networks = networks
+
+    async def ready(self, version: VersionRecord) -> None:
+        """Wait until what :meth:`make` has to know of the node is known."""
+        try:
+            runtime = self._runtimes.resolve(version.config.runtime).runtime
+        except NovaError:  # make() will say so
+            return
+        await self._networks.ready(version.config.backend, runtime)
 
     def make(self, function: FunctionRecord, version: VersionRecord) -> FunctionSnapshot:
         """Raises NovaError when this node lacks the runtime, ValueError for a version that is not built."""
@@ -81,7 +94,7 @@ class SnapshotMaker:
             timeout_s=config.timeout_s,
             concurrency=config.concurrency,
             limits=config.limits,
-            network=config.network or self._networks.default_network(config.backend),
+            network=config.network or self._networks.default_network(config.backend, runtime.runtime),
             env=MappingProxyType(dict(config.env)),
             artifact=version.artifact,
             compile_status=version.compile_status,

@@ -58,6 +58,8 @@ class Membership:
         self._info = dict(info)
         self._load = load
         self._changed = changed
+        self._told = False
+        """``info`` is newer than the row"""
         self._wake = asyncio.Event()
         self._tasks = Background("membership")
 
@@ -67,6 +69,12 @@ class Membership:
         self._notifications.on(Channel.NODES, self._on_notify)
         self._notifications.on_reconnect(self._wake.set)
         self._tasks.spawn("renew", self._run())
+
+    def tell(self, info: Mapping[str, Any]) -> None:
+        """Add to what the row says of this process, soon."""
+        self._info |= info
+        self._told = True
+        self._wake.set()
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -99,8 +107,9 @@ class Membership:
             self._wake.clear()
             renewals += 1
             try:
-                record = await self._store.renew(self.id, self._load())
+                record = None if self._told else await self._store.renew(self.id, self._load())
                 if record is None:
+                    self._told = False
                     await self._register()
                 else:
                     self._read_back(record)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from nova.domain.function import EgressRule, Limits, NetworkPolicy
+from nova.domain.needs import Needs
 from nova.errors import NovaError
 from nova.execution.backends.base import Capabilities
 from nova.execution.backends.router import BackendRouter
@@ -13,6 +14,7 @@ from tests.execution.fakes import FakeBackend, make_snapshot
 
 pytestmark = pytest.mark.anyio
 OFFLINE = NetworkPolicy(isolation_mode="strict")
+PLAIN = Needs("python", Limits(), OFFLINE)
 
 
 class Host(FakeBackend):
@@ -71,24 +73,24 @@ async def test_what_cannot_be_enforced_is_refused_by_name(resource: str, field: 
 
 async def test_a_soft_limit_is_refused_only_when_limits_are_strict() -> None:
     soft = {"memory": "soft"}
-    assert (await router(Host(enforces=soft))).check("auto", "python", Limits(), OFFLINE) == "sandbox"
+    assert await (await router(Host(enforces=soft))).check("auto", PLAIN) == "sandbox"
     with pytest.raises(NovaError, match="memory_mb"):
-        (await router(Host(enforces=soft), strict_limits=True)).check("auto", "python", Limits(), OFFLINE)
+        await (await router(Host(enforces=soft), strict_limits=True)).check("auto", PLAIN)
 
 
 async def test_a_cpu_share_that_nobody_asked_for_is_not_refused() -> None:
     routes = await router(Host(enforces={"cpu": "no"}))
-    assert routes.check("sandbox", "python", Limits(), OFFLINE) == "sandbox"
+    assert await routes.check("sandbox", PLAIN) == "sandbox"
 
 
 async def test_unknown_unavailable_and_unfit_backends_say_why() -> None:
     routes = await router(Host("off", available=False, reason="no user namespaces"), Host("py", runtimes={"python"}))
     with pytest.raises(NovaError, match="'docker' is not a backend"):
-        routes.check("docker", "python", Limits(), None)
+        await routes.check("docker", Needs("python", Limits()))
     with pytest.raises(NovaError, match="no user namespaces"):
-        routes.check("off", "python", Limits(), None)
+        await routes.check("off", Needs("python", Limits()))
     with pytest.raises(NovaError, match="py does not run node"):
-        routes.check("auto", "node", Limits(), None)
+        await routes.check("auto", Needs("node", Limits()))
 
 
 async def test_the_default_network_is_what_the_host_can_hold() -> None:
@@ -97,4 +99,4 @@ async def test_the_default_network_is_what_the_host_can_hold() -> None:
     assert blind.default_network("auto").offline
     strict = await router(Host(), default_isolation="strict")
     assert strict.default_network("sandbox").offline
-    assert blind.check("auto", "python", Limits(), None) == "sandbox", "no policy: no refusal"
+    assert await blind.check("auto", Needs("python", Limits())) == "sandbox", "no policy: no refusal"

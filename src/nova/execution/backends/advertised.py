@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from nova.domain.function import IsolationMode, Limits, NetworkPolicy
+from nova.domain.function import IsolationMode
+from nova.domain.needs import Needs
 from nova.execution.backends.base import Capabilities
 from nova.execution.backends.router import BackendRouter
 
@@ -19,7 +20,11 @@ class AdvertisedBackends(BackendRouter):
         if capabilities:
             self._capabilities = dict(capabilities)
 
-    def check(self, backend: str, runtime: str, limits: Limits, network: NetworkPolicy | None) -> str:
+    async def check(self, backend: str, needs: Needs) -> str:
         if not self._capabilities:
             return backend
-        return super().check(backend, runtime, limits, network)
+        return await super().check(backend, needs)
+
+    def _boots(self, name: str, *, asked_for: bool) -> bool:
+        """Comets try that."""
+        return True

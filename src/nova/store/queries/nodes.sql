@@ -4,7 +4,7 @@
 INSERT INTO cluster_nodes (id, plane, name, address, info, load, labels, lease_until)
 VALUES (%(id)s, %(plane)s, %(name)s, %(address)s, %(info)s, %(load)s, %(labels)s, now() + make_interval(secs => %(lease_s)s))
 ON CONFLICT (id) DO UPDATE
-SET load = excluded.load, last_heartbeat = now(), lease_until = excluded.lease_until
+SET info = excluded.info, load = excluded.load, last_heartbeat = now(), lease_until = excluded.lease_until
 RETURNING *, false AS gone
 
 -- name: renew
