@@ -1,0 +1,88 @@
+"""The jail of one machine: the folder that its process sees as the whole file system, and how the process gets there.
+
+The jailer makes the chroot, joins the network namespace, becomes an unprivileged user of this machine alone and then is
+Firecracker, which cannot come back: not to the host's files, processes or interfaces.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+API_SOCKET: Final = "api.sock"
+VSOCK: Final = "vsock.sock"
+_OPEN_FILES: Final = 2048
+_ID: Final = re.compile(r"[0-9a-zA-Z-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Absolute paths."""
+
+    firecracker: Path
+    jailer: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Jail:
+    """``name`` is the machine's name for the jailer; ``base`` is where all jails are."""
+
+    base: Path
+    name: str
+    programs: Programs
+    uid: int
+    gid: int
+
+    @property
+    def folder(self) -> Path:
+        """What is removed at the end. The jailer wants it so: below ``base`` by the program's name."""
+        return self.base / self.programs.firecracker.name / self.name
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    def make(self) -> None:
+        """The empty folder, open to the machine's user. Raises OSError."""
+        if not _ID.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is not a name for a jail")
+        self.base.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, parents=True)
+        os.chown(self.root, self.uid, self.gid)
+
+    def share(self, source: Path, name: str) -> None:
+        """Make a file that other machines use as well visible, for reading. It is linked: jails and images must be on one
+        file system, else it is copied."""
+        target = self.root / name
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+            target.chmod(0o444)
+
+    def give(self, name: str) -> None:
+        """A file of this machine alone becomes its user's."""
+        os.chown(self.root / name, self.uid, self.gid)
+
+    def argv(self, namespace: str) -> list[str]:
+        """No secret is in it; ``namespace`` is the path of the network namespace to join."""
+        return [
+            str(self.programs.jailer),
+            *("--id", self.name),
+            *("--exec-file", str(self.programs.firecracker)),
+            *("--uid", str(self.uid)),
+            *("--gid", str(self.gid)),
+            *("--chroot-base-dir", str(self.base)),
+            *("--netns", namespace),
+            *("--resource-limit", f"no-file={_OPEN_FILES}"),
+            "--",
+            *("--api-sock", f"/{API_SOCKET}"),
+        ]
+
+    def remove(self) -> None:
+        """Idempotent."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder)
