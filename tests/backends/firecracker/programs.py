@@ -79,7 +79,7 @@ def kernel(folder: Path) -> Path:
     target = folder / "vmlinux"
     unlinked = folder / "kernel.o"
     subprocess.run(["as", "--64", KERNEL / "kernel.S", "-o", unlinked], check=True)
-    flags = ["-m", "elf_x86_64", "-nostdlib", "-T", KERNEL / "kernel.ld"]
-    subprocess.run(["ld", *flags, unlinked, "-o", target], check=True)
+    flags = ["-m", "elf_x86_64", "-nostdlib", "-T", str(KERNEL / "kernel.ld")]
+    subprocess.run(["ld", *flags, str(unlinked), "-o", str(target)], check=True)
     unlinked.unlink()
     return target
