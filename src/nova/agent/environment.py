@@ -12,6 +12,12 @@ _SEARCH_PATHS = {
     "NODE_PATH": "{code}/node_modules:{code}/deps/node_modules:{code}",
     "LD_LIBRARY_PATH": "{code}/lib:{code}/deps/lib:{code}",
 }
+_LAYER_PATHS = {
+    "PATH": "{layer}/bin",
+    "PYTHONPATH": "{layer}/python:{layer}",
+    "NODE_PATH": "{layer}/nodejs/node_modules:{layer}/node_modules",
+    "LD_LIBRARY_PATH": "{layer}/lib",
+}
 _RESERVED_PREFIXES = ("NOVA_", "AWS_LAMBDA_", "LAMBDA_")
 _SHADOW = "NOVA_SHADOW"
 """Set by the platform in instances that run copies of calls; no function may set it."""
@@ -28,6 +34,13 @@ def guest(port: int, token: str) -> dict[str, str]:
     return {"NOVA_API_URL": f"http://{GUEST_HOST}:{port}", "NOVA_API_TOKEN": token} if port else {}
 
 
+def _with_layers(own: str, place: str, layers: int, *, first: bool) -> str:
+    """A search path with the layers, the last one first. They come behind the function's own code, but before the system's
+    programs."""
+    places = [place.replace("{layer}", f"/layers/{number}") for number in reversed(range(layers))]
+    return ":".join([*places, own] if first else [own, *places])
+
+
 def build(init: InitHead, code_dir: str) -> dict[str, str]:
     """Every variable of a worker but :func:`guest` and the ones of a single call.
 
@@ -35,6 +48,8 @@ def build(init: InitHead, code_dir: str) -> dict[str, str]:
     names are the platform's alone.
     """
     env = base(code_dir)
+    for name, place in _LAYER_PATHS.items() if init.layers else ():
+        env[name] = _with_layers(env[name], place, init.layers, first=name == "PATH")
     for name, value in init.env.items():
         if name in _SEARCH_PATHS:
             env[name] = f"{value}:{env[name]}"

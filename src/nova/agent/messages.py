@@ -140,6 +140,8 @@ class InitHead:
     timeout_s: int
     concurrency: int
     open_files: int
+    layers: int = 0
+    """mounted at ``/layers/0`` and so on; a later one comes first on the search paths"""
 
     def as_head(self) -> dict[str, Any]:
         return asdict(self) | {"env": dict(self.env)}
@@ -169,6 +171,7 @@ class InitHead:
             timeout_s=take(head, "timeout_s", int),
             concurrency=take(head, "concurrency", int),
             open_files=take(head, "open_files", int),
+            layers=take(head, "layers", int) if "layers" in head else 0,
         )
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nova.domain.identity import Scope
+from nova.domain.layer import LayerRef
 from nova.domain.shadow import Shadow
+from nova.domain.volume import Mount
 
 Mode = Literal["persistent", "process"]
 EntryKind = Literal["handler", "script"]
@@ -150,3 +152,6 @@ class FunctionSnapshot:
     """seconds that a stream may be silent; 0: however long"""
     shadow: Shadow | None = None
     """where copies of its calls go"""
+    layers: tuple[LayerRef, ...] = ()
+    """mounted at ``/layers/0`` and so on; of two that hold the same, the later one wins"""
+    mounts: tuple[Mount, ...] = ()

@@ -17,4 +17,5 @@ class Needs:
 
     @classmethod
     def of(cls, snapshot: FunctionSnapshot) -> "Needs":
-        return cls(snapshot.runtime, snapshot.limits, snapshot.network)
+        layers, volumes = bool(snapshot.layers), bool(snapshot.mounts)
+        return cls(snapshot.runtime, snapshot.limits, snapshot.network, layers, volumes)

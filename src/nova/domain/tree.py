@@ -211,14 +211,15 @@ def check_path(path: str) -> None:
         raise invalid("files", f"the path {path!r} is deeper than {MAX_DEPTH}")
 
 
-def pack(tree: Tree, entry: str) -> bytes:
-    """The archive of what is mounted at ``/code``: the tree and the ``handler`` link. Equal trees give equal bytes."""
+def pack(tree: Tree, entry: str | None) -> bytes:
+    """The archive of what is mounted: the tree, and for ``/code`` the ``handler`` link to ``entry``. Equal trees give equal
+    bytes."""
     out = io.BytesIO()
     write_tar(out, tree, entry)
     return out.getvalue()
 
 
-def write_tar(out: BinaryIO, tree: Tree, entry: str) -> None:
+def write_tar(out: BinaryIO, tree: Tree, entry: str | None) -> None:
     """:func:`pack` into an open file."""
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for folder in tree.folders:
@@ -228,7 +229,7 @@ def write_tar(out: BinaryIO, tree: Tree, entry: str) -> None:
                 tar.addfile(_member(file.path, tarfile.SYMTYPE, 0o777, target=file.data.decode()))
             else:
                 tar.addfile(_member(file.path, tarfile.REGTYPE, file.mode, size=len(file.data)), io.BytesIO(file.data))
-        if HANDLER_LINK not in tree and HANDLER_LINK not in tree.folders:
+        if entry is not None and HANDLER_LINK not in tree and HANDLER_LINK not in tree.folders:
             tar.addfile(_member(HANDLER_LINK, tarfile.SYMTYPE, 0o777, target=entry))
 
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 from nova.domain.asyncs import AsyncDestinations, AsyncPolicy
 from nova.domain.function import Capacity, Capture, EntryKind, Limits, Mode, NetworkPolicy, SnapshotPolicy, Window
+from nova.domain.layer import LayerRef
+from nova.domain.volume import Mount
 
 UrlMode = Literal["buffered", "stream"]
 """How a function URL answers: when the call has ended, or as its pieces come."""
@@ -66,4 +68,6 @@ class VersionConfig:
     network: NetworkPolicy | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     dependency_files: tuple[str, ...] = ()
+    layers: tuple[LayerRef, ...] = ()
+    mounts: tuple[Mount, ...] = ()
     recorded: Recorded = field(default_factory=Recorded)

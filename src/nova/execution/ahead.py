@@ -64,7 +64,8 @@ class FetchAhead:
                 try:
                     entry = await self._catalog.entry(scope, function)
                     if entry is not None and entry.live is not None:
-                        await self._artifacts.materialise(entry.live.artifact)
+                        for digest in (entry.live.artifact, *(layer.artifact for layer in entry.live.layers)):
+                            await self._artifacts.materialise(digest)
                 except (NovaError, OSError) as error:  # a call will find out, and say so
                     log.debug("not fetched ahead", function=function, error=str(error))
                 except Exception:

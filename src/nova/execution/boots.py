@@ -10,7 +10,7 @@ import structlog
 from nova.clock import Clock
 from nova.domain.function import FunctionSnapshot
 from nova.errors import NovaError, as_refusal
-from nova.execution.backends.base import Backend, Channel, InitFailed, InitSpec, Instance, InstanceSpec
+from nova.execution.backends.base import Backend, Channel, InitFailed, InitSpec, Instance, InstanceSpec, LayerMount
 from nova.execution.slots import BootTimes, LoadFailed
 from nova.ids import new_id
 
@@ -92,7 +92,8 @@ class Booter:
     async def plan(self, snapshot: FunctionSnapshot) -> tuple[Backend, InstanceSpec]:
         """Where an instance of this function is made, and what it is like. Raises NovaError."""
         backend = await self._backends.select(snapshot)
-        code = await self._artifacts.materialise(snapshot.artifact)
+        trees = [snapshot.artifact, *(layer.artifact for layer in snapshot.layers)]
+        code, *layers = await asyncio.gather(*map(self._artifacts.materialise, trees))
         spec = InstanceSpec(
             instance_id=new_id(),
             runtime=snapshot.runtime,
@@ -100,6 +101,7 @@ class Booter:
             code=code,
             limits=snapshot.limits,
             network=snapshot.network,
+            layers=tuple(LayerMount(path, f"/layers/{number}") for number, path in enumerate(layers)),
         )
         return backend, spec
 

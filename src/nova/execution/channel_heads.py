@@ -21,6 +21,7 @@ def init_head(spec: InitSpec, instance_id: str) -> InitHead:
         timeout_s=spec.timeout_s,
         concurrency=spec.concurrency,
         open_files=spec.open_files,
+        layers=spec.layers,
     )
 
 

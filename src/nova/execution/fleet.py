@@ -413,7 +413,9 @@ class InstanceFleet:
 
     def artifacts(self) -> set[str]:
         """The digests of the trees that instances have mounted, or are about to."""
-        return {pool.snapshot.artifact for pool in self._all() if pool.size}
+        snapshots = [pool.snapshot for pool in self._all() if pool.size]
+        layers = {layer.artifact for snapshot in snapshots for layer in snapshot.layers}
+        return layers | {snapshot.artifact for snapshot in snapshots}
 
     def instances(self, scope: Scope, function: str) -> list[InstanceInfo]:
         now = self._clock.monotonic()

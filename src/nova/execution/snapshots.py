@@ -9,6 +9,7 @@ from typing import Protocol
 
 from nova.domain.function import FunctionSnapshot, NetworkPolicy
 from nova.domain.shadow import SHADOW_VARIABLE
+from nova.domain.version import VersionConfig
 from nova.errors import NovaError
 from nova.payload import encode
 from nova.store.functions import FunctionRecord
@@ -100,7 +101,7 @@ class SnapshotMaker:
             compile_status=version.compile_status,
             build_id=version.build_id,
             backend=config.backend,
-            max_replicas=recorded.max_replicas,
+            max_replicas=_most(recorded.max_replicas, config),
             idle_ttl_s=recorded.idle_ttl_s,
             max_calls=recorded.max_calls,
             max_instance_age_s=recorded.max_instance_age_s,
@@ -111,8 +112,15 @@ class SnapshotMaker:
             stream_idle_s=config.stream_idle_s,
             snapshot=config.snapshot,
             shadow=function.shadow,
+            layers=config.layers,
+            mounts=config.mounts,
         )
         return replace(snapshot, pool_key=pool_key(snapshot))
+
+
+def _most(max_replicas: int, config: VersionConfig) -> int:
+    """One instance where it must be the only one that writes to a volume: more would only wait for it."""
+    return 1 if any(mount.exclusive for mount in config.mounts) else max_replicas
 
 
 def shadowed(snapshot: FunctionSnapshot) -> FunctionSnapshot:
@@ -132,7 +140,8 @@ def pool_key(snapshot: FunctionSnapshot) -> str:
 def weight(snapshot: FunctionSnapshot) -> int:
     """Bytes that a cached snapshot takes, rather too many than too few (``tests/execution/test_catalog_memory.py``)."""
     texts = _texts(snapshot.env) + sum(map(getsizeof, snapshot.capture.redact))
-    return 1800 + texts + sum(250 + len(rule.host) for rule in snapshot.network.egress_rules)
+    mounted = 450 * len(snapshot.layers) + 400 * len(snapshot.mounts)
+    return 1800 + texts + mounted + sum(250 + len(rule.host) for rule in snapshot.network.egress_rules)
 
 
 def record_weight(function: FunctionRecord) -> int:

@@ -98,6 +98,8 @@ class InitSpec:
     timeout_s: int
     concurrency: int
     open_files: int
+    layers: int = 0
+    """how many are mounted, at ``/layers/0`` and so on"""
 
     @classmethod
     def of(cls, snapshot: FunctionSnapshot) -> "InitSpec":
@@ -118,6 +120,7 @@ class InitSpec:
             timeout_s=snapshot.timeout_s,
             concurrency=snapshot.concurrency,
             open_files=snapshot.limits.open_files,
+            layers=len(snapshot.layers),
         )
 
 

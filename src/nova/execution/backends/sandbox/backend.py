@@ -200,7 +200,7 @@ class SandboxBackend:
             strength=STRENGTH[self.name],
             snapshot=self._privileged,
             template=True,
-            reload=True,
+            layers=True,
         )
 
     def default_network(self) -> NetworkPolicy:
@@ -261,6 +261,7 @@ class SandboxBackend:
 
     async def _claim(self, cell: Cell, spec: InstanceSpec) -> None:
         binds = [[str(spec.code), "/code"]] if spec.code is not None else []
+        binds += [[str(layer.path), layer.target] for layer in spec.layers]
         if cell.slot is not None and self._network is not None:
             await self._network.restrict(cell.slot, spec.network, spec.limits.net_mbps)
             if cell.slot.server is not None:

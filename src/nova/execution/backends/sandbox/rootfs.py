@@ -5,10 +5,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from nova.domain.layer import MAX_LAYERS
 from nova.execution.backends.base import Bind
 from nova.execution.backends.sandbox.mounts import BindKind, RootPlan
 from nova.execution.inside import inside
 
+LAYERS = tuple(f"/layers/{number}" for number in range(MAX_LAYERS))
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _ETC_PUBLIC = (
@@ -59,7 +61,7 @@ def plan_root(
     mounts += [(str(bind.source), bind.target, "ro" if bind.read_only else "rw") for bind in binds]
     return RootPlan(
         name=name,
-        directories=("/proc", "/tmp", "/code", "/run", "/var", "/dev", "/etc/ssl"),
+        directories=("/proc", "/tmp", "/code", "/mnt", *LAYERS, "/run", "/var", "/dev", "/etc/ssl"),
         links=tuple(links),
         files=tuple(files),
         binds=tuple(mounts),
