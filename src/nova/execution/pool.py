@@ -2,7 +2,8 @@
 
 Everything here is synchronous and runs on the event loop, so no lock is needed and none is held. Two invariants make the
 warm path short: :attr:`Pool.available` holds exactly the ready instances with a free slot, most recently used last, and
-while anybody waits it is empty, because a freed slot goes straight to the oldest waiter.
+while anybody waits it is empty, because a freed slot goes straight to the oldest waiter. The one exception is a function
+whose calls are over in a moment (:mod:`nova.execution.pacing`): few at a time are done sooner than all at once.
 """
 
 import asyncio
@@ -13,15 +14,17 @@ from typing import Protocol
 from nova.domain.function import FunctionSnapshot
 from nova.errors import NovaError
 from nova.execution.channel_context import ContextEncoder
+from nova.execution.pacing import UNPACED, Pace
 from nova.execution.slots import BootFailure, BootTimes, Lease, Member, PoolMoved, State, Waiter
 
 FAILURES_BEFORE_BACKOFF = 3
 MAX_BACKOFF_S = 30.0
+PATIENCE_S = 0.002
+"""for a call that waits beside a free instance: if none ended meanwhile, it takes that"""
 BOOT_GRACE_S = 2.0
 """beyond its time, for a call that waits for the first instance: what that boot ends with says more than a time-out"""
 _WEIGHT = 0.2
 """of the newest sample in the running means"""
-_NO_LIMIT = 1 << 60
 
 
 class Owner(Protocol):
@@ -65,12 +68,14 @@ class Pool:
         "members",
         "owed",
         "owner",
+        "pace",
         "progress_at",
         "retry_at",
         "service_s",
         "snapshot",
         "stopping",
         "waiters",
+        "waking",
         "warm",
         "warm_until",
     )
@@ -78,6 +83,9 @@ class Pool:
     def __init__(self, owner: Owner, snapshot: FunctionSnapshot, now: float) -> None:
         self.owner = owner
         self.key = snapshot.pool_key
+        self.pace = Pace()
+        self.waking: asyncio.TimerHandle | None = None
+        """while calls wait although an instance is free"""
         self.adopt(snapshot)
         self.context = ContextEncoder(snapshot)
         self.available: list[Member] = []
@@ -110,14 +118,15 @@ class Pool:
         """Take over settings that lie outside the key; they act on the next call."""
         self.snapshot = snapshot
         self.max_calls = snapshot.max_calls
-        self.ceiling = snapshot.capacity.max_inflight or _NO_LIMIT
+        self.ceiling = snapshot.capacity.max_inflight or UNPACED
+        self.pace.allow(snapshot.concurrency == 1 and snapshot.capacity.max_queue_depth is None)
 
     # The warm path
 
     def take(self) -> Lease | None:
         """A free slot of the instance that was used last, or None."""
         available = self.available
-        if not available or self.inflight >= self.ceiling:
+        if not available or self.inflight >= self.ceiling or self.inflight >= self.pace.width:
             return None
         member = available[-1]
         member.inflight += 1
@@ -133,6 +142,7 @@ class Pool:
         member.last_used = self.last_used = self.progress_at = now
         self.calls += 1
         self.service_s += (service_s - self.service_s) * _WEIGHT if self.service_s else service_s
+        self.pace.took(service_s)
         self._free(member)
 
     def _free(self, member: Member) -> None:
@@ -141,7 +151,7 @@ class Pool:
             self.owed -= 1
             self.retire(member, "reclaimed")
         if member.state is State.READY:
-            if self.waiters and self._hand(member, None):
+            if self.waiters and self.inflight <= self.pace.width and self._hand(member, None):
                 return
             self._count_out(member)
             if member.inflight == member.concurrency - 1:
@@ -192,6 +202,7 @@ class Pool:
         self.last_used = self.progress_at = now
         self._count_out(member)
         self.discard(member, reason)
+        self._admit()
 
     def abandoned(self, member: Member, boot: BootTimes | None, now: float) -> None:
         member.last_used = now
@@ -235,15 +246,53 @@ class Pool:
         if self.inflight + len(self.waiters) >= self.ceiling:
             raise self._shed("inflight_limit", f"{self.ceiling} calls are under way already")
         if len(self.waiters) >= max_depth:
-            raise self._shed("queue_full", f"{max_depth} calls are waiting already")
+            if not self.available or self.inflight < self.pace.width:
+                raise self._shed("queue_full", f"{max_depth} calls are waiting already")
+            self._hasten()
         if not self.waiters:
             self.progress_at = now
         waiter = Waiter(asyncio.get_running_loop().create_future(), deadline, refusal)
         self.waiters[waiter] = None
         self.owner.watch_queue()
-        if self.shortfall(now):
+        if self.available:
+            self._look_soon()
+        elif self.shortfall(now):
             self.plan()
         return waiter
+
+    def _look_soon(self, looks: int = 0) -> None:
+        if self.waking is None:
+            self.waking = asyncio.get_running_loop().call_later(PATIENCE_S / 2, self._look, self.calls, looks)
+
+    def _look(self, calls: int, looks: int) -> None:
+        """Whoever waits beside a free instance must not wait for a slow call. Looked at twice: the first time it may have been
+        this process that stood still."""
+        self.waking = None
+        if not self.waiters or not self.available:
+            return
+        if self.calls != calls:
+            self._look_soon()
+        elif not looks:
+            self._look_soon(1)
+        else:
+            self._hasten()
+
+    def _hasten(self) -> None:
+        self.pace.give_up()
+        asyncio.get_running_loop().call_soon(self._admit)
+
+    def _admit(self) -> None:
+        """Free slots to those who wait."""
+        while self.waiters:
+            waiter = next(iter(self.waiters))
+            if waiter.future.done():
+                del self.waiters[waiter]
+                continue
+            lease = self.take()
+            if lease is None:
+                return
+            del self.waiters[waiter]
+            waiter.give(lease)
 
     def leave(self, waiter: Waiter, now: float) -> None:
         """The caller is gone. A slot that was already its own goes to the next."""
@@ -339,7 +388,8 @@ class Pool:
         boots = self.kept(now) - self.serving if self.floor or self.warm else 0
         if self.waiters:
             concurrency = self.snapshot.concurrency
-            need = len(self.waiters) - self.booting * concurrency - self._expected_releases(now)
+            free = len(self.available)
+            need = len(self.waiters) - (self.booting + free) * concurrency - self._expected_releases(now)
             boots = max(boots, math.ceil(need / concurrency))
         boots = max(0, boots)
         limit = self.snapshot.max_replicas
