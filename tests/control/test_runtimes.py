@@ -31,7 +31,7 @@ async def test_the_list_pages_through_every_runtime() -> None:
             break
     whole = await HANDLERS.list(request(PageQuery()))
     assert found == whole.items
-    assert [item.id for item in found] == ["custom", "node", "provided", "python"]
+    assert [item.id for item in found] == ["custom", "node", "provided", "python", "wasm"]
 
 
 async def test_a_runtime_is_described() -> None:

@@ -19,7 +19,7 @@ class RuntimeView(Model):
     versions: list[str]
     status: Literal["available", "unavailable"]
     reason: str | None
-    family: Literal["interpreted", "custom"]
+    family: Literal["interpreted", "wasm", "custom"]
     entrypoint: list[str]
     file_extension: str
     default_handler: str

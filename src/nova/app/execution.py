@@ -17,6 +17,7 @@ from nova.execution.ahead import FetchAhead
 from nova.execution.artifacts import Artifacts
 from nova.execution.backends.router import BackendRouter
 from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptions
+from nova.execution.backends.wasm.backend import WasmBackend, WasmOptions
 from nova.execution.boots import Booter
 from nova.execution.builds import Builder
 from nova.execution.builds_service import BuildService
@@ -87,7 +88,7 @@ class ExecutionPlane:
         self.sandbox = SandboxBackend(sandbox_options(settings, self.runtimes, home, place), _Toolchains(self.runtimes))
         ground = Ground(settings, self.runtimes, home, node_of(home), place)
         self.router = BackendRouter(
-            [self.sandbox],
+            [self.sandbox, WasmBackend(WasmOptions(missing=self.runtimes.get("wasm").reason), self.sandbox)],
             later=candidates(ground),
             proofs=proofs(ground),
             default=settings.execution.backend,

@@ -90,6 +90,8 @@ class Language:
         return f"{module}.{default.rpartition('.')[2]}"
 
     def _kind(self, tree: Tree, entry: str, handler: str) -> EntryKind:
+        if not self.manifest.script:  # whatever it is, the worker runs it
+            return "handler"
         file = tree.get(entry)
         if file is None or file.text is None or entry not in self.manifest.entry_names(handler):
             return "script"

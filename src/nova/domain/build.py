@@ -9,15 +9,16 @@ from typing import Literal
 
 from nova.errors import invalid
 
-Installer = Literal["pip", "npm"]
+Installer = Literal["pip", "npm", "wasmtime"]
 BuildStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: frozenset[BuildStatus] = frozenset({"succeeded", "failed", "cancelled"})
 
-INSTALLERS: Mapping[str, Installer] = {"python": "pip", "node": "npm"}
-"""By runtime. Others install nothing."""
+INSTALLERS: Mapping[str, Installer] = {"python": "pip", "node": "npm", "wasm": "wasmtime"}
+"""By runtime: what installs its dependencies, or compiles it. Others need neither."""
 MANIFESTS: Mapping[str, tuple[str, ...]] = {
     "python": ("requirements.txt",),
     "node": ("package.json", "package-lock.json"),
+    "wasm": (),
 }
 """By runtime: the files at the top of the source tree that name dependencies, the deciding one first."""
 
@@ -31,8 +32,8 @@ _NPM_FIELDS = ("dependencies", "optionalDependencies", "peerDependencies")
 class BuildPlan:
     """What has to be done to a source tree.
 
-    ``manifest`` is the file that asked for it; ``locked`` whether a lock file pins what is installed; ``target`` the
-    folder of the artifact, relative to its top, that the installer fills.
+    ``manifest`` is the file that asked for it, empty where the code always has to be built; ``locked`` whether a lock file
+    pins what is installed; ``target`` the folder of the artifact, relative to its top, that the installer fills.
     """
 
     installer: Installer
@@ -51,6 +52,8 @@ def plan(runtime: str, files: Mapping[str, bytes]) -> BuildPlan | None:
         return BuildPlan("pip", "requirements.txt", locked=False, target="deps")
     if family == "node" and _npm_dependencies(files.get("package.json")):
         return BuildPlan("npm", "package.json", locked="package-lock.json" in files, target="node_modules")
+    if family == "wasm":
+        return BuildPlan("wasmtime", "", locked=True, target=".nova")
     return None
 
 

@@ -140,7 +140,9 @@ class Builder:
             try:
                 async with self._box(item, _installer(runtime), output) as box:
                     await lay_out(box.code, self._builds.sources(subject))
-                    for step in await self._installers.steps(runtime, self._plan(box.code, runtime)):
+                    for step in await self._installers.steps(
+                        runtime, self._plan(box.code, runtime), subject.config.entry
+                    ):
                         await box.run(step)
                     return await self._store(box, subject, output)
             except (BuildFailed, TreeRefused) as failure:
@@ -167,8 +169,8 @@ class Builder:
         if plan is None:
             raise BuildFailed("there are no dependencies to install")
         target = code / plan.target
-        if os.path.lexists(target) and not target.is_dir():
-            raise BuildFailed(f"{plan.target!r} is a file: dependencies are installed into a folder of that name")
+        if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+            raise BuildFailed(f"{plan.target!r} is no folder: the build writes into one of that name")
         target.mkdir(exist_ok=True)
         target.chmod(0o777)
         return plan

@@ -35,11 +35,15 @@ class Installers:
 
     async def toolchain(self, runtime: Resolved, installer: Installer) -> str:
         """What the installed versions depend on, as text. Raises ``runtime_unavailable``."""
+        if installer == "wasmtime":
+            return f"{runtime.runtime} {runtime.toolchain.version}"
         found = await (self._find_pip() if installer == "pip" else self._find_npm(_program(runtime.toolchain)))
         return f"{runtime.runtime} {runtime.toolchain.version}, {installer} {found.version}"
 
-    async def steps(self, runtime: Resolved, plan: BuildPlan) -> Sequence[Step]:
+    async def steps(self, runtime: Resolved, plan: BuildPlan, entry: str) -> Sequence[Step]:
         """Raises ``runtime_unavailable``."""
+        if plan.installer == "wasmtime":
+            return wasm_steps(runtime, entry)
         if plan.installer == "pip":
             pip = await self._find_pip()
             return pip_steps(replace(pip, access=self._limited(pip.access)), runtime.toolchain, plan)
@@ -109,6 +113,17 @@ def npm_steps(npm: Npm, node: Toolchain, plan: BuildPlan, forwarder: tuple[Bind,
     binds = dict.fromkeys((*_host_binds(node), *forwarder, *_outside(npm.root)))
     env = {"PATH": f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"}
     return (Step(f"npm {command[2]}", command, env, tuple(binds), npm.access),)
+
+
+def wasm_steps(runtime: Resolved, entry: str) -> Sequence[Step]:
+    """Compile the module that is the entry, and remove what the code has brought along in place of compiled ones."""
+    package = runtime.toolchain.package
+    if package is None:
+        raise NovaError("runtime_unavailable", "this runtime has no compiler")
+    script = inside(runtime.folder / "compile.py")
+    command = (*_python(runtime.toolchain), script, inside(package), runtime.toolchain.version, "/code", entry)
+    binds = tuple(Bind(path, inside(path)) for path in runtime.host_paths)
+    return (Step("compile the module", command, {}, binds),)
 
 
 def _python(python: Toolchain) -> tuple[str, ...]:

@@ -5,9 +5,15 @@ from nova.runtimes.registry import Resolved
 
 
 def launch_for(resolved: Resolved) -> WorkerLaunch:
-    """Absolute paths in place of ``{tool}`` and ``{bootstrap}``; ``{entry}`` and ``{input}`` are the agent's to fill."""
+    """Absolute paths in place of ``{tool}``, ``{bootstrap}`` and ``{package}``, and the ``{version}`` of what was found;
+    ``{entry}`` and ``{input}`` are the agent's to fill."""
     worker = resolved.manifest.worker
-    known = {"{tool}": str(resolved.toolchain.program), "{bootstrap}": str(resolved.bootstrap)}
+    known = {
+        "{tool}": str(resolved.toolchain.program),
+        "{bootstrap}": str(resolved.bootstrap),
+        "{package}": str(resolved.toolchain.package),
+        "{version}": resolved.toolchain.version,
+    }
 
     def fill(words: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(known.get(word, word) for word in words)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nova.domain.function import EntryKind, Mode
 
-Family = Literal["interpreted", "custom"]
+Family = Literal["interpreted", "wasm", "custom"]
 
 
 class _Strict(BaseModel):
@@ -28,13 +28,23 @@ class WorkerSection(_Strict):
 
 class ToolchainSection(_Strict):
     """Where the language comes from. ``interpreter``: the Python under this process; ``program``: a program on PATH, else
-    ``path`` in the Python package ``package``, at least version ``minimum``; ``none``: the code brings everything."""
+    ``path`` in the Python package ``package``, at least version ``minimum``; ``package``: that interpreter with the Python
+    package ``package``, whose version counts; ``none``: the code brings everything."""
 
-    finder: Literal["interpreter", "program", "none"]
+    finder: Literal["interpreter", "program", "package", "none"]
     program: str = ""
     package: str = ""
     path: str = ""
     minimum: str = ""
+
+
+class ImageSection(_Strict):
+    """What an image of this runtime holds beside what every image does: ``packages`` of Debian, and the language's program
+    at the absolute path ``tool``, ``copied`` there from this host or brought by a package."""
+
+    packages: tuple[str, ...] = ()
+    tool: str = ""
+    copied: bool = False
 
 
 class Manifest(_Strict):
@@ -55,6 +65,8 @@ class Manifest(_Strict):
     template: str
     worker: WorkerSection
     toolchain: ToolchainSection
+    image: ImageSection | None = None
+    """None: there are no images of this runtime."""
 
     def accepts_handler(self, handler: str) -> bool:
         """Whether ``handler`` has the form that this runtime understands; it never leads out of the code."""

@@ -1,5 +1,6 @@
 """Finding what a language needs on this host: real programs, never shims that start another process first."""
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -18,7 +19,7 @@ _VERSION_TIMEOUT_S: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Toolchain:
-    """A found toolchain. ``program`` is None where none is needed.
+    """A found toolchain. ``program`` is None where none is needed; ``package`` is the folder of the package it is.
 
     ``host_paths`` must be visible inside an instance at the same place, beside the system's own folders.
     """
@@ -26,6 +27,7 @@ class Toolchain:
     program: Path | None
     version: str
     host_paths: tuple[Path, ...] = ()
+    package: Path | None = None
 
 
 class ToolchainMissing(Exception):
@@ -38,6 +40,8 @@ def find(section: ToolchainSection) -> Toolchain:
         return Toolchain(None, "")
     if section.finder == "interpreter":
         return _interpreter()
+    if section.finder == "package":
+        return _package(section)
     return _program(section)
 
 
@@ -46,6 +50,20 @@ def _interpreter() -> Toolchain:
     program = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
     version = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     return Toolchain(program, version, _outside_system(Path(sys.base_prefix).resolve()))
+
+
+def _package(section: ToolchainSection) -> Toolchain:
+    """A Python package of this process, for the interpreter without its virtual environment."""
+    spec = importlib.util.find_spec(section.package)
+    found = [Path(folder).resolve() for folder in (spec.submodule_search_locations or [])] if spec else []
+    if not found:
+        raise ToolchainMissing(f"the Python package {section.package} is not installed")
+    version = importlib.metadata.version(section.package)
+    if _numbers(version) < _numbers(section.minimum):
+        text = f"{section.package} is version {version}; at least {section.minimum} is needed"
+        raise ToolchainMissing(text)
+    python = _interpreter()
+    return Toolchain(python.program, version, (*python.host_paths, found[0]), found[0])
 
 
 def _program(section: ToolchainSection) -> Toolchain:

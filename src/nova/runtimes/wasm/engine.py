@@ -1,0 +1,64 @@
+"""The WebAssembly engine as every process that compiles or runs a module sets it up, and compiled modules on disk.
+
+A compiled module is machine code: whoever loads one trusts it. Builds write it, into a folder that they empty first; its
+name says for which engine it is, so that another version of the engine compiles again instead of failing.
+"""
+
+import os
+import platform
+from pathlib import Path
+from typing import Final
+
+from wasmtime import Config, Engine, Module, WasmtimeError, wat2wasm
+
+COMPILED_FOLDER: Final = ".nova"
+"""Of the code: what builds write for the platform."""
+STACK_BYTES: Final = 1 << 20
+"""Stack of one call's WebAssembly."""
+_BINARY: Final = b"\0asm"
+_RECIPE: Final = "1"
+"""Changes with the settings of :func:`make_engine`."""
+
+
+def make_engine(*, fuel: bool = False) -> Engine:
+    """An engine whose code can be interrupted; with ``fuel`` it also counts the instructions that it runs."""
+    config = Config()
+    config.epoch_interruption = True
+    config.consume_fuel = fuel
+    config.max_wasm_stack = STACK_BYTES
+    config.wasm_threads = False
+    config.shared_memory = False
+    config.wasm_memory64 = False
+    return Engine(config)
+
+
+def compiled_name(entry: str, version: str, *, fuel: bool = False) -> str:
+    """Where a build leaves the compiled form of the module ``entry``, relative to the code. ``version`` is the engine's."""
+    kind = "fuel" if fuel else "plain"
+    name = entry.replace("/", "--")
+    return f"{COMPILED_FOLDER}/{name}.{version}-{_RECIPE}-{platform.machine()}-{kind}.cwasm"
+
+
+def binary_of(source: bytes) -> bytes:
+    """The module in ``source``: the binary format, or the text format, told apart by how they begin.
+
+    Raises WasmtimeError with what is wrong with the text.
+    """
+    return source if source.startswith(_BINARY) else bytes(wat2wasm(source))
+
+
+def compile_module(engine: Engine, source: bytes) -> Module:
+    """Raises WasmtimeError for what is no module."""
+    return Module(engine, binary_of(source))
+
+
+def load_module(engine: Engine, code_dir: str, entry: str, version: str, *, fuel: bool = False) -> Module:
+    """The module ``entry`` (relative to ``code_dir``), compiled before or else now. A compiled file is mapped, so that
+    all who run it share its pages. Raises WasmtimeError, OSError."""
+    compiled = os.path.join(code_dir, compiled_name(entry, version, fuel=fuel))
+    if os.path.isfile(compiled):
+        try:
+            return Module.deserialize_file(engine, compiled)
+        except WasmtimeError:  # made on a processor that can do more than this one
+            pass
+    return compile_module(engine, Path(code_dir, entry).read_bytes())
