@@ -25,5 +25,6 @@ supervisor.run(
         code_dir=config["code_dir"],
         reload_dir=config["reload_dir"],
         guest_port=0,
+        relayed=config.get("relayed", False),
     ),
 )

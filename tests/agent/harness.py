@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def base_interpreter() -> str:
 
 
 def spawn_agent(
-    runtime: str, code: Path, *, hello_deadline_s: float = 60.0, reload_dir: Path | None = None
+    runtime: str, code: Path, *, hello_deadline_s: float = 60.0, reload_dir: Path | None = None, relayed: bool = False
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """An agent process and the host's end of its control connection."""
     resolved = RUNTIMES.resolve(runtime)
@@ -50,6 +50,7 @@ def spawn_agent(
         "code_dir": str(code),
         "reload_dir": None if reload_dir is None else str(reload_dir),
         "hello_deadline_s": hello_deadline_s,
+        "relayed": relayed,
     }
     ours, theirs = socket.socketpair()
     with theirs:
@@ -202,11 +203,15 @@ async def guest(
     cause: DeathCause = "unknown",
     init_timeout_s: float = 10.0,
     reload_dir: Path | None = None,
+    through: Callable[[socket.socket], Awaitable[socket.socket]] | None = None,
     **changes: Any,
 ) -> AsyncIterator[Guest]:
-    """A connected instance whose code is ``files`` below ``folder``; nothing of it is left afterwards."""
+    """A connected instance whose code is ``files`` below ``folder``; nothing of it is left afterwards.
+
+    ``through``: what makes the host's control socket of the agent's, for agents that are not beside the host.
+    """
     write_files(folder, files)
-    process, control = spawn_agent(runtime, folder, reload_dir=reload_dir)
+    process, control = spawn_agent(runtime, folder, reload_dir=reload_dir, relayed=through is not None)
     deadlines = Deadlines()
     made: list[Guest] = []
 
@@ -217,6 +222,8 @@ async def guest(
         made[0].kill()
 
     try:
+        if through is not None:
+            control = await through(control)
         channel = await DirectChannel.connect(
             control,
             TOKEN,

@@ -61,3 +61,6 @@ class AgentConfig:
     reload_dir: str | None = None
     guest_port: int = 8399
     """where code inside reaches the guest API, on loopback; 0: nowhere. Only for places with a network of their own."""
+    relayed: bool = False
+    """The host is behind a relay, which reads a worker's descriptors from the moment it gets them. So it gets them when the
+    worker has loaded and not before, and the agent keeps copies for the next host."""

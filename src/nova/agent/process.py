@@ -54,6 +54,10 @@ class Worker:
     def descriptors(self) -> tuple[int, int, int]:
         return self.line.fileno(), self.stdout, self.stderr
 
+    def copy(self) -> "Worker":
+        """The same worker with descriptors of its own."""
+        return Worker(self.number, self.pid, self.line.dup(), os.dup(self.stdout), os.dup(self.stderr))
+
     def close(self) -> None:
         """Forget the descriptors; the host, if it has copies, drives the worker alone from here on."""
         if self.line.fileno() >= 0:

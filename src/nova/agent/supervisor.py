@@ -54,7 +54,11 @@ class Supervisor:
         self._config = config
         self._poller = Poller()
         self._control = Control(
-            control, config, self._poller, on_frame=self._receive, standing=lambda: self._workers.get(0)
+            control,
+            config,
+            self._poller,
+            on_frame=self._receive,
+            standing=lambda: None if config.relayed else self._workers.get(0),
         )
         self._loader = Loader(self._poller, self._loaded)
         self._reload = Reload(config.reload_dir)
@@ -143,7 +147,7 @@ class Supervisor:
             standing.signal(signal.SIGKILL)
             standing = None
         worker = standing or self._start(_worker_main(code))
-        self._begin_loading(worker, code, frame.id, with_descriptors=standing is None)
+        self._begin_loading(worker, code, frame.id, with_descriptors=standing is None or self._config.relayed)
 
     def _add_worker(self, frame: Frame) -> None:
         """One more worker of the loaded function, for one more call at a time."""
@@ -174,7 +178,8 @@ class Supervisor:
                 self._code = loading.code
             else:
                 self._end(worker)
-        self._control.send(frames.RESP, loading.frame_id, head.as_head(), worker if head.fds else None, close=True)
+        given = worker.copy() if self._config.relayed and head.fds else worker
+        self._control.send(frames.RESP, loading.frame_id, head.as_head(), given if head.fds else None, close=True)
         if not head.fds:
             worker.close()
 
@@ -259,6 +264,8 @@ class Supervisor:
         del self._workers[worker.number]
         code = self._serving.pop(worker.number, None)
         self._loader.ended(worker, status)
+        if self._config.relayed:
+            worker.close()
         if worker.number in self._ending:
             # What it left behind has become the agent's own children. A process that another worker's call detached
             # from itself cannot be told from them, and ends too.
