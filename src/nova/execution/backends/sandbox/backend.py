@@ -82,7 +82,7 @@ class SandboxBackend:
         self._running = asyncio.Event()
         self._launcher = LauncherClient(self._heard, self._launcher_lost)
         self._cells = Cells(self._launcher, toolchains, None, None)
-        self._templates = Templates(self._cells.boot, self._cells.end, {})
+        self._templates: Templates[Kind, Cell] = Templates(self._cells.boot, self._cells.end, {})
         self._seals = Seals(self._cells, self._claim)
         self._claimed: dict[str, Cell] = {}
 

@@ -95,11 +95,14 @@ class Network:
         private: bool = True,
         blocked: Sequence[str] = (),
         resolvers: Sequence[str] = (),
+        spare: int = SPARE,
     ) -> None:
         """``private`` false: private networks are reachable only where a rule names them by address; ``blocked`` never are.
 
-        ``resolvers``: name servers for rules by name; none: the host's.
+        ``resolvers``: name servers for rules by name; none: the host's. ``spare``: as :data:`SPARE`; 0 where every slot is
+        made in a namespace that is there already.
         """
+        self._spare = spare
         self._subnet = IPv4Network(subnet)
         self._locks = locks
         self._private = private
@@ -195,7 +198,7 @@ class Network:
         self._tidy_up()
 
     def _tidy_up(self) -> None:
-        untidy = not SPARE <= len(self._free) <= KEEP_FREE
+        untidy = not self._spare <= len(self._free) <= KEEP_FREE
         if untidy and (self._tidying is None or self._tidying.done()):
             self._tidying = self._background.spawn("tidy", self._tidy())
 
@@ -211,7 +214,7 @@ class Network:
                 slot = self._free.pop(0)
                 self._abandon(slot)
                 await asyncio.sleep(_DROP_EACH_S)
-            elif len(self._free) < SPARE and len(self._unused) > SPARE:
+            elif len(self._free) < self._spare and len(self._unused) > self._spare:
                 number = self._unused.pop()
                 try:
                     await self._run(functools.partial(self._make_spare, number))

@@ -44,7 +44,7 @@ _PACKET_TABLES = (64, 65, 96, 97, 128, 129)
 """Options of iptables, ip6tables, arptables and ebtables."""
 _INTERFACE_SETTERS = (0x890B, 0x890C, 0x8914, 0x8916, 0x8918, 0x891A, 0x891C, 0x891E, 0x8922, 0x8923, 0x8924, 0x8946)
 _SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
-_PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 _DENIED_COMMON = {
     "io_uring_setup": 425,
@@ -228,7 +228,7 @@ def _argument_checks(machine: str) -> dict[int, _Block]:
             _OFFSET_ARG0, (_AF_UNIX, _AF_INET, _AF_INET6), hit=_ALLOW, miss=_ERRNO | errno.EAFNOSUPPORT
         ),
         numbers["ioctl"]: _one_of(_OFFSET_ARG1, (_TIOCSTI, _TIOCLINUX), hit=eperm, miss=_ALLOW),
-        numbers["personality"]: _one_of(_OFFSET_ARG0, _PERSONALITIES, hit=_ALLOW, miss=eperm),
+        numbers["personality"]: _one_of(_OFFSET_ARG0, PERSONALITIES, hit=_ALLOW, miss=eperm),
     }
 
 
@@ -279,6 +279,11 @@ def _search(segments: list[tuple[int, _Block]]) -> _Block:
     middle = len(segments) // 2
     low, high = _search(segments[:middle]), _search(segments[middle:])
     return [_Op(_JMP_JGE, segments[middle][0], if_true=len(low)), *low, *high]
+
+
+def denied(machine: str = MACHINE) -> frozenset[str]:
+    """The names of the calls that are answered with EPERM whatever their arguments."""
+    return frozenset(_DENIED[machine])
 
 
 def build_filter(machine: str = MACHINE, *, donor: bool = False) -> bytes:

@@ -5,12 +5,13 @@ import functools
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
-from nova.execution.backends.sandbox.cells import Cell, Ended, Kind
+from nova.execution.backends.base import Channel
 from nova.service import Background
 
 log = structlog.get_logger(__name__)
@@ -25,32 +26,61 @@ template of a kind is replaced at once."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 10.0
 
 
+class AnyKind(Hashable, Protocol):
+    """What must be equal for one template to serve."""
+
+    @property
+    def runtime(self) -> str: ...
+
+
+KindT = TypeVar("KindT", bound=AnyKind)
+
+
+class Blank(Protocol[KindT]):
+    """A place that waits; ``ended`` is done when it is dead."""
+
+    @property
+    def kind(self) -> KindT: ...
+
+    @property
+    def channel(self) -> Channel: ...
+
+    @property
+    def ended(self) -> "asyncio.Future[Any]": ...
+
+
+BlankT = TypeVar("BlankT", bound=Blank[Any])
+
+
 @dataclass(slots=True)
-class _Shelf:
+class _Shelf(Generic[BlankT]):
     """The templates of one kind."""
 
     base: int
     target: int
-    ready: deque[Cell] = field(default_factory=deque)
+    ready: deque[BlankT] = field(default_factory=deque)
     missed: float = -math.inf
 
 
-class Templates:
-    """``boot`` makes one; ``end`` frees one that nobody takes."""
+class Templates(Generic[KindT, BlankT]):
+    """``boot`` makes one; ``end`` frees one that nobody takes. ``keep``: so many of each kind that has been asked for once."""
 
     def __init__(
         self,
-        boot: Callable[[Kind], Awaitable[Cell]],
-        end: Callable[[Cell], Awaitable[object]],
-        targets: Mapping[Kind, int],
+        boot: Callable[[KindT], Awaitable[BlankT]],
+        end: Callable[[BlankT], Awaitable[object]],
+        targets: Mapping[KindT, int],
+        *,
+        keep: int = 0,
     ) -> None:
         self._boot = boot
         self._end = end
-        self._shelves: dict[Kind, _Shelf] = {kind: _Shelf(count, count) for kind, count in targets.items()}
+        self._keep = keep
+        self._shelves: dict[KindT, _Shelf[BlankT]] = {kind: _Shelf(count, count) for kind, count in targets.items()}
         self._wanted = asyncio.Event()
         self._background = Background("sandbox.templates")
-        self._failures: defaultdict[Kind, int] = defaultdict(int)
-        self._retry_at: dict[Kind, float] = {}
+        self._failures: defaultdict[KindT, int] = defaultdict(int)
+        self._retry_at: dict[KindT, float] = {}
         self._burials: set[asyncio.Future[object]] = set()
 
     async def start(self) -> None:
@@ -64,9 +94,9 @@ class Templates:
                 self._bury(shelf.ready.pop())
         await asyncio.gather(*self._burials)
 
-    def take(self, kind: Kind) -> Cell | None:
+    def take(self, kind: KindT) -> BlankT | None:
         """A living template, or None. Either way the shelf is filled up later; more so when nothing was there."""
-        shelf = self._shelves.setdefault(kind, _Shelf(0, 0))
+        shelf = self._shelves.setdefault(kind, _Shelf(self._keep, self._keep))
         cell = self._pop(shelf)
         if cell is None:
             shelf.missed = time.monotonic()
@@ -78,7 +108,7 @@ class Templates:
             asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._wanted.set)
         return cell
 
-    def _pop(self, shelf: _Shelf) -> Cell | None:
+    def _pop(self, shelf: _Shelf[BlankT]) -> BlankT | None:
         while shelf.ready:
             cell = shelf.ready.popleft()
             if cell.channel.usable and not cell.ended.done():
@@ -86,11 +116,11 @@ class Templates:
             self._bury(cell)
         return None
 
-    def counts(self) -> dict[Kind, tuple[int, int]]:
+    def counts(self) -> dict[KindT, tuple[int, int]]:
         """Per kind: how many are ready, how many there should be."""
         return {kind: (len(shelf.ready), shelf.target) for kind, shelf in self._shelves.items()}
 
-    def _ended(self, cell: Cell, _how: asyncio.Future[Ended]) -> None:
+    def _ended(self, cell: BlankT, _how: asyncio.Future[Any]) -> None:
         """A place ended; if it was still a template, what it held is freed and another is made."""
         shelf = self._shelves[cell.kind]
         if cell in shelf.ready:
@@ -98,7 +128,7 @@ class Templates:
             self._bury(cell)
             self._wanted.set()
 
-    def _bury(self, cell: Cell) -> None:
+    def _bury(self, cell: BlankT) -> None:
         burial = asyncio.ensure_future(self._end(cell))
         self._burials.add(burial)
         burial.add_done_callback(self._burials.discard)
@@ -123,7 +153,7 @@ class Templates:
             self._shelves[kind].ready.append(cell)
             cell.ended.add_done_callback(functools.partial(self._ended, cell))
 
-    def _next_missing(self) -> Kind | None:
+    def _next_missing(self) -> KindT | None:
         now = time.monotonic()
         for kind, shelf in self._shelves.items():
             if len(shelf.ready) < shelf.target and self._retry_at.get(kind, now) <= now:
@@ -149,7 +179,7 @@ class Templates:
                 while len(shelf.ready) > shelf.target:
                     await self._end(shelf.ready.pop())
 
-    def _put_off(self, kind: Kind, error: Exception) -> None:
+    def _put_off(self, kind: KindT, error: Exception) -> None:
         self._failures[kind] += 1
         delay = min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(self._failures[kind], 10))
         self._retry_at[kind] = time.monotonic() + delay

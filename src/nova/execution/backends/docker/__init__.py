@@ -1,0 +1,1 @@
+"""Instances in containers of a Docker engine."""

@@ -1,0 +1,94 @@
+"""What the engine is told about one container: everything that isolates it, as a value."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nova.domain.function import Limits
+from nova.execution.backends.docker.doorway import NAME
+from nova.execution.backends.docker.groups import CPU_PERIOD_US, cpu_shares
+
+LABEL_NODE: Final = "nova.node"
+LABEL_INSTANCE: Final = "nova.instance"
+DOOR: Final = "/run/nova"
+ENTRY: Final = ("/usr/bin/python3", "-I", "-S", "/opt/nova/boot")
+_USER: Final = "65534:65534"
+_SHM_BYTES: Final = 16 << 20
+_LOG: Final = {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}}
+"""Prints of functions travel through pipes of their own; what remains are last words of an agent that did not start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A host path seen at ``target``."""
+
+    source: Path
+    target: str
+    read_only: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.target}:{'ro' if self.read_only else 'rw'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One container. ``token_sha256`` is all that goes inside of the token that opens its agent; ``door`` is the folder with
+    the socket that the agent connects to."""
+
+    name: str
+    node: str
+    image: str
+    token_sha256: str
+    door: Path
+    resolv_conf: Path
+    limits: Limits
+    seccomp: str
+    binds: Sequence[Bind] = ()
+
+    @property
+    def container_name(self) -> str:
+        return f"nova-{self.node}-{self.name}"
+
+    def configuration(self) -> dict[str, Any]:
+        """The body of ``POST /containers/create``."""
+        return {
+            "Image": self.image,
+            "Entrypoint": list(ENTRY),
+            "Cmd": [],
+            "User": _USER,
+            "WorkingDir": "/",
+            "Hostname": "nova",
+            "Env": [
+                f"NOVA_AGENT_LISTEN=connect:{DOOR}/{NAME}",
+                f"NOVA_AGENT_TOKEN_SHA256={self.token_sha256}",
+                f"NOVA_INSTANCE_ID={self.name}",
+            ],
+            "Labels": {LABEL_NODE: self.node, LABEL_INSTANCE: self.name},
+            "HostConfig": self._host(),
+        }
+
+    def _host(self) -> dict[str, Any]:
+        limits = self.limits
+        binds = [Bind(self.door, DOOR), Bind(self.resolv_conf, "/etc/resolv.conf"), *self.binds]
+        return {
+            "Binds": [str(bind) for bind in binds],
+            # A network comes later, from the host, with its rules in force; or never.
+            "NetworkMode": "none",
+            "ReadonlyRootfs": True,
+            "Tmpfs": {"/tmp": f"rw,nosuid,nodev,exec,mode=1777,size={limits.tmp_mb}m"},
+            "ShmSize": _SHM_BYTES,
+            "IpcMode": "private",
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges:true", f"seccomp={self.seccomp}"],
+            "Privileged": False,
+            "Memory": limits.memory_mb << 20,
+            "MemorySwap": limits.memory_mb << 20,
+            "CpuPeriod": CPU_PERIOD_US,
+            "CpuQuota": int(limits.cpu_ceiling * CPU_PERIOD_US),
+            "CpuShares": cpu_shares(limits),
+            "PidsLimit": limits.pids,
+            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+            "RestartPolicy": {"Name": "no"},
+            "LogConfig": _LOG,
+        }
