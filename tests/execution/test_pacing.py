@@ -12,7 +12,8 @@ from nova.execution.pacing import UNPACED, WIDTH, Pace
 from nova.execution.slots import Lease
 from tests.execution.fakes import make_snapshot
 from tests.execution.stack import real_stack
-from tests.execution.test_pool import Rig, settle
+from tests.execution.test_pool import Rig
+from tests.mock_clock import settle
 
 pytestmark = pytest.mark.anyio
 QUICK, SLOW = 0.0001, 0.01

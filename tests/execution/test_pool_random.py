@@ -126,7 +126,7 @@ def check_pool(pool: Pool) -> None:
     assert pool.inflight >= 0
     free = [m for m in pool.members.values() if m.state is State.READY and m.inflight < m.concurrency]
     assert sorted(map(id, pool.available)) == sorted(map(id, free)), "available is exactly what has a free slot"
-    assert not (pool.available and any(not waiter.future.done() for waiter in pool.waiters)), "nobody waits in vain"
+    assert not (pool.available and any(not waiter.done for waiter in pool.waiters)), "nobody waits in vain"
     limit = pool.snapshot.max_replicas
     assert not limit or pool.size <= limit
 

@@ -187,7 +187,7 @@ class Pool:
         """Give an occupied slot to the oldest waiter; False when nobody waits any more."""
         while self.waiters:
             waiter, _ = self.waiters.popitem(last=False)
-            if not waiter.future.done():
+            if not waiter.done:
                 if self.max_calls:
                     self._wear(member)
                 waiter.give(Lease(member, boot))
@@ -251,7 +251,7 @@ class Pool:
             self._hasten()
         if not self.waiters:
             self.progress_at = now
-        waiter = Waiter(asyncio.get_running_loop().create_future(), deadline, refusal)
+        waiter = Waiter(deadline, refusal)
         self.waiters[waiter] = None
         self.owner.watch_queue()
         if self.available:
@@ -285,7 +285,7 @@ class Pool:
         """Free slots to those who wait."""
         while self.waiters:
             waiter = next(iter(self.waiters))
-            if waiter.future.done():
+            if waiter.done:
                 del self.waiters[waiter]
                 continue
             lease = self.take()
@@ -297,9 +297,8 @@ class Pool:
     def leave(self, waiter: Waiter, now: float) -> None:
         """The caller is gone. A slot that was already its own goes to the next."""
         self.waiters.pop(waiter, None)
-        future = waiter.future
-        if future.done() and not future.cancelled() and future.exception() is None:
-            future.result().abandon(now)
+        if (lease := waiter.lease) is not None:
+            lease.abandon(now)
 
     def expire(self, now: float) -> None:
         """Refuse the waiters whose time is up."""
@@ -308,7 +307,7 @@ class Pool:
             if now < waiter.deadline + (grace if waiter.refusal == "queue_timeout" else 0.0):
                 continue
             del self.waiters[waiter]
-            if not waiter.future.done():
+            if not waiter.done:
                 waiter.turn_away(self._refusal(waiter.refusal))
 
     def _refusal(self, code: str) -> NovaError:
@@ -325,7 +324,7 @@ class Pool:
         """Every waiter gets an exception of its own."""
         waiters, self.waiters = self.waiters, OrderedDict()
         for waiter in waiters:
-            if not waiter.future.done():
+            if not waiter.done:
                 waiter.turn_away(make())
 
     # The floor

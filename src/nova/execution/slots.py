@@ -105,30 +105,51 @@ class Waiter:
     :attr:`refused`, which is told soon after.
     """
 
-    __slots__ = ("deadline", "future", "refusal", "refused", "taken")
+    __slots__ = ("_future", "_told", "deadline", "refusal", "refused", "taken")
 
-    def __init__(self, future: "asyncio.Future[Lease]", deadline: float, refusal: str) -> None:
-        self.future = future
+    def __init__(self, deadline: float, refusal: str) -> None:
         self.deadline = deadline
         self.refusal = refusal
         self.taken: Callable[[Lease], None] | None = None
         self.refused: Callable[[Exception], None] | None = None
+        self._told = False
+        self._future: asyncio.Future[Lease] | None = None
+
+    @property
+    def future(self) -> "asyncio.Future[Lease]":
+        """The lease to be, for whoever waits for it in a coroutine."""
+        if self._future is None:
+            self._future = asyncio.get_running_loop().create_future()
+        return self._future
+
+    @property
+    def done(self) -> bool:
+        """Nobody waits here any more."""
+        return self._told or (self._future is not None and self._future.done())
+
+    @property
+    def lease(self) -> Lease | None:
+        """What a coroutine was given and has perhaps not seen yet."""
+        future = self._future
+        if future is None or not future.done() or future.cancelled() or future.exception() is not None:
+            return None
+        return future.result()
 
     def give(self, lease: Lease) -> None:
         """The slot is its own. Only for one that still waits."""
+        self._told = True
         if self.taken is None:
             self.future.set_result(lease)
         else:
-            self.future.cancel()
             self.taken(lease)
 
     def turn_away(self, exc: Exception) -> None:
         """There will be no slot. Only for one that still waits."""
+        self._told = True
         if self.refused is None:
             self.future.set_exception(exc)
         else:
-            self.future.cancel()
-            self.future.get_loop().call_soon(self.refused, exc)
+            asyncio.get_running_loop().call_soon(self.refused, exc)
 
 
 class PoolMoved(Exception):
