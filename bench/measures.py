@@ -12,7 +12,7 @@ import psycopg
 from bench.driving import Answer, Caller, DriveError, Target, answers, crowd
 from bench.model import Better, Problem, Row
 from bench.plan import BARS, OURS, Plan
-from bench.processes import Server, ServerFailed, pss_mb, rss_mb, total_pss_mb
+from bench.processes import Server, ServerFailed, calm, pss_mb, rss_mb, total_pss_mb
 from bench.stats import middle, percentile
 from bench.subjects.base import Peer, Say, SetupFailed
 from bench.subjects.control import NODE, PYTHON, ApiError, Language
@@ -214,6 +214,7 @@ def warm_latency(run: Run, targets: Mapping[str, Target], measure: str = "warm_l
         for name, rounds in list(series.items()):
             run.say(f"{name}: one caller, round {number + 1}/{plan.warm_rounds}")
             skip = plan.warm_skip if number == 0 else 20
+            calm()
             with run.attempt(name, measure):
                 us = run.caller.series(rounds.target, plan.warm_calls, skip=skip, max_s=plan.round_limit_s).us
                 rounds.samples.extend(us)
@@ -241,6 +242,7 @@ def throughput(run: Run, measure: str, targets: Mapping[str, Target], callers: i
     for number in range(plan.crowd_rounds):
         for name, rounds in list(series.items()):
             run.say(f"{name}: {callers} callers, round {number + 1}/{plan.crowd_rounds}")
+            calm()
             with run.attempt(name, measure):
                 if number == 0:
                     crowd(rounds.target, callers, WARM_UP_S)

@@ -107,6 +107,28 @@ def quiet(root: int, window_s: float = 0.08, limit_s: float = 3.0) -> bool:
     return False
 
 
+def calm(window_s: float = 0.2, limit_s: float = 5.0, busy: float = 0.05) -> bool:
+    """Wait until less than ``busy`` of the machine's processor time is used; False after ``limit_s``.
+
+    What one subject has left to do when its round is over (records, roll-ups) is not to count against the next.
+    """
+    deadline = monotonic() + limit_s
+    idle, total = _processor_time()
+    while monotonic() < deadline:
+        sleep(window_s)
+        idle_now, total_now = _processor_time()
+        if idle_now - idle >= (1 - busy) * (total_now - total):
+            return True
+        idle, total = idle_now, total_now
+    return False
+
+
+def _processor_time() -> tuple[int, int]:
+    """Ticks of all processors: idle (waiting for disks is), and all."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
+
+
 def _activity(root: int) -> dict[tuple[int, int], int]:
     return {(p.pid, p.started): p.ticks for p in without_postgres(tree(root))}
 

@@ -11,6 +11,7 @@ import psycopg
 from bench.driving import Burst, DriveError, Target, burst
 from bench.measures import Run
 from bench.model import Report
+from bench.processes import calm
 from bench.stats import middle, percentile
 from bench.subjects import planes as apart
 from bench.subjects import procrastinate as peer
@@ -89,6 +90,7 @@ def async_ack(run: Run, name: str, shape: Control, target: Target) -> None:
     with run.attempt(name, measure):
         for number in range(plan.warm_rounds):
             run.say(f"{name}: accepting, round {number + 1}/{plan.warm_rounds}")
+            calm()
             us = run.caller.series(target, plan.warm_calls, skip=20, max_s=plan.round_limit_s).us
             samples += us
             rounds.append(percentile(us, 50))
@@ -140,6 +142,7 @@ def async_rate(run: Run, drains: Mapping[str, Drain]) -> None:
     for number in range(plan.job_rounds):
         for name, drain in drains.items():
             run.say(f"{name}: jobs, round {number + 1}/{plan.job_rounds}")
+            calm()
             with run.attempt(name, measure):
                 rate, facts[name] = drain()
                 rates[name].append(rate)

@@ -1,9 +1,10 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from bench.processes import Server, ServerFailed, free_port, pss_mb, quiet, read_process, tree, without_postgres
+from bench.processes import Server, ServerFailed, calm, free_port, pss_mb, quiet, read_process, tree, without_postgres
 
 GRANDCHILD = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
 
@@ -40,6 +41,18 @@ def test_a_server_that_ends_is_reported_with_its_last_words(tmp_path: Path) -> N
 def test_a_server_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ServerFailed, match="cannot be launched"):
         Server("thing", [str(tmp_path / "missing")], free_port(), tmp_path / "log", tmp_path)
+
+
+def test_a_machine_at_work_is_not_calm() -> None:
+    work = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    crew = [subprocess.Popen([sys.executable, "-c", work]) for _ in range(os.cpu_count() or 1)]
+    try:
+        assert not calm(limit_s=0.5)
+        assert calm(limit_s=0.5, busy=1.0)
+    finally:
+        for worker in crew:
+            worker.kill()
+            worker.wait()
 
 
 def test_quiet_tells_a_sleeping_tree_from_a_busy_one(tmp_path: Path) -> None:
