@@ -111,11 +111,13 @@ def test_what_is_missing_is_refused_with_the_command_that_makes_it(fresh: Images
     assert refused.value.detail.endswith("nova runtime build python --form ext4")
 
 
-async def test_two_at_once_make_one_image(fresh: Images) -> None:
+def test_two_at_once_make_one_image(fresh: Images) -> None:
     said: list[str] = []
-    one, other = await asyncio.gather(
-        fresh.build("custom", "tar", said.append), fresh.build("custom", "tar", said.append)
-    )
+
+    async def both() -> list[ImageFile]:
+        return await asyncio.gather(*(fresh.build("custom", "tar", said.append) for _ in range(2)))
+
+    one, other = asyncio.run(both())
     assert one == other
     assert one.path.read_bytes()[:100] == imaging.image("custom", "tar").path.read_bytes()[:100]
     assert said.count("writing the tar form") == 1
