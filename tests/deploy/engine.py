@@ -34,10 +34,13 @@ def find(program: str) -> str | None:
     return shutil.which(program, path="/usr/bin:/usr/sbin:/bin:/sbin") or shutil.which(program)
 
 
-def missing() -> list[str]:
-    """What of this host an engine needs and is not there."""
-    wanted = ("dockerd", "docker", "docker-compose", "mmdebstrap", "nsenter", "ip", "iptables")
-    return [program for program in wanted if find(program) is None]
+ENGINE = ("dockerd", "docker", "nsenter", "ip", "iptables")
+COMPOSE = (*ENGINE, "docker-compose", "mmdebstrap")
+
+
+def missing(*programs: str) -> list[str]:
+    """What of ``programs`` is not there; of what compose needs, when none is named."""
+    return [program for program in programs or COMPOSE if find(program) is None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""A Docker engine for the tests of this process and its children, with the images that functions need."""
+
+import atexit
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from nova.execution.backends.docker.backend import DockerBackend, DockerOptions
+from tests import imaging
+from tests.deploy import engine as engines
+from tests.deploy.engine import Engine
+
+_ENV: Final = "NOVA_TEST_ENGINE"
+
+
+def missing() -> str:
+    """Why there can be no engine here; empty when there can."""
+    if os.geteuid() != 0:
+        return "an engine of its own needs root"
+    absent = engines.missing(*engines.ENGINE)
+    return f"not installed: {', '.join(absent)}" if absent else imaging.obstacle("tar")
+
+
+def engine() -> Engine:
+    """Started for the first who asks; children of this process get the same one. It ends with the process that started it."""
+    if known := os.environ.get(_ENV):
+        folder, _, pid = known.rpartition(":")
+        return Engine(Path(folder), int(pid))
+    folder = Path(tempfile.mkdtemp(prefix="nova-engine-"))
+    stack = contextlib.ExitStack()
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    started = stack.enter_context(engines.engine(folder))
+    os.environ[_ENV] = f"{folder}:{started.pid}"
+    atexit.register(stack.close)
+    return started
+
+
+def options(folder: Path, node: str, **more: Any) -> DockerOptions:
+    folder.chmod(0o755)
+    return DockerOptions(
+        run_dir=folder / "docker",
+        node=node,
+        runtimes=("python", "node"),
+        host=f"unix://{engine().folder}/docker.sock",
+        **more,
+    )
+
+
+def backend(folder: Path, node: str, **more: Any) -> DockerBackend:
+    """Not started yet."""
+    imaging.image("python", "tar")
+    return DockerBackend(options(folder, node, **more), imaging.images())
+
+
+def ask(path: str, method: str = "GET") -> Any:
+    """What the engine answers, as a value."""
+    connection = http.client.HTTPConnection("engine")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(engine().folder / "docker.sock"))
+    with contextlib.closing(connection):
+        connection.request(method, path)
+        text = connection.getresponse().read()
+    return json.loads(text) if text else None
+
+
+def containers(node: str) -> list[dict[str, Any]]:
+    """All of a node, also those that have ended."""
+    filters = quote(json.dumps({"label": [f"nova.node={node}"]}))
+    found: list[dict[str, Any]] = ask(f"/containers/json?all=1&filters={filters}")
+    return found
