@@ -255,6 +255,18 @@ class SandboxSettings(Section):
     uid_base: int = Field(200_000, ge=65_536, description="first host uid that instances get as root")
 
 
+class DockerSettings(Section):
+    host: str = Field(
+        "unix:///var/run/docker.sock",
+        pattern=r"^(unix:///.+)?$",
+        description="where the Docker engine of this host listens; empty: Docker is not used",
+    )
+    image_prefix: str = Field(
+        "nova-runtime-", pattern=r"^[a-z0-9]([a-z0-9._/-]*[a-z0-9._/-])?$", description="begins the names of images"
+    )
+    templates: int = Field(1, ge=0, le=16, description="containers that stand ready for each runtime that is in use")
+
+
 class FunctionSettings(Section):
     code_path_roots: list[Path] = Field(default=[], description="folders from which code_path may take code")
     build_wait: Seconds = Field(60.0, description="how long a call waits for a version that is being built")
@@ -361,6 +373,7 @@ class Settings(Section):
     limits: LimitSettings = LimitSettings()
     network_policy: NetworkPolicySettings = NetworkPolicySettings()
     sandbox: SandboxSettings = SandboxSettings()
+    docker: DockerSettings = DockerSettings()
     functions: FunctionSettings = FunctionSettings()
     build: BuildSettings = BuildSettings()
     execution: ExecutionSettings = ExecutionSettings()
