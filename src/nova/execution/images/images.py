@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +44,17 @@ class Images:
         self.folder = folder
         self._runtimes = runtimes
         self._recipes: dict[str, Recipe | None] = {}
+        self._looking_up = threading.Lock()
 
     def recipe(self, runtime: str) -> Recipe | None:
         """None when this runtime has none. Raises NovaError for unknown runtimes and toolchains that are missing."""
         runtime = _ALIASES.get(runtime, runtime)
-        if runtime not in self._recipes:
-            resolved = self._runtimes.resolve(runtime)
-            section = resolved.manifest.image
-            self._recipes[runtime] = Recipe(resolved, section, host_suite()) if section else None
-        return self._recipes[runtime]
+        with self._looking_up:
+            if runtime not in self._recipes:
+                resolved = self._runtimes.resolve(runtime)
+                section = resolved.manifest.image
+                self._recipes[runtime] = Recipe(resolved, section, host_suite()) if section else None
+            return self._recipes[runtime]
 
     def digest(self, runtime: str) -> str:
         """12 hex digits for what the image of a runtime is made of as of now; empty when it has no recipe."""
@@ -70,7 +73,7 @@ class Images:
     def require(self, runtime: str, form: Form) -> ImageFile:
         """As :meth:`find`; raises NovaError ``runtime_unavailable`` with the command that makes what is missing."""
         recipe = self._require(runtime)
-        found = self.find(runtime, form)
+        found = self._read(self._place(recipe), form)
         if found is None:
             command = f"nova runtime build {recipe.resolved.runtime} --form {form}"
             text = f"runtime {runtime!r} has no {form} image on this node; make it with: {command}"
