@@ -95,7 +95,7 @@ class Function:
         try:
             self._pre = linker.instantiate_pre(module)
         except WasmtimeError as error:
-            raise NotLoadable(_first_line(error)) from None
+            raise NotLoadable(first_line(error)) from None
 
     def slot(self, folder: str) -> "Slot":
         """What one thread needs to make calls; ``folder`` is a host folder of its own, for input files."""
@@ -269,7 +269,7 @@ class Slot:
                 raise Failed("Nova.ExitError", "the module exited before it answered")
 
     def _failure(self, raised: WasmtimeError) -> Failed:
-        text = _first_line(raised)
+        text = first_line(raised)
         if "exceeds memory limits" in text:
             limit = self._function._bounds.memory_bytes // _MIB
             return Failed("Nova.OutOfMemory", f"the module needs more than {limit} MiB of memory to begin with")
@@ -297,7 +297,7 @@ def _frame(frame: Any) -> str:
     return f"{frame.module_name or 'module'}:{frame.module_offset:#x} in {name}"
 
 
-def _first_line(error: WasmtimeError) -> str:
+def first_line(error: Exception) -> str:
     """What went wrong, and the first of its reasons."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Caused by" not in line]
     return ": ".join(line.removeprefix("0: ") for line in lines[:2])

@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 
 from wasmtime import Engine, WasmtimeError
 
-from nova.runtimes.wasm.calls import Bounds, Call, Failed, Function, NotLoadable, Slot
+from nova.runtimes.wasm.calls import Bounds, Call, Failed, Function, NotLoadable, Slot, first_line
 from nova.runtimes.wasm.engine import load_module, make_engine
 from nova.runtimes.wasm.output import OUTPUT_LIMIT, Pieces, Prints, Result, document
 
@@ -49,7 +49,7 @@ def main(engine_version: str, fuel: int) -> NoReturn:
     try:
         function = load(engine, init, engine_version, fuel)
     except (NotLoadable, WasmtimeError, OSError) as error:
-        _write(_error(b"", "Nova.InitError", str(error).partition("\n")[0]))
+        _write(_error(b"", "Nova.InitError", first_line(error)))
         os._exit(1)
     import_us = (time.monotonic_ns() - began) // 1000
     count: int = init["concurrency"]
@@ -62,7 +62,7 @@ def load(engine: Engine, init: dict[str, Any], engine_version: str, fuel: int) -
     code_dir: str = init["code_dir"]
     entry = os.path.relpath(init["entry"], code_dir)
     env = {name: value for name, value in init["env"].items() if name not in (*_SEARCH_PATHS, *_DESCRIPTORS)}
-    scratch = os.path.join("/tmp", "module")
+    scratch = os.path.join(tempfile.gettempdir(), "module")
     os.makedirs(scratch, exist_ok=True)
     return Function(
         engine,
@@ -107,6 +107,8 @@ class Running:
 
     def answer(self, slot: Slot) -> bytes:
         """Run it; the line of its answer."""
+        if self.interrupted():  # before it began
+            return self._failed(Failed("Nova.Cancelled", ""))
         stdout = self.pieces or self.result or self.prints
         call = Call(self.payload, stdout.add, self.errors.add, self.interrupted, {"NOVA_REQUEST_ID": self.id})
         try:
@@ -115,7 +117,7 @@ class Running:
             if self.result is not None:
                 self.result.all_are_prints()
             return self._failed(failed)
-        if self.interrupted() and self.cancelled:
+        if self.cancelled:
             return _error(self.tag, "Nova.Cancelled", "the call was cancelled")
         if self.pieces is not None:
             self.pieces.end()
@@ -149,7 +151,7 @@ class Server:
         self._count = count
         self._buffer = bytearray(rest)
         self._reading = threading.Lock()
-        self._calls: deque[bytes] = deque()
+        self._calls: deque[Running] = deque()
         self._running: dict[str, Running] = {}
         self._busy = threading.Event()
         self._input = select.poll()
@@ -164,7 +166,7 @@ class Server:
         os._exit(0)
 
     def _serve(self, number: int) -> None:
-        slot = self.function.slot(tempfile.mkdtemp(prefix=f"input-{number}-", dir="/tmp"))
+        slot = self.function.slot(tempfile.mkdtemp(prefix=f"input-{number}-"))
         while True:
             running = self._next()
             try:
@@ -180,8 +182,7 @@ class Server:
         with self._reading:
             while not self._calls:
                 self._read()
-            running = Running(self._calls.popleft(), self)
-            self._running[running.id] = running
+            running = self._calls.popleft()
         if not self._busy.is_set():
             self._busy.set()
         return running
@@ -199,7 +200,9 @@ class Server:
             line = bytes(self._buffer[:end])
             del self._buffer[: end + 1]
             if line.startswith(b'{"input": '):
-                self._calls.append(line)
+                running = Running(line, self)
+                self._running[running.id] = running
+                self._calls.append(running)
             elif line:
                 self._told(json.loads(line))
 
