@@ -8,6 +8,8 @@ from typing import Any, Final
 from nova.domain.function import Limits
 from nova.execution.backends.docker.doorway import NAME
 from nova.execution.backends.docker.groups import CPU_PERIOD_US, cpu_shares
+from nova.execution.backends.sandbox.mounts import tmp_size
+from nova.execution.backends.sandbox.namespaces import MAX_FILE_BYTES
 
 LABEL_NODE: Final = "nova.node"
 LABEL_INSTANCE: Final = "nova.instance"
@@ -76,7 +78,7 @@ class Plan:
             # A network comes later, from the host, with its rules in force; or never.
             "NetworkMode": "none",
             "ReadonlyRootfs": True,
-            "Tmpfs": {"/tmp": f"rw,nosuid,nodev,exec,mode=1777,size={limits.tmp_mb}m"},
+            "Tmpfs": {"/tmp": f"rw,nosuid,nodev,exec,mode=1777,{tmp_size(limits.tmp_mb << 20)}"},
             "ShmSize": _SHM_BYTES,
             "IpcMode": "private",
             "CapDrop": ["ALL"],
@@ -88,7 +90,10 @@ class Plan:
             "CpuQuota": int(limits.cpu_ceiling * CPU_PERIOD_US),
             "CpuShares": cpu_shares(limits),
             "PidsLimit": limits.pids,
-            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+            "Ulimits": [
+                {"Name": "core", "Soft": 0, "Hard": 0},
+                {"Name": "fsize", "Soft": MAX_FILE_BYTES, "Hard": MAX_FILE_BYTES},
+            ],
             "RestartPolicy": {"Name": "no"},
             "LogConfig": _LOG,
         }

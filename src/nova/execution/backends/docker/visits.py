@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from nova.execution.backends.sandbox import kernel
+from nova.execution.backends.sandbox.mounts import attach_inside, detached
 
 _CLONE_FS: Final = 0x200
-_TMP_FLAGS: Final = kernel.MS_NOSUID | kernel.MS_NODEV
-_READ_ONLY: Final = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
 
 
 class Visits:
@@ -34,7 +33,7 @@ class Visits:
         kernel.unshare(_CLONE_FS)
         self._home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         kernel.setns(self._home, kernel.CLONE_NEWNS)
-        os.close(_detached("/", _READ_ONLY))
+        os.close(detached("/etc", "ro"))
 
     async def mount(self, pid: int, binds: Sequence[tuple[Path, str]], tmp_mb: int | None) -> None:
         """Show host paths, read-only, at places that exist in the container whose first process is ``pid``, which the
@@ -48,35 +47,14 @@ class Visits:
 
     def _visit(self, pid: int, binds: Sequence[tuple[Path, str]], tmp_mb: int | None) -> None:
         there = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        trees: list[tuple[int, str]] = []
         try:
-            for source, target in binds:
-                trees.append((_detached(str(source), _READ_ONLY), target))
-            kernel.setns(there, kernel.CLONE_NEWNS)
-            try:
-                for tree, target in trees:
-                    kernel.move_mount(tree, target)
-                if tmp_mb is not None:
-                    kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.MS_REMOUNT | _TMP_FLAGS, f"size={tmp_mb}m")
-            finally:
-                kernel.setns(self._home, kernel.CLONE_NEWNS)
+            texts = [(str(source), target) for source, target in binds]
+            attach_inside(there, self._home, texts, None if tmp_mb is None else tmp_mb << 20)
         finally:
             os.close(there)
-            for tree, _ in trees:
-                os.close(tree)
 
     def close(self) -> None:
         self._thread.shutdown()
         if self._home >= 0:
             os.close(self._home)
             self._home = -1
-
-
-def _detached(source: str, attributes: int) -> int:
-    tree = kernel.open_tree(source)
-    try:
-        kernel.mount_setattr(tree, "", attributes)
-    except OSError:
-        os.close(tree)
-        raise
-    return tree
