@@ -267,6 +267,10 @@ class DockerSettings(Section):
     templates: int = Field(1, ge=0, le=16, description="containers that stand ready for each runtime that is in use")
 
 
+class ImageSettings(Section):
+    dir: str = Field("", description="images of runtimes and the kernel of machines; empty: images in the data directory")
+
+
 class FunctionSettings(Section):
     code_path_roots: list[Path] = Field(default=[], description="folders from which code_path may take code")
     build_wait: Seconds = Field(60.0, description="how long a call waits for a version that is being built")
@@ -287,7 +291,7 @@ class BuildSettings(Section):
 
 
 class ExecutionSettings(Section):
-    backend: Literal["auto", "sandbox"] = Field(
+    backend: Literal["auto", "sandbox", "docker"] = Field(
         "auto", description="what functions run on that name no backend; auto: the strongest that works here"
     )
     strict_limits: bool = Field(False, description="refuse limits that the host can only enforce softly")
@@ -374,6 +378,7 @@ class Settings(Section):
     network_policy: NetworkPolicySettings = NetworkPolicySettings()
     sandbox: SandboxSettings = SandboxSettings()
     docker: DockerSettings = DockerSettings()
+    images: ImageSettings = ImageSettings()
     functions: FunctionSettings = FunctionSettings()
     build: BuildSettings = BuildSettings()
     execution: ExecutionSettings = ExecutionSettings()
@@ -393,6 +398,10 @@ class Settings(Section):
     @property
     def data_dir(self) -> Path:
         return self.daemon.data_dir.expanduser().resolve()
+
+    @property
+    def images_dir(self) -> Path:
+        return Path(self.images.dir).expanduser().resolve() if self.images.dir else self.data_dir / "images"
 
 
 @dataclass(frozen=True, slots=True)

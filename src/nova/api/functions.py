@@ -24,7 +24,7 @@ from nova.domain.hosts import host_pattern
 from nova.domain.names import NAME, is_name
 from nova.domain.version import UrlMode
 
-Backend = Literal["auto", "sandbox"]
+Backend = Literal["auto", "sandbox", "docker", "wasm"]
 Deploy = Literal["activate", "publish"]
 Name = Annotated[str, Field(pattern=NAME)]
 POINTER = r"^(/([^/~]|~[01])*)*$"

@@ -1,5 +1,6 @@
 """The backends that this host may have beside the sandbox, one entry each."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,19 +8,30 @@ from pathlib import Path
 from nova.config import Settings
 from nova.execution.backends.base import Backend
 from nova.execution.backends.probing import Candidate, Proofs
+from nova.execution.images import Images
 from nova.runtimes.registry import Runtimes
+
+WASM = "wasm"
+"""The runtime, and the one backend that it runs on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What backends are made of. ``home`` belongs to this process alone; ``node`` is a name no other process of the host
-    has."""
+    """What backends are made of. ``home`` belongs to this process alone, ``node`` is a name that no other process of the host
+    has, and ``place`` the number of this process on its data directory."""
 
     settings: Settings
     runtimes: Runtimes
+    images: Images
+    sandbox: Backend
     home: Path
     node: str
     place: int
+
+    @property
+    def packaged(self) -> tuple[str, ...]:
+        """The runtimes that may have an image."""
+        return tuple(runtime.id for runtime in self.runtimes.list() if runtime.id != WASM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +40,53 @@ class Entry:
     ``depends`` are the files without which, or with others, what has booted before may not boot again."""
 
     make: Callable[[Ground], Backend]
-    missing: Callable[[Settings], str] = lambda _settings: ""
-    depends: Callable[[Settings], Iterable[Path]] = lambda _settings: ()
+    missing: Callable[[Ground], str] = lambda _ground: ""
+    depends: Callable[[Ground], Iterable[Path]] = lambda _ground: ()
 
 
-ENTRIES: dict[str, Entry] = {}
+def _docker(ground: Ground) -> Backend:
+    from nova.execution.backends.docker.backend import DockerBackend, DockerOptions
+
+    settings = ground.settings
+    return DockerBackend(
+        DockerOptions(
+            run_dir=ground.home / "docker",
+            node=ground.node,
+            runtimes=ground.packaged,
+            host=settings.docker.host,
+            image_prefix=settings.docker.image_prefix,
+            templates=settings.docker.templates,
+            subnet=settings.sandbox.subnet,
+            private_networks=settings.network_policy.private_egress,
+            blocked=tuple(settings.network_policy.blocked),
+        ),
+        ground.images,
+    )
+
+
+def _no_docker(ground: Ground) -> str:
+    host = ground.settings.docker.host
+    if not host:
+        return "docker.host is empty"
+    path = host.removeprefix("unix://")
+    return "" if os.path.exists(path) else f"no Docker engine listens at {host}"
+
+
+def _wasm(ground: Ground) -> Backend:
+    from nova.execution.backends.wasm.backend import WasmBackend, WasmOptions
+
+    return WasmBackend(WasmOptions(), ground.sandbox)
+
+
+def _no_wasm(ground: Ground) -> str:
+    return ground.runtimes.get(WASM).reason
+
+
+ENTRIES = {
+    "docker": Entry(_docker, _no_docker),
+    WASM: Entry(_wasm, _no_wasm),
+}
+"""``api.functions.Backend`` names these too, and ``config.ExecutionSettings.backend`` all but the one for one runtime."""
 
 
 def candidates(ground: Ground) -> list[Candidate]:
@@ -40,7 +94,7 @@ def candidates(ground: Ground) -> list[Candidate]:
 
 
 def _candidate(name: str, entry: Entry, ground: Ground) -> Candidate:
-    return Candidate(name, lambda: entry.make(ground), lambda: entry.missing(ground.settings))
+    return Candidate(name, lambda: entry.make(ground), lambda: entry.missing(ground))
 
 
 def proofs(ground: Ground) -> Proofs:
@@ -49,4 +103,4 @@ def proofs(ground: Ground) -> Proofs:
 
 
 def _depends(entry: Entry, ground: Ground) -> Callable[[], Iterable[Path]]:
-    return lambda: entry.depends(ground.settings)
+    return lambda: entry.depends(ground)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nova.agent.config import WorkerLaunch
-from nova.app.backends import Ground, candidates, proofs
+from nova.app.backends import WASM, Ground, candidates, proofs
 from nova.app.core import Stores
 from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
@@ -17,7 +17,6 @@ from nova.execution.ahead import FetchAhead
 from nova.execution.artifacts import Artifacts
 from nova.execution.backends.router import BackendRouter
 from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptions
-from nova.execution.backends.wasm.backend import WasmBackend, WasmOptions
 from nova.execution.boots import Booter
 from nova.execution.builds import Builder
 from nova.execution.builds_service import BuildService
@@ -27,6 +26,7 @@ from nova.execution.figures import FigureHandlers
 from nova.execution.fleet import InstanceFleet
 from nova.execution.guest import GuestApi
 from nova.execution.idempotent import IdempotentInvoker
+from nova.execution.images import Images
 from nova.execution.launch import launch_for
 from nova.execution.ledger import Ledger
 from nova.execution.logs import LogBatcher
@@ -86,9 +86,10 @@ class ExecutionPlane:
         self.ownership = ownership
         self.runtimes = Runtimes()
         self.sandbox = SandboxBackend(sandbox_options(settings, self.runtimes, home, place), _Toolchains(self.runtimes))
-        ground = Ground(settings, self.runtimes, home, node_of(home), place)
+        self.images = Images(settings.images_dir, self.runtimes)
+        ground = Ground(settings, self.runtimes, self.images, self.sandbox, home, node_of(home), place)
         self.router = BackendRouter(
-            [self.sandbox, WasmBackend(WasmOptions(missing=self.runtimes.get("wasm").reason), self.sandbox)],
+            [self.sandbox],
             later=candidates(ground),
             proofs=proofs(ground),
             default=settings.execution.backend,
@@ -261,4 +262,5 @@ def sandbox_options(settings: Settings, runtimes: Runtimes, home: Path, place: i
         strict_limits=settings.execution.strict_limits,
         private_networks=settings.network_policy.private_egress,
         blocked=tuple(settings.network_policy.blocked),
+        runtimes=frozenset(r.id for r in runtimes.list() if r.id != WASM),
     )

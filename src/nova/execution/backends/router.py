@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 AUTO = "auto"
 OFFLINE = NetworkPolicy(isolation_mode="strict")
+_ORDINARY: Final = Limits()
 FAILED_S: Final = 60.0
 """A backend on which nothing booted is tried again after so long."""
 
@@ -218,7 +219,7 @@ class BackendRouter:
             return [FieldError("backend", f"{name} is not available here: {capabilities.reason}")]
         problems = []
         if capabilities.runtimes is not None and needs.runtime not in capabilities.runtimes:
-            problems.append(FieldError("runtime", f"{name} does not run {needs.runtime}"))
+            problems.append(FieldError("runtime", _no_runtime(name, needs.runtime)))
         network = needs.network or self.default_network(name)
         for field, resource in _asked(needs.limits, network).items():
             if not self._holds(capabilities, resource):
@@ -232,9 +233,19 @@ class BackendRouter:
         return problems
 
 
+def _no_runtime(name: str, runtime: str) -> str:
+    form = {"docker": "tar", "qemu": "ext4", "firecracker": "ext4"}.get(name)
+    if form is None or runtime == "wasm":
+        return f"{name} does not run {runtime}"
+    return f"{name} has no image of {runtime} on this node; make it with: nova runtime build {runtime} --form {form}"
+
+
 def _asked(limits: Limits, network: NetworkPolicy) -> dict[str, str]:
-    """Fields that need something enforced, and what. A CPU share counts only when it was asked for by number."""
-    asked = {"memory_mb": "memory", "limits.pids": "pids", "limits.tmp_mb": "disk"}
+    """Fields that need something enforced, and what. A CPU share or a number of processes counts only when it was asked for:
+    machines hold their processes by their memory."""
+    asked = {"memory_mb": "memory", "limits.tmp_mb": "disk"}
+    if limits.pids != _ORDINARY.pids:
+        asked["limits.pids"] = "pids"
     if limits.vcpus:
         asked["limits.vcpus"] = "cpu"
     if not network.offline:
