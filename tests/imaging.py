@@ -7,6 +7,7 @@ from pathlib import Path
 from nova.execution.images import Form, ImageFile, Images
 from nova.execution.images.commands import missing
 from nova.execution.images.packing import remove
+from nova.execution.images.kernel import Kernel, Kernels
 from nova.runtimes.registry import Runtimes
 
 _UNUSED_S = 2 * 86_400
@@ -40,5 +41,10 @@ def image(runtime: str, form: Form) -> ImageFile:
 def _forget() -> None:
     """Images that no test asked for in two days: each change of the agent makes new ones."""
     for folder in cache().glob("*-*"):
-        if not folder.name.startswith(".") and folder.stat().st_mtime < time.time() - _UNUSED_S:
+        if folder.name[0] != "." and folder.stat().st_mtime < time.time() - _UNUSED_S:
             remove(folder)
+
+
+def kernel() -> Kernel:
+    """For machines. The first one of a machine takes half a minute."""
+    return Kernels(cache() / "kernel").build(lambda _step: None)

@@ -55,17 +55,22 @@ def make_stem(folder: Path, packages: tuple[str, ...], suite: str, say: Say) -> 
     No script of a package is run, so no root is needed and every host makes the same. Packages come from where this host
     takes its own, if it is of that suite. Raises NovaError ``dependency_unavailable``.
     """
-    if needed := missing("mmdebstrap", "unshare", "tar"):
-        raise NovaError("dependency_unavailable", f"not installed here: apt-get install {' '.join(needed)}")
     say(f"unpacking {len(packages)} packages of {suite} and their dependencies")
-    tar = folder.with_name(f"{folder.name}.mmdebstrap.tar")
-    run(*_mmdebstrap(packages, suite, tar), timeout_s=_DEBSTRAP_S)
-    unpack(tar, folder)
-    tar.unlink()
+    unpack_packages(folder, packages, suite)
     say("trimming it and compiling its Python")
     _trim(folder)
     _furnish(folder)
     _compile(folder, folder / "usr/lib")
+
+
+def unpack_packages(folder: Path, packages: tuple[str, ...], suite: str) -> None:
+    """As they are, with what they depend on. Raises NovaError ``dependency_unavailable``."""
+    if needed := missing("mmdebstrap", "unshare", "tar"):
+        raise NovaError("dependency_unavailable", f"not installed here: apt-get install {' '.join(needed)}")
+    tar = folder.with_name(f"{folder.name}.mmdebstrap.tar")
+    run(*_mmdebstrap(packages, suite, tar), timeout_s=_DEBSTRAP_S)
+    unpack(tar, folder)
+    tar.unlink()
 
 
 def _mmdebstrap(packages: tuple[str, ...], suite: str, tar: Path) -> list[str]:
