@@ -10,16 +10,19 @@ from typing import Any
 
 import httpx
 
-from nova.api import aliases, code, functions, rollouts, state, versions
+from nova.api import aliases, code, functions, layers, rollouts, state, versions, volumes
 from nova.config import Settings
 from nova.control.aliases import AliasHandlers
 from nova.control.code import CodeHandlers
 from nova.control.deploy import Deployer
 from nova.control.functions import FunctionHandlers
+from nova.control.layers import LayerHandlers
+from nova.control.remount import Remounter
 from nova.control.rollouts import RolloutHandlers, ShadowHandlers
 from nova.control.state import StateHandlers
 from nova.control.uploads import Uploads
 from nova.control.versions import VersionHandlers
+from nova.control.volumes import VolumeHandlers
 from nova.domain.identity import Scope
 from nova.domain.needs import Needs
 from nova.errors import FieldError, NovaError
@@ -29,13 +32,17 @@ from nova.store.blobs import BlobStore
 from nova.store.builds import BuildStore
 from nova.store.db import Database
 from nova.store.functions import FunctionStore
+from nova.store.layers import LayerStore
 from nova.store.rollouts import RolloutStore
 from nova.store.shadows import ShadowStore
 from nova.store.state import StateStore
 from nova.store.versions import VersionStore
+from nova.store.volumes import VolumeStore
 from tests.http.harness import Api, management
 
-ROUTES = (*functions.ROUTES, *code.ROUTES, *versions.ROUTES, *aliases.ROUTES, *rollouts.ROUTES, *state.ROUTES)
+ROUTES = tuple(
+    route for noun in (functions, code, versions, aliases, rollouts, state, layers, volumes) for route in noun.ROUTES
+)
 HELLO = "def handler(event, context):\n    return {'hello': event}\n"
 RUNTIMES = Runtimes()
 
@@ -50,6 +57,9 @@ class Backends:
         if "network_policy" in self.refuse and needs.network is not None:
             problem = FieldError("network_policy", "sandbox cannot enforce it on this host")
             raise NovaError("unsupported", problem.message, errors=[problem])
+        for name, wanted in (("layers", needs.layers), ("mounts", needs.volumes)):
+            if name in self.refuse and wanted:
+                raise NovaError("unsupported", f"{name}: sandbox has none", errors=[FieldError(name, "none")])
         return "sandbox"
 
 
@@ -128,6 +138,8 @@ async def control(database: Database, settings: Settings | None = None) -> Async
         StateHandlers(function_store, StateStore(database, lambda: 64 << 20)),
         AliasHandlers(deployer, function_store, version_store, alias_store),
         RolloutHandlers(rollout_store),
+        LayerHandlers(database, LayerStore(database), blobs, RUNTIMES, uploads, settings.limits, Remounter(deployer)),
+        VolumeHandlers(database, VolumeStore(database), Remounter(deployer)),
         ShadowHandlers(rollout_store, ShadowStore(database)),
     ]
     async with management(database, owners, ROUTES, settings=settings) as api:

@@ -23,6 +23,7 @@ from nova.domain.function import (
 from nova.domain.hosts import host_pattern
 from nova.domain.names import NAME, is_name
 from nova.domain.version import UrlMode
+from nova.domain.volume import MOUNT_PATH
 
 Backend = Literal["auto", "sandbox", "docker", "wasm"]
 Deploy = Literal["activate", "publish"]
@@ -281,8 +282,17 @@ class CapacityPolicyView(Model):
     shed_status_code: ShedStatus
 
 
+class MountedVolume(Model):
+    """``path`` is where it lies inside: one folder below ``/mnt``."""
+
+    volume: Name
+    path: str = Field(pattern=MOUNT_PATH)
+    read_only: bool = False
+
+
 class ConfigView(Model):
-    """The frozen configuration of one version. ``network_policy`` null: the default of this server."""
+    """The frozen configuration of one version. ``network_policy`` null: the default of this server. ``layers``: each as
+    name@version, set by a route of their own, as are ``mounts``."""
 
     runtime: str
     handler: str
@@ -306,6 +316,8 @@ class ConfigView(Model):
     network_policy: NetworkPolicyView | None
     env_vars: dict[str, str]
     dependency_files: list[str]
+    layers: list[str]
+    mounts: list[MountedVolume]
     function_url: FunctionUrlView
     capture: CaptureView
     async_policy: AsyncPolicyView

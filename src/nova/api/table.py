@@ -112,6 +112,8 @@ _NOUNS = (
     "asyncs",
     "schedules",
     "state",
+    "layers",
+    "volumes",
     "snapshots",
     "series",
     "runtimes",

@@ -13,6 +13,8 @@ from nova.control.code import CodeHandlers
 from nova.control.deploy import Deployer, Enforcer
 from nova.control.describe import DescriptionHandlers
 from nova.control.functions import FunctionHandlers
+from nova.control.layers import LayerHandlers
+from nova.control.remount import Remounter
 from nova.control.rollouts import RolloutHandlers, ShadowHandlers
 from nova.control.runtimes import RuntimeHandlers
 from nova.control.settings import LiveSettings, SettingsHandlers
@@ -20,16 +22,19 @@ from nova.control.state import StateHandlers
 from nova.control.tenants import TenantHandlers
 from nova.control.uploads import Uploads
 from nova.control.versions import VersionHandlers
+from nova.control.volumes import VolumeHandlers
 from nova.observability.health import HealthHandlers, Planes, Pools
 from nova.runtimes.registry import Runtimes
 from nova.scheduling.nodes import ClusterHandlers
 from nova.scheduling.schedules import ScheduleHandlers
 from nova.scheduling.windows import WindowHandlers
+from nova.store.layers import LayerStore
 from nova.store.migrate import pending
 from nova.store.nodes import NodeStore
 from nova.store.schedules import ScheduleStore
 from nova.store.shadows import ShadowStore
 from nova.store.state import StateStore
+from nova.store.volumes import VolumeStore
 
 
 def control_handlers(
@@ -38,6 +43,7 @@ def control_handlers(
     functions, versions, blobs = stores.functions, stores.versions, stores.blobs
     uploads = Uploads(settings.limits)
     deployer = Deployer(stores.db, functions, versions, blobs, runtimes, enforcer)
+    remounter = Remounter(deployer)
     rates = settings.rate_limit
     return [
         FunctionHandlers(deployer, functions, versions, uploads, settings.limits, settings.functions),
@@ -51,6 +57,8 @@ def control_handlers(
         DescriptionHandlers(routes()),
         SettingsHandlers(stores.db, stores.settings, live),
         KeyHandlers(stores.db, stores.keys, known.keys, known.directory, rates, SYSTEM_CLOCK),
+        LayerHandlers(stores.db, LayerStore(stores.db), blobs, runtimes, uploads, settings.limits, remounter),
+        VolumeHandlers(stores.db, VolumeStore(stores.db), remounter),
         StateHandlers(functions, StateStore(stores.db, lambda: settings.limits.state_mb << 20)),
         ScheduleHandlers(stores.db, ScheduleStore(stores.db), functions, versions, SYSTEM_CLOCK),
         WindowHandlers(functions, SYSTEM_CLOCK),

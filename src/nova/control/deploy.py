@@ -17,16 +17,20 @@ from nova.control.configure import (
 from nova.domain.build import MANIFESTS, plan
 from nova.domain.function import CompileStatus
 from nova.domain.identity import Scope
+from nova.domain.layer import LayerRef, check_layers
 from nova.domain.needs import Needs
 from nova.domain.tree import SourceFile, Tree, pack
 from nova.domain.version import FunctionSettings, VersionConfig
+from nova.domain.volume import Mount, check_mounts
 from nova.errors import invalid, not_found
 from nova.runtimes.registry import Runtimes
 from nova.store import builds
 from nova.store.blobs import TAR, BlobStore
 from nova.store.db import Connection, Database
 from nova.store.functions import FunctionRecord, FunctionStore, announce
+from nova.store.layers import use_layers
 from nova.store.versions import VersionRecord, VersionStore
+from nova.store.volumes import use_volumes
 
 
 class Enforcer(Protocol):
@@ -40,7 +44,7 @@ class Draft:
     """What a user wants deployed.
 
     ``tree`` None keeps the code of the version before. ``dependencies`` are manifests that came beside the code; None
-    keeps those of before. ``entry_point`` None lets it follow from the handler.
+    keeps those of before. ``entry_point`` None lets it follow from the handler. ``layers`` and ``mounts`` None: as before.
     """
 
     runtime: str
@@ -51,6 +55,8 @@ class Draft:
     activate: bool = True
     description: str = ""
     actor: str = ""
+    layers: tuple[LayerRef, ...] | None = None
+    mounts: tuple[Mount, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,11 @@ class Deployer:
         config = config_of(
             draft.fields, draft.runtime, language, change.place, change.dependency_files, settings.recorded
         )
-        await self._enforcer.check(config.backend, Needs(language.runtime, config.limits, config.network))
+        config = _mounting(config, base, draft)
+        check_layers(config.layers, language.runtime)
+        check_mounts(config.mounts)
+        needs = Needs(language.runtime, config.limits, config.network, bool(config.layers), bool(config.mounts))
+        await self._enforcer.check(config.backend, needs)
         if base is not None and base.code_hash == change.code_hash and _frozen(base.config) == _frozen(config):
             if settings == function.settings:
                 return function
@@ -223,6 +233,8 @@ class Deployer:
             description=draft.description,
             created_by=draft.actor,
         )
+        await use_layers(conn, function.id, number, config.layers)
+        await use_volumes(conn, function.id, number, config.mounts)
         if twin is not None:
             await self.versions.copy_files(conn, function.id, base=twin.version, version=number)
         else:
@@ -257,6 +269,14 @@ class Deployer:
         if function is None:
             raise not_found("function", name)
         return function
+
+
+def _mounting(config: VersionConfig, base: VersionRecord | None, draft: Draft) -> VersionConfig:
+    """With the layers and volumes of the draft, or those of before."""
+    before = config if base is None else base.config
+    layers = before.layers if draft.layers is None else draft.layers
+    mounts = before.mounts if draft.mounts is None else draft.mounts
+    return replace(config, layers=layers, mounts=mounts)
 
 
 def _frozen(config: VersionConfig) -> VersionConfig:

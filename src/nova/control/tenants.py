@@ -152,11 +152,10 @@ class TenantHandlers:
         return record
 
     async def _check_free(self, conn: Connection, tenant: str, name: str) -> None:
-        """Raise unless a namespace may go: not ``default``, and no function in it."""
+        """Raise unless a namespace may go: not ``default``, and nothing in it."""
         if name == DEFAULT_NAMESPACE:
             raise NovaError("invalid_state", "the default namespace stays and keeps its name")
-        if names := await self._store.functions_in(conn, tenant, name):
-            references = [f"function:{function}" for function in names]
+        if references := await self._store.content(conn, tenant, name):
             raise NovaError("in_use", f"namespace {name!r} is not empty", extra={"references": references})
 
     def _check_tier(self, tier: str) -> None:

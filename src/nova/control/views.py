@@ -17,6 +17,7 @@ from nova.api.functions import (
     Function,
     FunctionUrlView,
     LimitsView,
+    MountedVolume,
     NetworkPolicyView,
     ProvisionedWindow,
     Urls,
@@ -63,6 +64,10 @@ def config_members(config: VersionConfig, recorded: Recorded) -> dict[str, Any]:
         "network_policy": _policy(config.network),
         "env_vars": dict(config.env),
         "dependency_files": list(config.dependency_files),
+        "layers": [f"{layer.name}@{layer.version}" for layer in config.layers],
+        "mounts": [
+            MountedVolume(volume=mount.volume, path=mount.path, read_only=mount.read_only) for mount in config.mounts
+        ],
         "function_url": FunctionUrlView(enabled=recorded.function_url, invoke_mode=recorded.url_mode),
         "capture": CaptureView(
             payloads=recorded.capture.payloads,
@@ -139,7 +144,7 @@ def version_summary(function: FunctionRecord, version: VersionRecord) -> Version
 def settable_fields(config: VersionConfig, settings: FunctionSettings) -> dict[str, Any]:
     """What is set now, in the form in which it is set: the target of a merge patch."""
     shown = ConfigView(**config_members(config, settings.recorded)).model_dump(mode="json", exclude_none=True)
-    for name in ("entry_point", "entry_kind", "dependency_files"):
+    for name in ("entry_point", "entry_kind", "dependency_files", "layers", "mounts"):
         del shown[name]
     if not config.handler_given:
         del shown["handler"]

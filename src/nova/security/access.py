@@ -23,6 +23,8 @@ _READ = {
     "docs:read",
     "async:read",
     "snapshot:read",
+    "layer:read",
+    "volume:read",
 }
 _RUN = _READ | {
     "function:invoke",
@@ -36,7 +38,7 @@ _RUN = _READ | {
     "state:write",
     "snapshot:write",
 }
-_DEVELOP = _RUN | {"function:create", "function:delete"}
+_DEVELOP = _RUN | {"function:create", "function:delete", "layer:write", "volume:write"}
 _ADMIN = _DEVELOP | {"apikey:manage", "tenant:manage"}
 _PLATFORM = {"config:read", "config:write", "cluster:read", "cluster:manage"}
 

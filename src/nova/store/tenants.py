@@ -113,13 +113,13 @@ class TenantStore:
         return [_namespace(row) for row in rows]
 
     async def lock_namespace(self, conn: Connection, tenant: str, name: str) -> NamespaceRecord | None:
-        """The namespace, kept from other writers; nobody can add a function to it meanwhile."""
+        """The namespace, kept from other writers; nobody can add anything to it meanwhile."""
         row = await conn.one(_sql.lock_namespace, tenant=tenant, name=name)
         return _namespace(row) if row else None
 
-    async def functions_in(self, conn: Connection, tenant: str, name: str) -> list[str]:
-        """The first names of the functions in a namespace."""
-        return [row["name"] for row in await conn.fetch(_sql.namespace_functions, tenant=tenant, name=name)]
+    async def content(self, conn: Connection, tenant: str, name: str) -> list[str]:
+        """Some of what is in a namespace, as ``function:NAME``, ``layer:NAME`` and ``volume:NAME``."""
+        return [row["item"] for row in await conn.fetch(_sql.namespace_content, tenant=tenant, name=name)]
 
     async def insert_namespace(
         self, conn: Connection, tenant: str, name: str, description: str

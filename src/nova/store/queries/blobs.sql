@@ -30,6 +30,7 @@ DELETE FROM blobs b
           AND NOT EXISTS (SELECT FROM function_files f WHERE f.digest = o.sha256)
           AND NOT EXISTS (SELECT FROM function_versions v WHERE v.artifact = o.sha256)
           AND NOT EXISTS (SELECT FROM build_cache c WHERE c.artifact = o.sha256)
+          AND NOT EXISTS (SELECT FROM layer_versions l WHERE l.artifact = o.sha256)
         ORDER BY o.created_at
         LIMIT %(limit)s
           FOR UPDATE SKIP LOCKED);

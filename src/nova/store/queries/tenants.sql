@@ -65,8 +65,12 @@ UPDATE namespaces SET name = %(new_name)s, description = %(description)s
 WHERE tenant_id = %(tenant)s AND name = %(name)s
 RETURNING *;
 
--- name: namespace_functions
-SELECT name FROM functions WHERE tenant_id = %(tenant)s AND namespace = %(name)s ORDER BY name LIMIT 20;
+-- name: namespace_content
+(SELECT 'function:' || name AS item FROM functions WHERE tenant_id = %(tenant)s AND namespace = %(name)s ORDER BY name LIMIT 20)
+UNION ALL
+(SELECT 'layer:' || name FROM layers WHERE tenant_id = %(tenant)s AND namespace = %(name)s ORDER BY name LIMIT 20)
+UNION ALL
+(SELECT 'volume:' || name FROM volumes WHERE tenant_id = %(tenant)s AND namespace = %(name)s ORDER BY name LIMIT 20);
 
 -- name: delete_namespace
 DELETE FROM namespaces WHERE tenant_id = %(tenant)s AND name = %(name)s;
