@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nova.execution.images import Form, ImageFile, Images
 from nova.execution.images.commands import missing
-from nova.execution.images.packing import remove
 from nova.execution.images.kernel import Kernel, Kernels
+from nova.execution.images.packing import remove
 from nova.runtimes.registry import Runtimes
 
 _UNUSED_S = 2 * 86_400
