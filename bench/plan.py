@@ -24,6 +24,7 @@ MEASURES = {
     "restarts": "failed requests while functions are deployed and every plane is restarted",
     "async_ack": "accepting a job, one caller",
     "async_rate": "jobs from being accepted to having succeeded",
+    "wasm_rate": "calls of WebAssembly modules in workers, a fresh store for each",
     "chaos": "jobs lost, ended twice or dead while comets and nebulas are killed",
 }
 GROUPS = {
@@ -31,6 +32,7 @@ GROUPS = {
     "planes": ("planes_latency", "planes_throughput", "two_comets", "restarts"),
     "cores": ("two_cores",),
     "queue": ("async_ack", "async_rate", "chaos"),
+    "wasm": ("wasm_rate",),
 }
 """Names for several measures."""
 ONE_WORKER = "nova, one worker"
@@ -78,6 +80,8 @@ class Plan:
     cold_numpy: int = 10
     churn_s: float = 300.0
     churn_functions: int = 20
+    wasm_calls: int = 30_000
+    """per round, of all workers together"""
     cold_call_limit_s: float = 30.0
     round_limit_s: float = 30.0
 
@@ -119,6 +123,7 @@ QUICK = Plan(
     dense_limit_s=60.0,
     cold_numpy=3,
     churn_s=40.0,
+    wasm_calls=8_000,
 )
 
 BARS = {
@@ -144,6 +149,8 @@ BARS = {
     ("restarts", "failed"): Bar(limit=0),
     ("async_ack", "p50"): Bar(limit=2000),
     ("async_rate", "rate"): Bar(limit=2000),
+    ("wasm_rate", "reactor"): Bar(limit=5000),
+    ("wasm_rate", "command"): Bar(limit=2500),
     ("chaos", "lost"): Bar(limit=0),
     ("chaos", "ended_twice"): Bar(limit=0),
     ("chaos", "dead"): Bar(limit=0),
