@@ -267,8 +267,19 @@ class DockerSettings(Section):
     templates: int = Field(1, ge=0, le=16, description="containers that stand ready for each runtime that is in use")
 
 
+class WasmSettings(Section):
+    fuel: int = Field(
+        0,
+        ge=0,
+        lt=1 << 63,
+        description="what a call of a WebAssembly module may use up, about one an instruction; 0: no limit",
+    )
+
+
 class ImageSettings(Section):
-    dir: str = Field("", description="images of runtimes and the kernel of machines; empty: images in the data directory")
+    dir: str = Field(
+        "", description="images of runtimes and the kernel of machines; empty: images in the data directory"
+    )
 
 
 class FunctionSettings(Section):
@@ -378,6 +389,7 @@ class Settings(Section):
     network_policy: NetworkPolicySettings = NetworkPolicySettings()
     sandbox: SandboxSettings = SandboxSettings()
     docker: DockerSettings = DockerSettings()
+    wasm: WasmSettings = WasmSettings()
     images: ImageSettings = ImageSettings()
     functions: FunctionSettings = FunctionSettings()
     build: BuildSettings = BuildSettings()

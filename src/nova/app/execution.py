@@ -85,7 +85,9 @@ class ExecutionPlane:
         self._home = home
         self.ownership = ownership
         self.runtimes = Runtimes()
-        self.sandbox = SandboxBackend(sandbox_options(settings, self.runtimes, home, place), _Toolchains(self.runtimes))
+        self.sandbox = SandboxBackend(
+            sandbox_options(settings, self.runtimes, home, place), _Toolchains(self.runtimes, settings.wasm.fuel)
+        )
         self.images = Images(settings.images_dir, self.runtimes)
         ground = Ground(settings, self.runtimes, self.images, self.sandbox, home, node_of(home), place)
         self.router = BackendRouter(
@@ -177,6 +179,7 @@ class ExecutionPlane:
             self._home,
             prepare=self.artifacts.materialise,
             finished=self.metrics.build_finished,
+            fuel=settings.wasm.fuel,
         )
         await services.start(
             BuildService(
@@ -230,12 +233,13 @@ class ExecutionPlane:
 class _Toolchains:
     """What the sandbox asks about runtimes."""
 
-    def __init__(self, runtimes: Runtimes) -> None:
+    def __init__(self, runtimes: Runtimes, fuel: int) -> None:
         self._runtimes = runtimes
+        self._fuel = fuel
 
     def launch(self, runtime: str, version: str) -> tuple[WorkerLaunch, Sequence[Path]]:
         resolved = self._runtimes.resolve(runtime)
-        return launch_for(resolved), resolved.host_paths
+        return launch_for(resolved, fuel=self._fuel), resolved.host_paths
 
 
 def node_of(home: Path) -> str:

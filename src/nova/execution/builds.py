@@ -56,6 +56,7 @@ class Builder:
         *,
         prepare: Callable[[str], Awaitable[object]] | None = None,
         finished: Finished = lambda _runtime, _status, _seconds: None,
+        fuel: int = 0,
     ) -> None:
         self._finished = finished
         self._db = db
@@ -67,7 +68,7 @@ class Builder:
         self._scratch = data_dir / "builds"
         self._caches = data_dir / "cache"
         self._prepare = prepare
-        self._installers = Installers(runtimes, network=settings.network)
+        self._installers = Installers(runtimes, network=settings.network, fuel=fuel)
 
     async def start(self) -> None:
         """Remove what a killed predecessor left on this node."""

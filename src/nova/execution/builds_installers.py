@@ -22,9 +22,11 @@ Network = Literal["registries", "none"]
 class Installers:
     """pip and npm of this host, looked up when a build first needs them, and found again if they were missing."""
 
-    def __init__(self, runtimes: Runtimes, *, network: Network) -> None:
+    def __init__(self, runtimes: Runtimes, *, network: Network, fuel: int = 0) -> None:
+        """With ``fuel`` modules are compiled to count what they use up."""
         self._runtimes = runtimes
         self._network = network
+        self._fuel = fuel
         self._pip: Pip | None = None
         self._npm: Npm | None = None
         self._lookup = asyncio.Lock()
@@ -36,14 +38,14 @@ class Installers:
     async def toolchain(self, runtime: Resolved, installer: Installer) -> str:
         """What the installed versions depend on, as text. Raises ``runtime_unavailable``."""
         if installer == "wasmtime":
-            return f"{runtime.runtime} {runtime.toolchain.version}"
+            return f"{runtime.runtime} {runtime.toolchain.version}{', fuel' * (self._fuel > 0)}"
         found = await (self._find_pip() if installer == "pip" else self._find_npm(_program(runtime.toolchain)))
         return f"{runtime.runtime} {runtime.toolchain.version}, {installer} {found.version}"
 
     async def steps(self, runtime: Resolved, plan: BuildPlan, entry: str) -> Sequence[Step]:
         """Raises ``runtime_unavailable``."""
         if plan.installer == "wasmtime":
-            return wasm_steps(runtime, entry)
+            return wasm_steps(runtime, entry, self._fuel)
         if plan.installer == "pip":
             pip = await self._find_pip()
             return pip_steps(replace(pip, access=self._limited(pip.access)), runtime.toolchain, plan)
@@ -115,13 +117,16 @@ def npm_steps(npm: Npm, node: Toolchain, plan: BuildPlan, forwarder: tuple[Bind,
     return (Step(f"npm {command[2]}", command, env, tuple(binds), npm.access),)
 
 
-def wasm_steps(runtime: Resolved, entry: str) -> Sequence[Step]:
+def wasm_steps(runtime: Resolved, entry: str, fuel: int) -> Sequence[Step]:
     """Compile the module that is the entry, and remove what the code has brought along in place of compiled ones."""
     package = runtime.toolchain.package
     if package is None:
         raise NovaError("runtime_unavailable", "this runtime has no compiler")
     script = inside(runtime.folder / "compile.py")
-    command = (*_python(runtime.toolchain), script, inside(package), runtime.toolchain.version, "/code", entry)
+    command = (
+        *(*_python(runtime.toolchain), script, inside(package), runtime.toolchain.version),
+        *("/code", entry, str(fuel)),
+    )
     binds = tuple(Bind(path, inside(path)) for path in runtime.host_paths)
     return (Step("compile the module", command, {}, binds),)
 

@@ -89,9 +89,8 @@ def worker(
         os.dup2(theirs.fileno(), 3)
         os.dup2(theirs.fileno(), 4)
 
-    extra = (str(fuel),) if fuel else ()
     process = subprocess.Popen(
-        (*launch_for(RUNTIME).argv, *extra),
+        launch_for(RUNTIME, fuel=fuel).argv,
         close_fds=False,
         preexec_fn=lay_out,
         env={"TMPDIR": str(scratch), "SECRET": "x"},

@@ -1,4 +1,4 @@
-"""Starts the worker: ``bootstrap.py PACKAGE VERSION [FUEL]``.
+"""Starts the worker: ``bootstrap.py PACKAGE VERSION FUEL``.
 
 ``PACKAGE`` is the folder of the wasmtime package of that version. It and this folder are all of Python's packages that an
 instance has.
@@ -14,4 +14,4 @@ if __name__ == "__main__":
 
     from nova.runtimes.wasm.worker import main
 
-    main(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    main(sys.argv[2], int(sys.argv[3]))

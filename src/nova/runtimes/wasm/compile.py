@@ -1,4 +1,4 @@
-"""A build step: ``compile.py PACKAGE VERSION CODE ENTRY [FUEL]`` compiles one module, and removes what else is where the
+"""A build step: ``compile.py PACKAGE VERSION CODE ENTRY FUEL`` compiles one module, and removes what else is where the
 platform looks for compiled modules: that is machine code, which nobody may bring along."""
 
 import os
@@ -15,7 +15,7 @@ if __name__ == "__main__":
     from nova.runtimes.wasm import engine
 
     version, code, entry = sys.argv[2:5]
-    fuel = len(sys.argv) > 5
+    fuel = int(sys.argv[5]) > 0
     folder = os.path.join(code, engine.COMPILED_FOLDER)
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
