@@ -67,6 +67,17 @@ class Poller:
                 reader()
 
 
+def known_host(frame: Frame, config: AgentConfig) -> HelloHead | None:
+    """The Hello of the host that this agent is for; None: anything else."""
+    try:
+        hello = HelloHead.of(frame.head)
+        token = bytes.fromhex(hello.token)
+    except (FrameError, ValueError):
+        return None
+    known = hmac.compare_digest(hashlib.sha256(token).digest(), config.token_sha256)
+    return hello if frame.type == frames.HELLO and known and hello.instance_id == config.instance_id else None
+
+
 @dataclass(slots=True)
 class _Outgoing:
     """Bytes for the host; with the first of them go the descriptors of ``worker``, which are closed here after it if told."""
@@ -89,12 +100,15 @@ class Control:
         standing: Callable[[], Worker | None],
     ) -> None:
         """``standing`` gives the worker whose descriptors go with the answer to Hello."""
-        sock.setblocking(False)
-        self._sock = sock
         self._config = config
         self._poller = poller
         self._on_frame = on_frame
         self._standing = standing
+        self._begin(sock)
+
+    def _begin(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
         self._started = time.monotonic()
         self._decoder = FrameDecoder()
         self._partial_since: float | None = None
@@ -102,14 +116,34 @@ class Control:
         self._greeted = False
         self._last_id = 0
         self._last_question = 0
+        self._resting = False
 
     def open(self) -> None:
         self._poller.watch(self._sock.fileno(), self._on_readable)
+
+    def rest(self) -> None:
+        """Close this connection when all is sent. Nobody is spoken to until :meth:`resume`."""
+        self._resting = True
+        self._flush()
+
+    def resume(self, sock: socket.socket) -> None:
+        """Another host, which has to show its token like the first."""
+        if self._sock.fileno() >= 0:
+            self._poller.unwatch(self._sock.fileno())
+            self._sock.close()
+        self._begin(sock)
+        self.open()
+
+    def become(self, config: AgentConfig) -> None:
+        """Hosts of later connections have to know the token of ``config``."""
+        self._config = config
 
     # -- deadlines -----------------------------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
         """When the peer will have been silent for too long; None: it may be silent."""
+        if self._resting:
+            return None
         waits = [] if self._greeted else [self._started + HELLO_DEADLINE_S]
         if self._partial_since is not None:
             waits.append(self._partial_since + (PARTIAL_FRAME_S if self._greeted else PARTIAL_HELLO_S))
@@ -156,13 +190,8 @@ class Control:
 
     def _greet(self, frame: Frame) -> None:
         """Only the right token, first and in time, gets an answer."""
-        try:
-            hello = HelloHead.of(frame.head)
-            token = bytes.fromhex(hello.token)
-        except (FrameError, ValueError):
-            raise Ended(1) from None
-        known = hmac.compare_digest(hashlib.sha256(token).digest(), self._config.token_sha256)
-        if frame.type != frames.HELLO or not known or hello.instance_id != self._config.instance_id:
+        hello = known_host(frame, self._config)
+        if hello is None:
             raise Ended(1)
         self._greeted = True
         self._last_id = frame.id
@@ -207,7 +236,7 @@ class Control:
 
     def tell(self, kind: int, head: Mapping[str, Any]) -> None:
         """Something that nobody asked for; before Hello there is nobody to tell."""
-        if self._greeted:
+        if self._greeted and not self._resting:
             self.send(kind, 0, head)
 
     def _flush(self) -> None:
@@ -229,4 +258,9 @@ class Control:
             item.data = item.data[sent:]
             if not item.data:
                 self._outgoing.popleft()
+        if self._sock.fileno() < 0:
+            return
         self._poller.when_writable(self._sock.fileno(), None)
+        if self._resting:
+            self._poller.unwatch(self._sock.fileno())
+            self._sock.close()

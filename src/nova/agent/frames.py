@@ -32,6 +32,8 @@ ADD_WORKER: Final = 43
 KILL_WORKER: Final = 44
 CALL: Final = 50
 CALL_RESP: Final = 51
+FREEZE: Final = 60
+THAW: Final = 61
 GUEST_QUESTIONS: Final = frozenset({STATE_GET, STATE_PUT, STATE_DELETE, STATE_LIST, CALL})
 """What the agent asks on behalf of the code inside; its ids are even."""
 GUEST_ANSWERS: Final = frozenset({STATE_RESP, CALL_RESP})

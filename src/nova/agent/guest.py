@@ -43,6 +43,11 @@ class GuestApi:
         self.token = os.urandom(24).hex()
         """what processes of this instance show in ``Authorization: Bearer``"""
 
+    def renew(self) -> None:
+        """Another token. Questions under way were asked of a host that has gone."""
+        self.token = os.urandom(24).hex()
+        self._asked.clear()
+
     def open(self) -> None:
         """Raises OSError when something else listens there, which nothing can before the code is loaded."""
         if self._port:

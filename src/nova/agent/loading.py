@@ -3,16 +3,16 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from nova.agent.config import AgentConfig
 from nova.agent.control import Poller
 from nova.agent.lines import PrintBuffer
 from nova.agent.messages import GuestError, InitHead, LoadedHead
 from nova.agent.process import Worker, exit_error, set_open_files
-from nova.agent.worker import Garbage, Ready, Result, TooLong, WorkerSession, init_line
+from nova.agent.worker import Garbage, Ready, Result, TooLong, WorkerSession
 
 _READ: Final = 1 << 16
 
@@ -48,19 +48,19 @@ class Loader:
         self._finished = finished
         self._loading: dict[int, Loading] = {}
 
-    def begin(self, loading: Loading, init: Mapping[str, Any]) -> None:
-        """``init`` is the object of the worker's init line."""
+    def begin(self, loading: Loading, line: bytes) -> None:
+        """``line`` is the worker's init line, or another that it answers in the same way."""
         worker = loading.worker
         self._loading[worker.number] = loading
-        line, stdout, stderr = worker.descriptors()
-        self._poller.watch(line, lambda: self._read_line(loading))
+        answers, stdout, stderr = worker.descriptors()
+        self._poller.watch(answers, lambda: self._read_line(loading))
         self._poller.watch(stdout, lambda: self._read_print(stdout, loading.stdout))
         self._poller.watch(stderr, lambda: self._read_print(stderr, loading.stderr))
         set_open_files(worker.pid, loading.code.init.open_files)
         # Nothing of the user's runs in the worker yet, so it reads soon; if it is dead its exit tells the rest.
         worker.line.setblocking(True)
         with contextlib.suppress(ConnectionError):
-            worker.line.sendall(init_line(init))
+            worker.line.sendall(line)
         worker.line.setblocking(False)
 
     def ended(self, worker: Worker, status: int) -> None:

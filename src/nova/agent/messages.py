@@ -279,6 +279,39 @@ class ReloadHead:
 
 
 @dataclass(frozen=True, slots=True)
+class ThawHead:
+    """The machine goes on from a snapshot, as another instance.
+
+    ``token_sha256`` (hex) replaces the snapshot's own, which is good for nothing from here on. ``now_ns`` is Unix time in
+    nanoseconds, ``seed`` 64 random bytes in hex for the machine's random numbers.
+    """
+
+    instance_id: str
+    token_sha256: str
+    now_ns: int
+    seed: str
+
+    def as_head(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        thaw = cls(
+            instance_id=take(head, "instance_id", str),
+            token_sha256=take(head, "token_sha256", str),
+            now_ns=take(head, "now_ns", int),
+            seed=take(head, "seed", str),
+        )
+        try:
+            sizes = len(bytes.fromhex(thaw.token_sha256)), len(bytes.fromhex(thaw.seed))
+        except ValueError:
+            sizes = 0, 0
+        if sizes != (32, 64) or thaw.now_ns < 0:
+            raise FrameError("bad_head", "token_sha256 is 32 bytes in hex, seed 64, now_ns positive")
+        return thaw
+
+
+@dataclass(frozen=True, slots=True)
 class DoneHead:
     """Resp of what has no other answer."""
 

@@ -307,6 +307,15 @@ class Relay:
         if gone:
             self._end_writing(stream, told=True)
 
+    def forget_others(self) -> None:
+        """Carry the control socket alone from here on. Nothing is done to the other descriptors but closing them: somebody
+        else goes on using what they stand for."""
+        for stream in list(self._streams.values()):
+            if stream is not self._control:
+                self._heard(stream, None)
+                stream.reads = False
+                self._drop(stream)
+
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def _end_reading(self, stream: Stream, *, told: bool) -> None:

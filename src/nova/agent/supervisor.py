@@ -34,6 +34,7 @@ from nova.agent.messages import (
 from nova.agent.process import Worker, adopt_orphans, kill_children, set_dumpable, start_worker
 from nova.agent.reload import Refused, Reload
 from nova.agent.runners import runner_main, standing_main, worker_init
+from nova.agent.worker import init_line
 
 
 def run(control: socket.socket, config: AgentConfig) -> NoReturn:
@@ -98,7 +99,7 @@ class Supervisor:
         set_dumpable(False)
         adopt_orphans()
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, _wake if self._config.term_grace_ms else signal.SIG_DFL)
         self._children_fd, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _wake)
@@ -165,7 +166,7 @@ class Supervisor:
     def _begin_loading(self, worker: Worker, code: Code, frame_id: int, *, with_descriptors: bool = True) -> Loading:
         self._serving[worker.number] = code
         loading = Loading(worker, code, frame_id, with_descriptors)
-        self._loader.begin(loading, worker_init(code.config, code.init, self._guest.token))
+        self._loader.begin(loading, init_line(worker_init(code.config, code.init, self._guest.token)))
         return loading
 
     def _loaded(self, loading: Loading, head: LoadedHead) -> None:
@@ -245,10 +246,11 @@ class Supervisor:
     # -- dead children -------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
-        """Bury every dead child; the end of a worker is reported."""
+        """Bury every dead child; the end of a worker is reported. A signal to end is heard here too."""
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._children_fd, 512):
-                pass
+            while numbers := os.read(self._children_fd, 512):
+                if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+                    self._end_workers(self._config.term_grace_ms)
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -290,15 +292,20 @@ class Supervisor:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _stop(self, frame: Frame) -> None:
-        """SIGTERM to the workers; they have ``grace_ms`` to end."""
+        """The workers have ``grace_ms`` to end."""
         grace_ms = take(frame.head, "grace_ms", int)
-        self._stop_id, self._stop_at = frame.id, time.monotonic() + grace_ms / 1000
+        self._stop_id = frame.id
+        self._end_workers(grace_ms)
+
+    def _end_workers(self, grace_ms: int) -> None:
+        self._stop_at = time.monotonic() + grace_ms / 1000
         for worker in self._workers.values():
             worker.signal(signal.SIGTERM)
 
     def _check_stop(self) -> None:
-        if self._stop_id is not None and (not self._workers or time.monotonic() >= self._stop_at):
-            self._control.send(frames.RESP, self._stop_id, {"ok": True})
+        if self._stop_at and (not self._workers or time.monotonic() >= self._stop_at):
+            if self._stop_id is not None:
+                self._control.send(frames.RESP, self._stop_id, {"ok": True})
             raise Ended(0)
 
 

@@ -85,6 +85,11 @@ def init_line(init: Mapping[str, Any]) -> bytes:
     return json.dumps({"init": init}, separators=(",", ":")).encode() + b"\n"
 
 
+def hook_line(name: str) -> bytes:
+    """Run a hook beside the handler; answered with ``ready``, or ``error``."""
+    return json.dumps({"hook": name}).encode() + b"\n"
+
+
 def call_line(payload: bytes, context: bytes) -> bytes:
     """``payload`` and ``context`` are checked JSON on one line each; neither is looked at."""
     return b'{"input": %b, "context": %b}\n' % (payload, context)

@@ -1,0 +1,259 @@
+"""The agent as the first process of a container: how it finds its host, whom it lets in, how it ends."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nova.agent import relay_codec as codec
+from nova.agent.frames import HELLO, encode
+from nova.agent.messages import HelloHead
+from nova.agent.relay_codec import PREAMBLE
+from nova.execution.channel import DirectChannel
+from nova.execution.channel_deadlines import Deadlines
+from nova.execution.launch import launch_for
+from nova.execution.relay import relayed
+from tests.agent.harness import (
+    RUNTIMES,
+    SOURCE,
+    TOKEN,
+    Guest,
+    base_interpreter,
+    descendants,
+    kill_session,
+    spec_of,
+    write_files,
+)
+
+pytestmark = pytest.mark.anyio
+
+CHILD = Path(__file__).with_name("boot_child.py")
+CODE = """
+import os, signal, sys, time
+
+def _end(*_):
+    open("ended", "w").close()
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, _end)
+
+def handler(event, context):
+    print("seen", event)
+    if event == "env":
+        return dict(os.environ)
+    if event == "orphans":
+        for _ in range(20):
+            if os.fork() == 0:
+                if os.fork() == 0:
+                    os._exit(0)
+                os._exit(0)
+            os.wait()
+    return event
+"""
+
+
+class Booted:
+    """Started and perhaps reached."""
+
+    def __init__(self, folder: Path, runtime: str = "python") -> None:
+        self.folder = folder
+        self.runtime = runtime
+        self.process: subprocess.Popen[bytes] | None = None
+        self.deadlines = Deadlines()
+        self.channel: DirectChannel | None = None
+        self.spared = False
+        """the host does not kill it when a worker ends"""
+
+    def start(self, listen: str, **environment: str) -> subprocess.Popen[bytes]:
+        resolved = RUNTIMES.resolve(self.runtime)
+        description = self.folder / "agent.json"
+        worker = launch_for(resolved).as_dict()
+        description.write_text(json.dumps({"runtime": self.runtime, "version": resolved.version, "worker": worker}))
+        env = {
+            "NOVA_AGENT_TOKEN_SHA256": hashlib.sha256(TOKEN).hexdigest(),
+            "NOVA_INSTANCE_ID": "instance-1",
+            "NOVA_AGENT_LISTEN": listen,
+        }
+        self.process = subprocess.Popen(
+            [base_interpreter(), "-I", "-S", str(CHILD), SOURCE, str(description), str(self.folder / "code")],
+            env={name: value for name, value in (env | environment).items() if value},
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        return self.process
+
+    async def reach(self, sock: socket.socket) -> Guest:
+        assert self.process is not None
+        self.channel = await DirectChannel.connect(
+            sock,
+            TOKEN,
+            "instance-1",
+            kill=self._kill_unless_spared,
+            death_cause=_unknown,
+            deadlines=self.deadlines,
+        )
+        return Guest(self.process, self.channel, spec_of(self.runtime))
+
+    async def ended(self) -> int:
+        assert self.process is not None
+        return await asyncio.to_thread(self.process.wait, 10)
+
+    def _kill_unless_spared(self) -> None:
+        if not self.spared:
+            self.kill()
+
+    def kill(self) -> None:
+        if self.process is not None:
+            kill_session(self.process.pid)
+
+    def close(self) -> None:
+        if self.channel is not None:
+            self.channel.close()
+        self.deadlines.close()
+        self.kill()
+        if self.process is not None:
+            self.process.wait()
+            assert self.process.stderr is not None
+            self.process.stderr.close()
+
+
+async def _unknown() -> Any:
+    return "unknown"
+
+
+@pytest.fixture
+async def booted(tmp_path: Path) -> AsyncIterator[Booted]:
+    write_files(tmp_path / "code", {"main.py": CODE})
+    one = Booted(tmp_path)
+    yield one
+    one.close()
+    await asyncio.sleep(0)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number: int = taken.getsockname()[1]
+        return number
+
+
+async def connected(port: int) -> socket.socket:
+    """A connection to a process that has just been started."""
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                return await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port))
+            await asyncio.sleep(0.01)
+
+
+async def test_an_agent_that_connects_to_its_host(booted: Booted, tmp_path: Path) -> None:
+    """Descriptors pass directly; SIGTERM to the first process gives the function's own handler its time."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "host.sock"))
+        listener.listen()
+        process = booted.start(f"connect:{tmp_path}/host.sock")
+        control, _ = await asyncio.to_thread(listener.accept)
+    instance = await booted.reach(control)
+    await instance.init()
+    assert (await instance.call(1)).stdout == "seen 1\n"
+    names = set(await instance.value("env"))
+    assert not {name for name in names if name.startswith("NOVA_AGENT")}
+    booted.spared = True
+    process.send_signal(signal.SIGTERM)
+    assert await booted.ended() == 0
+    assert (tmp_path / "code" / "ended").exists()
+
+
+async def test_an_agent_that_waits_at_a_socket(booted: Booted, tmp_path: Path) -> None:
+    process = booted.start(f"unix:{tmp_path}/agent.sock")
+    sock = socket.socket(socket.AF_UNIX)
+    async with asyncio.timeout(10):
+        while sock.connect_ex(str(tmp_path / "agent.sock")):
+            assert process.poll() is None
+            await asyncio.sleep(0.01)
+    instance = await booted.reach(sock)
+    await instance.init()
+    assert await instance.value(2) == 2
+    await instance.channel.stop(1000)
+    assert await booted.ended() == 0
+
+
+async def test_an_agent_behind_a_port(booted: Booted, port: int, tmp_path: Path) -> None:
+    """Through the relay: strangers are cut off, orphans are buried, the end of the host ends everything."""
+    process = booted.start(f"tcp:{port}", NOVA_AGENT_RELOAD_DIR=str(tmp_path / "reloads"))
+    strangers = [await connected(port) for _ in range(20)]
+    hello = HelloHead(token="00" * 32, instance_id="instance-1").as_head()
+    strangers[1].sendall(b"GET / HTTP/1.1\r\n\r\n")
+    strangers[2].sendall(PREAMBLE + codec.encode(codec.DATA, 0, encode(HELLO, 1, hello)))
+    strangers[3].sendall(PREAMBLE + codec.encode(codec.END, 0))
+    instance = await booted.reach(await relayed(await connected(port)))
+    for stranger in strangers:
+        await _cut_off(stranger)
+    await instance.init()
+    assert (await instance.call("orphans")).output == b'"orphans"'
+    assert (await instance.call(3)).stdout == "seen 3\n"
+    pids = descendants(process.pid)
+    assert len(pids) == 3  # the first process, the agent, its worker
+    with contextlib.suppress(ConnectionRefusedError):
+        (await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port))).close()
+    assert await instance.channel.ping(5)
+    instance.channel.close()
+    assert await booted.ended() == 0
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids[1:])
+
+
+async def _cut_off(stranger: socket.socket) -> None:
+    with stranger:
+        stranger.settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            while await asyncio.to_thread(stranger.recv, 100):
+                pass
+
+
+async def test_sigterm_and_a_dead_agent_end_an_instance_behind_a_port(
+    booted: Booted, port: int, tmp_path: Path
+) -> None:
+    process = booted.start(f"tcp:{port}")
+    instance = await booted.reach(await relayed(await connected(port)))
+    await instance.init()
+    booted.spared = True
+    process.send_signal(signal.SIGTERM)
+    assert await booted.ended() == 0
+    assert (tmp_path / "code" / "ended").exists()
+
+    booted.close()
+    process = booted.start(f"tcp:{port}")
+    instance = await booted.reach(await relayed(await connected(port)))
+    await instance.init()
+    call = instance.begin(1)
+    pids = descendants(process.pid)
+    os.kill(pids[1], signal.SIGKILL)
+    assert (await asyncio.wait_for(call, 5)).error is not None or call.result().output == b"1"
+    assert await booted.ended() == 128 + signal.SIGKILL
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({"NOVA_AGENT_TOKEN_SHA256": ""}, "token_sha256 is missing"),
+        ({"NOVA_AGENT_TOKEN_SHA256": "zz"}, "token_sha256 is not hexadecimal"),
+        ({"NOVA_AGENT_TOKEN_SHA256": "00"}, "token_sha256 is not a SHA-256"),
+        ({"NOVA_INSTANCE_ID": ""}, "instance_id is missing"),
+        ({"NOVA_AGENT_LISTEN": "carrier-pigeon"}, "'carrier-pigeon' is none of"),
+    ],
+)
+async def test_what_cannot_be_is_named(environment: dict[str, str], text: str, booted: Booted) -> None:
+    process = booted.start("tcp:1", **environment)
+    assert await booted.ended() == 64
+    assert process.stderr is not None
+    assert text in process.stderr.read().decode()
