@@ -10,6 +10,7 @@ from nova.app.http import HttpSide
 from nova.app.process import Process, Progress
 from nova.config_sources import Loaded
 from nova.execution.backends.advertised import AdvertisedBackends
+from nova.execution.backends.listing import BackendHandlers
 from nova.execution.metrics import Metrics
 from nova.http.bind import bind
 from nova.http.inner import Inner
@@ -54,6 +55,7 @@ class ControlPlane(Process):
             table(),
             [
                 *control_handlers(settings, stores, known, live, Runtimes(), backends),
+                BackendHandlers(backends),
                 health_handlers(
                     stores,
                     draining=lambda: side.draining,

@@ -18,6 +18,7 @@ from nova.app.reach import Reach, Seat, alone
 from nova.config_sources import Loaded
 from nova.control.settings import LiveSettings
 from nova.domain.ownership import Ownership
+from nova.execution.backends.listing import BackendHandlers
 from nova.execution.executor import Executor
 from nova.execution.metrics import Metrics
 from nova.gateway.forward import carried
@@ -144,6 +145,7 @@ class Nova(Process):
     ) -> list[object]:
         return [
             *control_handlers(self.settings, stores, known, live, execution.runtimes, execution.router),
+            BackendHandlers(execution.router),
             *reach.handlers,
             health_handlers(
                 stores,

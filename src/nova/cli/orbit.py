@@ -11,6 +11,7 @@ import typer
 from nova.cli import (
     admin,
     asyncs,
+    backends,
     calls,
     charts,
     describing,
@@ -50,6 +51,7 @@ for _noun in (
     snapshots,
     state,
     platform,
+    backends,
     nodes,
     charts,
     admin,
