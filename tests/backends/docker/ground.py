@@ -31,8 +31,8 @@ def missing() -> str:
 def engine() -> Engine:
     """Started for the first who asks; children of this process get the same one. It ends with the process that started it."""
     if known := os.environ.get(_ENV):
-        folder, _, pid = known.rpartition(":")
-        return Engine(Path(folder), int(pid))
+        where, _, pid = known.rpartition(":")
+        return Engine(Path(where), int(pid))
     folder = Path(tempfile.mkdtemp(prefix="nova-engine-"))
     stack = contextlib.ExitStack()
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -44,13 +44,8 @@ def engine() -> Engine:
 
 def options(folder: Path, node: str, **more: Any) -> DockerOptions:
     folder.chmod(0o755)
-    return DockerOptions(
-        run_dir=folder / "docker",
-        node=node,
-        runtimes=("python", "node"),
-        host=f"unix://{engine().folder}/docker.sock",
-        **more,
-    )
+    fixed: dict[str, Any] = {"run_dir": folder / "docker", "node": node, "runtimes": ("python", "node")}
+    return DockerOptions(**(fixed | {"host": f"unix://{engine().folder}/docker.sock"} | more))
 
 
 def backend(folder: Path, node: str, **more: Any) -> DockerBackend:

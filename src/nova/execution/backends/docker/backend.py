@@ -199,6 +199,15 @@ class DockerBackend:
             volumes=True,
         )
 
+    @property
+    def reason(self) -> str:
+        """Why it makes no instances now; empty when it does."""
+        return self._reason
+
+    def template_counts(self) -> dict[Kind, tuple[int, int]]:
+        """By kind: how many containers stand ready, and how many there should be."""
+        return self._templates.counts() if self._templates is not None else {}
+
     def _memory(self) -> Enforced:
         if not self._info.get("MemoryLimit"):
             return "no"

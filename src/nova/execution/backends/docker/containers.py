@@ -15,7 +15,8 @@ LABEL_NODE: Final = "nova.node"
 LABEL_INSTANCE: Final = "nova.instance"
 DOOR: Final = "/run/nova"
 ENTRY: Final = ("/usr/bin/python3", "-I", "-S", "/opt/nova/boot")
-_USER: Final = "65534:65534"
+RELOAD_DIR: Final = "/run/reload"
+_UID: Final = 65534
 _SHM_BYTES: Final = 16 << 20
 _LOG: Final = {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}}
 """Prints of functions travel through pipes of their own; what remains are last words of an agent that did not start."""
@@ -58,13 +59,14 @@ class Plan:
             "Image": self.image,
             "Entrypoint": list(ENTRY),
             "Cmd": [],
-            "User": _USER,
+            "User": f"{_UID}:{_UID}",
             "WorkingDir": "/",
             "Hostname": "nova",
             "Env": [
                 f"NOVA_AGENT_LISTEN=connect:{DOOR}/{NAME}",
                 f"NOVA_AGENT_TOKEN_SHA256={self.token_sha256}",
                 f"NOVA_INSTANCE_ID={self.name}",
+                f"NOVA_AGENT_RELOAD_DIR={RELOAD_DIR}",
             ],
             "Labels": {LABEL_NODE: self.node, LABEL_INSTANCE: self.name},
             "HostConfig": self._host(),
@@ -78,7 +80,11 @@ class Plan:
             # A network comes later, from the host, with its rules in force; or never.
             "NetworkMode": "none",
             "ReadonlyRootfs": True,
-            "Tmpfs": {"/tmp": f"rw,nosuid,nodev,exec,mode=1777,{tmp_size(limits.tmp_mb << 20)}"},
+            "Tmpfs": {
+                "/tmp": f"rw,nosuid,nodev,exec,mode=1777,{tmp_size(limits.tmp_mb << 20)}",
+                # Like all that is written here it counts as memory, so it needs no limit of its own.
+                RELOAD_DIR: f"rw,nosuid,nodev,exec,mode=755,uid={_UID},gid={_UID},{tmp_size(limits.memory_mb << 20)}",
+            },
             "ShmSize": _SHM_BYTES,
             "IpcMode": "private",
             "CapDrop": ["ALL"],

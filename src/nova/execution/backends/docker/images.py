@@ -45,7 +45,7 @@ class EngineImages:
         self._engine = engine
         self._files = files
         self._prefix = prefix
-        self._known: set[str] = set()
+        self._tags: dict[str, str] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def runtimes(self, candidates: Sequence[str]) -> frozenset[str]:
@@ -57,20 +57,21 @@ class EngineImages:
 
         Raises NovaError ``runtime_unavailable`` with the command that makes a missing one; EngineLost, EngineRefused.
         """
-        file = await asyncio.to_thread(self._files.require, runtime, "tar")
-        digest = file.digest.removeprefix("sha256:")
-        tag = f"{self._prefix}{runtime}:{digest[:12]}"
-        async with self._turns[tag]:
-            if tag not in self._known:
-                if not await self._engine.has_image(tag):
-                    await self._engine.import_image(file.path, tag, {LABEL_IMAGE: digest})
-                    log.info("image imported into the engine", image=tag)
-                self._known.add(tag)
+        if runtime in self._tags:
+            return self._tags[runtime]
+        async with self._turns[runtime]:
+            file = await asyncio.to_thread(self._files.require, runtime, "tar")
+            digest = file.digest.removeprefix("sha256:")
+            tag = f"{self._prefix}{runtime}:{digest[:12]}"
+            if not await self._engine.has_image(tag):
+                await self._engine.import_image(file.path, tag, {LABEL_IMAGE: digest})
+                log.info("image imported into the engine", image=tag)
+            self._tags[runtime] = tag
         return tag
 
     def forget(self) -> None:
-        """Somebody may have removed images: look again before the next use."""
-        self._known.clear()
+        """Somebody may have removed images, or made newer ones: look again before the next use."""
+        self._tags.clear()
 
     def _has(self, runtime: str) -> bool:
         try:
