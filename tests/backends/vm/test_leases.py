@@ -34,11 +34,20 @@ def test_a_node_gives_back_its_own_and_nothing_else(tmp_path: Path) -> None:
     assert Leases(tmp_path, "a").release_all() == ["address 2", "cid 3"]
     assert ours.held("address") == []
     assert theirs.held("address") == [3]
-    with ours.nobody("address") as unused:
-        assert not unused
-    theirs.release("address", 3)
-    with ours.nobody("address") as unused:
-        assert unused
+
+
+def test_who_leaves_last_removes_what_was_shared(tmp_path: Path) -> None:
+    ours, theirs = Leases(tmp_path, "a"), Leases(tmp_path, "b")
+    with ours.joining("bridge") as one:
+        pass
+    with theirs.joining("bridge") as other:
+        pass
+    with pytest.raises(OSError, match="no bridge"), ours.joining("bridge"):
+        raise OSError("no bridge")
+    with ours.leaving("bridge", one) as last:
+        assert not last
+    with theirs.leaving("bridge", other) as last:
+        assert last
 
 
 def test_a_full_range_is_refused(tmp_path: Path) -> None:

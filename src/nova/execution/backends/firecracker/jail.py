@@ -63,9 +63,10 @@ class Jail:
             shutil.copyfile(source, target)
             target.chmod(0o444)
 
-    def give(self, name: str) -> None:
-        """A file of this machine alone becomes its user's."""
-        os.chown(self.root / name, self.uid, self.gid)
+    def lend(self, name: str) -> None:
+        """A file that we made becomes readable, and no more than that, for this machine's user."""
+        os.chown(self.root / name, 0, self.gid)
+        (self.root / name).chmod(0o440)
 
     def argv(self, namespace: str) -> list[str]:
         """No secret is in it; ``namespace`` is the path of the network namespace to join."""

@@ -51,11 +51,11 @@ def make_drive(folder: Path, target: Path, size_mb: int) -> int:
     """
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
         image = Path(work) / "image"
-        wanted = _entries(folder)
-        size = max(LEAST_MB, size_mb, _needed_mb(folder, wanted))
+        size = max(LEAST_MB, size_mb, _needed_mb(folder))
         if size > MOST_MB:
             text = f"code: it needs a drive of {size} MB, and a machine's code drive has at most {MOST_MB} MB"
             raise NovaError("unsupported", text)
+        wanted = _entries(folder)
         _format(folder, image, size, len(wanted))
         _compare(image, wanted, Path(work) / "back")
         image.chmod(0o600)
@@ -63,12 +63,9 @@ def make_drive(folder: Path, target: Path, size_mb: int) -> int:
     return size
 
 
-def _needed_mb(folder: Path, wanted: dict[str, _Entry]) -> int:
+def _needed_mb(folder: Path) -> int:
     """An upper bound: whole blocks of every entry, an index block each, the inodes, and what the file system itself takes."""
-    taken = 0
-    for path in wanted:
-        size = os.lstat(folder / path).st_size
-        taken += (-(-size // _BLOCK) + 1) * _BLOCK + _INODE
+    taken = sum((-(-place.lstat().st_size // _BLOCK) + 1) * _BLOCK + _INODE for place, _ in _walk(folder, ""))
     return -(-taken * 21 // 20 >> 20) + _SPARE_MB + 1
 
 

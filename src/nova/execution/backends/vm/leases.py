@@ -6,6 +6,7 @@ it; a node gives back what its killed predecessor of the same name had, and neve
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -62,10 +63,22 @@ class Leases:
         return released
 
     @contextlib.contextmanager
-    def nobody(self, kind: str) -> Iterator[bool]:
-        """Whether no node at all has one of ``kind``, true for as long as the block lasts."""
-        with self._locked():
-            yield not self._read().get(kind)
+    def joining(self, kind: str) -> Iterator[int]:
+        """Be one of those that use something together, such as a bridge; the number is for :meth:`leaving`. The block makes
+        sure that it is there; nobody else joins or leaves meanwhile, and when it fails this node has not joined."""
+        with self._changing() as table:
+            taken = table.setdefault(kind, {})
+            number = next(number for number in itertools.count(1) if str(number) not in taken)
+            taken[str(number)] = self._node
+            yield number
+
+    @contextlib.contextmanager
+    def leaving(self, kind: str, number: int) -> Iterator[bool]:
+        """The opposite: true for who was the last, and then the block removes it."""
+        with self._changing() as table:
+            taken = table.get(kind, {})
+            taken.pop(str(number), None)
+            yield not taken
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Table]:

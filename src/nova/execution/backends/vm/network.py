@@ -87,13 +87,14 @@ class VmNetwork:
         self._uses = itertools.count(secrets.randbelow(1 << 31) + 1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nova-vm-network")
         self._own = -1
+        self._joined = 0
 
     async def start(self) -> None:
         """Make the bridge and the host's rules. Raises OSError when this host cannot."""
         await self._run(self._start)
 
     async def close(self) -> None:
-        """Remove bridge and rules, unless a machine of another daemon is on it."""
+        """Remove bridge and rules, unless another daemon uses them."""
         await self._run(self._close)
         self._thread.shutdown()
 
@@ -159,7 +160,7 @@ class VmNetwork:
             kernel.setns(self._home, kernel.CLONE_NEWNET)
         self._own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         gateway = self._subnet.network_address + 1
-        with self._leases.nobody(ADDRESS):  # under the lock: another daemon may be closing
+        with self._leases.joining(f"bridge {self._bridge}") as self._joined:
             bridge.ensure_bridge(self._bridge, gateway, self._subnet.prefixlen)
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
             self._apply(filtering.host_rules(self._bridge, self._subnet))
@@ -171,12 +172,15 @@ class VmNetwork:
     def _close(self) -> None:
         if self._own < 0:
             return
-        with self._leases.nobody(ADDRESS) as unused:
-            if unused:
-                bridge.remove(self._bridge)
-                self._apply(filtering.no_host_rules(self._bridge))
         os.close(self._own)
         self._own = -1
+        if not self._joined:
+            return
+        with self._leases.leaving(f"bridge {self._bridge}", self._joined) as last:
+            if last:
+                bridge.remove(self._bridge)
+                self._apply(filtering.no_host_rules(self._bridge))
+        self._joined = 0
 
     def _namespace(self) -> int:
         kernel.unshare(kernel.CLONE_NEWNET)
