@@ -6,18 +6,30 @@ from dataclasses import dataclass
 from typing import Final
 
 _INIT: Final = """#!/bin/busybox sh
-# Loads drivers, waits for the root's drive, hands over. Everything it mounts it takes away again.
-/bin/busybox mount -t devtmpfs dev /dev
+# Loads drivers, sets the address, waits for the root's drive and hands over.
+/bin/busybox mount -t devtmpfs -o nosuid dev /dev
 /bin/busybox mount -t proc proc /proc
-for module in /modules/*.ko; do /bin/busybox insmod "$module" 2>/dev/null; done
+for module in /modules/*.ko; do /bin/busybox insmod "$module" 2>>/problems; done
 root=/dev/vda
+address=
+resolver=
 init=/opt/nova/init
 for word in $(/bin/busybox cat /proc/cmdline); do
   case "$word" in
     root=*) root=${word#root=} ;;
     init=*) init=${word#init=} ;;
+    ip=*) address=${word#ip=} ;;
   esac
 done
+if [ -n "$address" ]; then # ip=ADDRESS:SERVER:GATEWAY:NETMASK:NAME:DEVICE:off:RESOLVER, as kernels take it that set it
+  rest=$address:
+  for part in own server gateway mask name device automatic resolver; do
+    eval "$part=\${rest%%:*}"
+    rest=${rest#*:}
+  done
+  /bin/busybox ifconfig "${device:-eth0}" "$own" netmask "$mask" up 2>>/problems
+  [ -z "$gateway" ] || /bin/busybox route add default gw "$gateway" 2>>/problems
+fi
 tries=0
 while [ ! -b "$root" ] && [ $tries -lt 500 ]; do
   /bin/busybox usleep 10000
@@ -25,10 +37,15 @@ while [ ! -b "$root" ] && [ $tries -lt 500 ]; do
 done
 /bin/busybox mount -t ext4 -o ro "$root" /root || {
   echo "nova: the root $root cannot be mounted"
+  /bin/busybox cat /problems
   /bin/busybox poweroff -f
 }
+if [ -n "$resolver" ]; then # the root is read-only: a file beside the devices is seen in its place
+  echo "nameserver $resolver" >/dev/resolv.conf
+  /bin/busybox mount -o bind /dev/resolv.conf /root/etc/resolv.conf
+fi
 /bin/busybox umount /proc
-/bin/busybox umount -l /dev
+/bin/busybox mount -o move /dev /root/dev # Python asks for /dev/urandom before it can mount anything
 exec /bin/busybox switch_root /root "$init" "$@"
 """
 _FOLDERS: Final = ("bin", "dev", "modules", "proc", "root")

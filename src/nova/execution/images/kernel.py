@@ -24,8 +24,8 @@ _PACKAGES: Final = ("linux-image-cloud-amd64", "tiny-initramfs", "busybox-static
 _MODULES: Final = (
     *(
         "crc32c-intel",
-        "virtio",
         "virtio_ring",
+        "virtio",
         "virtio_pci_legacy_dev",
         "virtio_pci_modern_dev",
         "virtio_pci",
@@ -35,7 +35,7 @@ _MODULES: Final = (
     *("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"),
 )
 """In the order in which they load. One that is not there is built into the kernel."""
-_REVISION: Final = 1
+_REVISION: Final = 6
 _ABOUT: Final = "kernel.json"
 _SETUP_SECTORS: Final = 0x1F1
 _MAGIC: Final = 0x202
