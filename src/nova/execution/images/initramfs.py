@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-_INIT: Final = """#!/bin/busybox sh
+_INIT: Final = r"""#!/bin/busybox sh
 # Loads drivers, sets the address, waits for the root's drive and hands over.
 /bin/busybox mount -t devtmpfs -o nosuid dev /dev
 /bin/busybox mount -t proc proc /proc
