@@ -301,6 +301,10 @@ class BuildSettings(Section):
     per_tenant: int = Field(2, ge=1, le=64, description="builds of one tenant at once, over all nodes")
 
 
+class VolumeSettings(Section):
+    dir: str = Field("", description="where this node keeps the files of volumes; empty: volumes in the data directory")
+
+
 class ExecutionSettings(Section):
     backend: Literal["auto", "sandbox", "docker"] = Field(
         "auto", description="what functions run on that name no backend; auto: the strongest that works here"
@@ -402,6 +406,7 @@ class Settings(Section):
     tracing: TracingSettings = TracingSettings()
     grpc: GrpcSettings = GrpcSettings()
     secrets: SecretsOff = SecretsOff()
+    volumes: VolumeSettings = VolumeSettings()
 
     @property
     def log_level(self) -> str:
@@ -414,6 +419,10 @@ class Settings(Section):
     @property
     def images_dir(self) -> Path:
         return Path(self.images.dir).expanduser().resolve() if self.images.dir else self.data_dir / "images"
+
+    @property
+    def volumes_dir(self) -> Path:
+        return Path(self.volumes.dir).expanduser().resolve() if self.volumes.dir else self.data_dir / "volumes"
 
 
 @dataclass(frozen=True, slots=True)

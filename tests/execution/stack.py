@@ -27,6 +27,8 @@ from nova.execution.rollover import Rollover, SteadyCatalog
 from nova.execution.sealing import Sealer
 from nova.execution.sealing_changes import SealedFunctions
 from nova.execution.snapshots import SnapshotMaker
+from nova.execution.volume_files import VolumeFiles
+from nova.execution.volumes import Volumes
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
 from nova.store.blobs import BlobStore
@@ -35,6 +37,7 @@ from nova.store.functions import FunctionStore, announce
 from nova.store.listen import Listener
 from nova.store.state import StateStore
 from nova.store.versions import VersionStore
+from nova.store.volumes import VolumeHost
 from tests.execution.fakes import make_call
 
 RUNTIMES = Runtimes()
@@ -60,6 +63,7 @@ class RealStack:
     backend: SandboxBackend
     guests: GuestApi
     booter: Booter
+    volumes: Volumes
     records: list[tuple[CallRequest, FunctionSnapshot, CallResult]] = field(default_factory=list)
 
     async def deploy(
@@ -117,7 +121,7 @@ async def real_stack(
     dsn: str, folder: Path, pool: PoolSettings | None = None, sealer: Sealer | None = None
 ) -> AsyncIterator[RealStack]:
     """Everything started; everything gone afterwards. Without ``sealer`` no function is kept loaded."""
-    async with ServiceGroup() as services, Database(dsn, max_conns=5) as db:
+    async with Database(dsn, max_conns=5) as db, ServiceGroup() as services:
         listener = await services.start(Listener(dsn))
         blobs = BlobStore(db)
         functions, versions = FunctionStore(db), VersionStore(db, blobs)
@@ -139,12 +143,16 @@ async def real_stack(
         )
         catalog = SteadyCatalog(functions, versions, SnapshotMaker(RUNTIMES, router), listener)
         guests = GuestApi(StateStore(db, lambda: 64 << 20), LimitSettings())
-        booter = Booter(artifacts, router, SYSTEM_CLOCK, guests, sealer)
+        files = VolumeFiles(folder / "volumes")
+        volumes = await services.start(Volumes(VolumeHost(db, "here", str(folder)), "here", files, SYSTEM_CLOCK))
+        booter = Booter(artifacts, router, SYSTEM_CLOCK, guests, sealer, volumes)
         fleet = InstanceFleet(booter, pool or PoolSettings())
+        volumes.wanted = lambda instance: fleet.give_up(instance, "volume", at_once=False)
+        volumes.lost = lambda instance: fleet.give_up(instance, "volume lost", at_once=True)
         holder.append(fleet)
         stack: RealStack
         executor = Executor(catalog, fleet, lambda *done: stack.records.append(done), drain_s=1.0)
-        stack = RealStack(db, functions, versions, blobs, catalog, fleet, executor, backend, guests, booter)
+        stack = RealStack(db, functions, versions, blobs, catalog, fleet, executor, backend, guests, booter, volumes)
         guests.invoker = executor
         await services.start(executor)
         await services.start(Rollover(catalog, fleet))

@@ -47,6 +47,8 @@ from nova.execution.shadow import Shadows
 from nova.execution.snapshots import SnapshotMaker
 from nova.execution.tail import LogFeed
 from nova.execution.tracing import TracedInvoker
+from nova.execution.volume_files import VolumeFiles
+from nova.execution.volumes import Volumes
 from nova.observability.spans import SpanWriter
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
@@ -54,6 +56,7 @@ from nova.store.idempotency import IdempotencyStore
 from nova.store.shadows import ShadowStore
 from nova.store.spans import SpanStore
 from nova.store.state import StateStore
+from nova.store.volumes import VolumeHost
 from nova.tracing import open_tracing
 from nova.work.membership import node_name
 
@@ -118,12 +121,21 @@ class ExecutionPlane:
         )
         self.guests = GuestApi(StateStore(stores.db, lambda: settings.limits.state_mb << 20), settings.limits)
         self.sealer = Sealer(SYSTEM_CLOCK, metrics)
-        self.booter = Booter(self.artifacts, self.router, SYSTEM_CLOCK, self.guests, self.sealer)
+        node = node_name(settings.cluster.node_id)
+        self.volumes = Volumes(
+            VolumeHost(stores.db, node, f"{node}/{node_of(home)}"),
+            node,
+            VolumeFiles(settings.volumes_dir),
+            SYSTEM_CLOCK,
+        )
+        self.booter = Booter(self.artifacts, self.router, SYSTEM_CLOCK, self.guests, self.sealer, self.volumes)
         self.fleet = (
             InstanceFleet(self.booter, settings.pool, events=self.metrics)
             if ledger is None
             else WorkerFleet(self.booter, settings.pool, events=self.metrics, ledger=ledger)
         )
+        self.volumes.wanted = lambda instance: self.fleet.give_up(instance, "volume", at_once=False)
+        self.volumes.lost = lambda instance: self.fleet.give_up(instance, "volume lost", at_once=True)
         self.tracing = open_tracing(settings.tracing, node=node_name(settings.cluster.node_id), sinks=(self.spans.add,))
         self.shadows = Shadows(ShadowStore(stores.db), SYSTEM_CLOCK)
         record = self.shadows.recorder(CallRecorder(self.metrics, self.logs).record)
@@ -156,6 +168,7 @@ class ExecutionPlane:
         await stores.invocations.prepare_days(SYSTEM_CLOCK.now().date(), DAYS_AHEAD)
         await services.start(self.router)
         await services.start(self.artifacts)
+        await services.start(self.volumes)
         await services.start(SealedFunctions(self.sealer, self.catalog))
         await services.start(FetchAhead(self.catalog, self.artifacts, self._runs_here))
         await services.start(self.executor)

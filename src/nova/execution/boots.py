@@ -1,7 +1,7 @@
 """Making one instance for a function: its tree on disk, an isolated place from a backend, the code loaded in it."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +10,16 @@ import structlog
 from nova.clock import Clock
 from nova.domain.function import FunctionSnapshot
 from nova.errors import NovaError, as_refusal
-from nova.execution.backends.base import Backend, Channel, InitFailed, InitSpec, Instance, InstanceSpec, LayerMount
+from nova.execution.backends.base import (
+    Backend,
+    Channel,
+    InitFailed,
+    InitSpec,
+    Instance,
+    InstanceSpec,
+    LayerMount,
+    VolumeMount,
+)
 from nova.execution.slots import BootTimes, LoadFailed
 from nova.ids import new_id
 
@@ -49,6 +58,18 @@ class Kept(Protocol):
         ...
 
 
+class Mounts(Protocol):
+    """Volumes of functions."""
+
+    async def attach(self, snapshot: FunctionSnapshot, instance_id: str) -> tuple[VolumeMount, ...]:
+        """What an instance is to mount, ready for it until it is released; raises NovaError."""
+        ...
+
+    async def release(self, instance_id: str) -> None:
+        """The instance has stopped, or was never made. Idempotent; never fails."""
+        ...
+
+
 class BackendSelector(Protocol):
     async def select(self, snapshot: FunctionSnapshot) -> Backend:
         """The backend that runs this function; raises NovaError ``unsupported``."""
@@ -75,17 +96,39 @@ class Booter:
         clock: Clock,
         guests: Guests | None = None,
         kept: Kept | None = None,
+        mounts: Mounts | None = None,
     ) -> None:
         self._artifacts = artifacts
         self._backends = backends
         self._clock = clock
         self._guests = guests
         self._kept = kept
+        self._mounts = mounts
 
     async def boot(self, snapshot: FunctionSnapshot) -> Booted:
         """Raises :class:`LoadFailed` for the user's code and NovaError for everything else."""
         began = self._clock.monotonic()
         backend, spec = await self.plan(snapshot)
+        if not snapshot.mounts:
+            return await self._make(backend, snapshot, spec, began)
+        if self._mounts is None:
+            raise NovaError("unsupported", "mounts: there are no volumes here")
+        mounted = replace(spec, mounts=await self._mounts.attach(snapshot, spec.instance_id))
+        try:
+            return await self._make(backend, snapshot, mounted, began)
+        except BaseException:
+            await asyncio.shield(self._mounts.release(spec.instance_id))
+            raise
+
+    async def stop(self, backend: Backend, instance: Instance, *, reason: str) -> None:
+        """End an instance that :meth:`boot` made, and give back what it mounted."""
+        try:
+            await backend.stop(instance, reason=reason)
+        finally:
+            if self._mounts is not None:
+                await self._mounts.release(instance.instance_id)
+
+    async def _make(self, backend: Backend, snapshot: FunctionSnapshot, spec: InstanceSpec, began: float) -> Booted:
         booted = await self._restore(backend, snapshot, spec, began)
         return booted or await self._load(backend, snapshot, spec, began)
 

@@ -294,7 +294,7 @@ class InstanceFleet:
         instance = member.instance
         backend = self._backends.pop(instance.instance_id)
         try:
-            await backend.stop(instance, reason=reason)
+            await self._booter.stop(backend, instance, reason=reason)
         except Exception:
             log.exception("an instance could not be stopped", instance=instance.instance_id)
         self._count(member.pool, -1)
@@ -398,6 +398,13 @@ class InstanceFleet:
             alive = False
         if not alive:
             member.pool.discard(member, "no answer")
+
+    def give_up(self, instance_id: str, reason: str, *, at_once: bool) -> None:
+        """Stop an instance that others need gone: when the calls that it has are ended, or in their midst."""
+        for pool in self._all():
+            if (member := pool.members.get(instance_id)) is not None:
+                (pool.discard if at_once else pool.retire)(member, reason)
+                return
 
     # What is there
 

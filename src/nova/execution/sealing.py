@@ -237,4 +237,6 @@ def _obstacle(backend: Backend, snapshot: FunctionSnapshot) -> str:
         return f"the backend {backend.name} has none"
     if snapshot.entry_kind == "script":
         return "a script is run anew for each call"
+    if snapshot.mounts:
+        return "what a function loads from its volumes may be another thing the next time"
     return backend.snapshot_obstacle(snapshot.runtime)

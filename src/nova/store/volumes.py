@@ -1,6 +1,6 @@
 """Volumes in PostgreSQL: what there is, who mounts it, on which node it lies, and who may write to it now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -88,12 +88,19 @@ class VolumeHost:
         self._node = node
         self._owner = owner
 
-    async def settle(self, volume_id: str) -> tuple[str, int]:
-        """The node where the volume lies, this one if it lay nowhere, and its size in MiB. Raises ``not_found``."""
-        row = await self._db.one(_sql.settle, id=volume_id, node=self._node)
+    async def look(self, volume_id: str) -> tuple[str | None, int]:
+        """The node where the volume's files are, None while there are none, and its size in MiB. Raises ``not_found``."""
+        row = await self._db.one(_sql.look, id=volume_id)
         if row is None:
             raise not_found("volume", volume_id)
         return row["node"], row["size_mb"]
+
+    async def settle(self, volume_id: str) -> str:
+        """The node where the volume's files are: this one, if there were none. Raises ``not_found``."""
+        row = await self._db.one(_sql.settle, id=volume_id, node=self._node)
+        if row is None:
+            raise not_found("volume", volume_id)
+        return str(row["node"])
 
     async def tell_use(self, volume_id: str, used_bytes: int) -> None:
         await self._db.run(_sql.tell_use, id=volume_id, used_bytes=used_bytes)
@@ -112,13 +119,11 @@ class VolumeHost:
         row = await self._db.one(_sql.holder, id=volume_id)
         return row["instance_id"] if row is not None and row["owner"] == self._owner else None
 
-    async def renew(self, fences: Mapping[str, int], lease_s: float) -> set[str]:
-        """Those of the volumes whose lease still has this fence, now for ``lease_s`` seconds more."""
-        ids = list(fences)
-        rows = await self._db.fetch(
-            _sql.renew, ids=ids, fences=[fences[volume_id] for volume_id in ids], lease_s=lease_s
-        )
-        return {row["id"] for row in rows}
+    async def renew(self, leases: Collection[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
+        """Those of the leases (volume id and fence) that still hold, now for ``lease_s`` seconds more."""
+        pairs = list(leases)
+        values = {"ids": [pair[0] for pair in pairs], "fences": [pair[1] for pair in pairs]}
+        return {(row["id"], row["fence"]) for row in await self._db.fetch(_sql.renew, **values, lease_s=lease_s)}
 
     async def release(self, volume_ids: Sequence[str], instance_id: str) -> None:
         await self._db.run(_sql.release, ids=list(volume_ids), instance=instance_id)

@@ -42,8 +42,11 @@ DELETE FROM volumes WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s A
 -- name: use
 INSERT INTO function_mounts (function_id, version, volume_id) VALUES (%(function)s, %(version)s, %(volume)s);
 
+-- name: look
+SELECT node, size_mb FROM volumes WHERE id = %(id)s;
+
 -- name: settle -- it is on this node from now on, unless it is on another
-UPDATE volumes SET node = coalesce(node, %(node)s) WHERE id = %(id)s RETURNING node, size_mb;
+UPDATE volumes SET node = coalesce(node, %(node)s) WHERE id = %(id)s RETURNING node;
 
 -- name: tell_use
 UPDATE volumes SET used_bytes = %(used_bytes)s WHERE id = %(id)s AND used_bytes <> %(used_bytes)s;

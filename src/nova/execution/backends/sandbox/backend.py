@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import structlog
 
 from nova.domain.function import Limits, NetworkPolicy
 from nova.errors import NovaError
+from nova.execution import volume_files
 from nova.execution.backends.base import (
     STRENGTH,
     Capabilities,
@@ -21,8 +22,9 @@ from nova.execution.backends.base import (
     Instance,
     InstanceSpec,
     InstanceStats,
+    VolumeMount,
 )
-from nova.execution.backends.sandbox import commands, names, network
+from nova.execution.backends.sandbox import commands, kernel, names, network
 from nova.execution.backends.sandbox.cells import DONORS, TEMPLATE_TMP_MB, Cell, Cells, Kind, Toolchains
 from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost, LauncherRefused
@@ -201,6 +203,7 @@ class SandboxBackend:
             snapshot=self._privileged,
             template=True,
             layers=True,
+            volumes=not volume_files.obstacle(),
         )
 
     def default_network(self) -> NetworkPolicy:
@@ -267,13 +270,16 @@ class SandboxBackend:
             if cell.slot.server is not None:
                 binds.append([str(self._resolv_conf), "/etc/resolv.conf"])
         tmp_mb = spec.limits.tmp_mb
-        await self._launcher.request(
-            "claim",
-            instance=cell.name,
-            binds=binds,
-            tmp_bytes=tmp_mb << 20 if tmp_mb != TEMPLATE_TMP_MB else None,
-            **commands.limits_of(spec.limits),
-        )
+        with _trees(spec.mounts) as trees:
+            await self._launcher.request(
+                "claim",
+                fds=trees,
+                instance=cell.name,
+                binds=binds,
+                volumes=[[mount.target, mount.read_only] for mount in spec.mounts],
+                tmp_bytes=tmp_mb << 20 if tmp_mb != TEMPLATE_TMP_MB else None,
+                **commands.limits_of(spec.limits),
+            )
 
     # -- functions that are kept loaded --------------------------------------------------------------------------
 
@@ -340,6 +346,22 @@ class SandboxBackend:
                 await self._running.wait()
         except TimeoutError:
             raise LauncherLost from None
+
+
+@contextlib.contextmanager
+def _trees(volumes: Iterable[VolumeMount]) -> Iterator[list[int]]:
+    """A detached mount of each: whether the launcher's own mounts show it does not matter. Raises OSError."""
+    trees: list[int] = []
+    try:
+        for volume in volumes:
+            tree = kernel.open_tree(str(volume.path))
+            trees.append(tree)
+            if os.fstat(tree).st_dev == volume.path.parent.stat().st_dev:
+                raise OSError(f"nothing is mounted at {volume.path}")
+        yield trees
+    finally:
+        for tree in trees:
+            os.close(tree)
 
 
 @contextlib.contextmanager

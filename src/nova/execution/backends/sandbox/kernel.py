@@ -47,6 +47,7 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x100000
 
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
@@ -209,9 +210,12 @@ def move_mount(fd: int, target: str) -> None:
     )
 
 
-def mount_setattr(fd: int, path: str, attributes: int, *, recursive: bool = False, propagation: int = 0) -> None:
-    """Add mount attributes (MOUNT_ATTR_*) to the mount that ``fd`` and ``path`` name."""
-    attr = struct.pack("=QQQQ", attributes, 0, propagation, 0)
+def mount_setattr(
+    fd: int, path: str, attributes: int, *, recursive: bool = False, propagation: int = 0, users: int = 0
+) -> None:
+    """Add mount attributes (MOUNT_ATTR_*) to the mount that ``fd`` and ``path`` name. ``users`` is the user namespace that
+    MOUNT_ATTR_IDMAP shows its files through."""
+    attr = struct.pack("=QQQQ", attributes, 0, propagation, users)
     _syscall(
         "mount_setattr",
         ctypes.c_int(fd),

@@ -222,13 +222,23 @@ class Launcher:
         return [os.open(f"/proc/{child.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ENTERED]
 
     def _do_claim(self, message: Message, _reply: dict[str, Any]) -> list[int]:
-        """Give a sealed instance its limits and its code."""
+        """Give a sealed instance its limits, its code and its volumes. Descriptors: a detached mount of each volume."""
         body = message.body
         child = self._child(body["instance"])
         self._limit(child, body)
         mounts.attach_inside(
             child.mounts_fd, self._own_mounts, [(source, target) for source, target in body["binds"]], body["tmp_bytes"]
         )
+        volumes = [
+            mounts.Volume(tree, target, read_only)
+            for tree, (target, read_only) in zip(message.fds, body["volumes"], strict=True)
+        ]
+        if volumes:
+            users = os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                mounts.attach_volumes(child.mounts_fd, self._own_mounts, users, volumes)
+            finally:
+                os.close(users)
         return []
 
     def _do_run(self, message: Message, reply: dict[str, Any]) -> list[int]:

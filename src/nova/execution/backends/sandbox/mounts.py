@@ -5,7 +5,7 @@ drops everything else. Guest-side code: standard library only.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -166,6 +166,35 @@ def enter_root(root: str, tmp_bytes: int) -> None:
 def tmp_size(size: int) -> str:
     """Mount options of a ``/tmp`` that holds ``size`` bytes and one file per KiB."""
     return f"size={size},nr_inodes={max(1024, size // 1024)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """``tree`` is a detached mount of a volume (descriptor), not shown to anyone yet."""
+
+    tree: int
+    target: str
+    read_only: bool
+
+
+def attach_volumes(namespace: int, own_namespace: int, users: int, volumes: Sequence[Volume]) -> None:
+    """Mount volumes inside a running instance, below a ``/mnt`` that holds nothing else.
+
+    ``users`` is its user namespace: files belong to the same user inside whatever instance looks at them.
+    """
+    for volume in volumes:
+        attributes = _ATTRIBUTES["ro" if volume.read_only else "rw"] | kernel.MOUNT_ATTR_IDMAP
+        kernel.mount_setattr(volume.tree, "", attributes, propagation=kernel.MS_PRIVATE, users=users)
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.setns(namespace, kernel.CLONE_NEWNS)
+    try:
+        kernel.mount("tmpfs", "/mnt", "tmpfs", flags, "mode=755,size=64k,nr_inodes=64")
+        for volume in volumes:
+            os.mkdir(volume.target, 0o755)
+            kernel.move_mount(volume.tree, volume.target)
+        kernel.mount("none", "/mnt", None, flags | kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY)
+    finally:
+        kernel.setns(own_namespace, kernel.CLONE_NEWNS)
 
 
 def attach_inside(namespace: int, own_namespace: int, binds: Iterable[tuple[str, str]], tmp_bytes: int | None) -> None:
