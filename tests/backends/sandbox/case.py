@@ -41,4 +41,4 @@ class Case:
 
     def leftovers(self, node: str) -> list[str]:
         groups = (*_GROUPS.glob(f"*/nova-{node}/*"), *_GROUPS.glob(f"nova-{node}/*"))
-        return [str(path) for path in groups if path.is_dir()]
+        return sorted({path.name for path in groups if path.is_dir()})
