@@ -1,10 +1,13 @@
-"""Runs the first process of a container in this process, without the container: ``boot_child.py <src> <description> <code>``."""
+"""Runs the first process of a container in this process, without the container: ``boot_child.py <src> <description> <code>``
+and, for one that can be kept in a snapshot, a file for what it is told when it goes on."""
 
 import dataclasses
+import functools
+import json
 import sys
 from typing import Any
 
-source, description, code_dir = sys.argv[1:]
+source, description, code_dir, *thaws = sys.argv[1:]
 sys.path.insert(0, source)
 
 from nova.agent import boot  # noqa: E402
@@ -18,5 +21,13 @@ def _elsewhere(self: Entry, *args: Any, **options: Any) -> Any:
     return dataclasses.replace(_config(self, *args, **options), code_dir=code_dir, guest_port=0)
 
 
+def _awaken(thaw: Any) -> None:
+    """In place of the clock and the random numbers of a machine."""
+    with open(thaws[0], "a") as file:
+        file.write(json.dumps(thaw.as_head()) + "\n")
+
+
 Entry.config = _elsewhere  # type: ignore[method-assign]
+if thaws:
+    boot.Outpost = functools.partial(boot.Outpost, awaken=_awaken)  # type: ignore[misc, assignment]
 boot.main(description)

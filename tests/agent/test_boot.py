@@ -16,9 +16,10 @@ import pytest
 
 from nova.agent import relay_codec as codec
 from nova.agent.frames import HELLO, encode
-from nova.agent.messages import HelloHead
+from nova.agent.messages import HelloHead, ThawHead
 from nova.agent.relay_codec import PREAMBLE
-from nova.execution.channel import DirectChannel
+from nova.execution.backends.base import InitFailed
+from nova.execution.channel import DirectChannel, FreezeRefused
 from nova.execution.channel_deadlines import Deadlines
 from nova.execution.launch import launch_for
 from nova.execution.relay import relayed
@@ -73,7 +74,7 @@ class Booted:
         self.spared = False
         """the host does not kill it when a worker ends"""
 
-    def start(self, listen: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, listen: str, *, thaws: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
         resolved = RUNTIMES.resolve(self.runtime)
         description = self.folder / "agent.json"
         worker = launch_for(resolved).as_dict()
@@ -84,19 +85,22 @@ class Booted:
             "NOVA_AGENT_LISTEN": listen,
         }
         self.process = subprocess.Popen(
-            [base_interpreter(), "-I", "-S", str(CHILD), SOURCE, str(description), str(self.folder / "code")],
+            [
+                *(base_interpreter(), "-I", "-S", str(CHILD), SOURCE, str(description), str(self.folder / "code")),
+                *([str(thaws)] if thaws else []),
+            ],
             env={name: value for name, value in (env | environment).items() if value},
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
         return self.process
 
-    async def reach(self, sock: socket.socket) -> Guest:
+    async def reach(self, sock: socket.socket, token: bytes = TOKEN, instance_id: str = "instance-1") -> Guest:
         assert self.process is not None
         self.channel = await DirectChannel.connect(
             sock,
-            TOKEN,
-            "instance-1",
+            token,
+            instance_id,
             kill=self._kill_unless_spared,
             death_cause=_unknown,
             deadlines=self.deadlines,
@@ -240,6 +244,76 @@ async def test_sigterm_and_a_dead_agent_end_an_instance_behind_a_port(
     assert (await asyncio.wait_for(call, 5)).error is not None or call.result().output == b"1"
     assert await booted.ended() == 128 + signal.SIGKILL
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+RESUMED = """
+import os, random
+log = []
+before = random.random()
+
+def before_snapshot():
+    log.append("before")
+
+def after_restore():
+    log.append("after")
+
+def handler(event, context):
+    if event == "fail":
+        raise ValueError(event)
+    return [os.getpid(), log, os.environ["AWS_LAMBDA_LOG_STREAM_NAME"], random.random()]
+"""
+
+
+async def test_an_instance_is_frozen_and_thawed_as_another(booted: Booted, port: int, tmp_path: Path) -> None:
+    """What a machine's snapshot keeps, and what goes on from it, twice; without the machine."""
+    write_files(tmp_path / "code", {"main.py": RESUMED})
+    process = booted.start(f"tcp:{port}", thaws=tmp_path / "thaws")
+    instance = await booted.reach(await relayed(await connected(port)))
+    with pytest.raises(FreezeRefused, match="one worker that has loaded"):
+        await instance.channel.freeze()
+    await instance.init()
+    token, name = TOKEN, "instance-1"
+    for number in (2, 3):
+        await instance.channel.freeze()
+        instance.channel.close()
+
+        stranger = await connected(port)
+        stranger.sendall(b"?")
+        await _cut_off(stranger)
+        instance = await booted.reach(await relayed(await connected(port)), token, name)
+        token, name = bytes([number]) * 32, f"instance-{number}"
+        with pytest.raises(InitFailed, match="not_thawed"):
+            await instance.init()
+        thaw = ThawHead(name, hashlib.sha256(token).hexdigest(), 10**18 + number, "ab" * 64)
+        await instance.channel.thaw(thaw)
+        await instance.init()
+        assert json.loads((tmp_path / "thaws").read_text().splitlines()[-1]) == thaw.as_head()
+        pid, log, stream, _ = await instance.value(1)
+        assert log == ["before", "after"] * (number - 1)
+        assert stream == f"[3]{name}"
+        assert pid == descendants(process.pid)[2]
+        assert (await instance.failure("fail")).type == "ValueError"
+        assert await instance.channel.ping(5)
+    with pytest.raises(FreezeRefused, match="does not come from a snapshot"):
+        await instance.channel.thaw(thaw)
+    instance.channel.close()
+    assert await booted.ended() == 0
+
+
+async def test_what_cannot_be_kept_in_a_snapshot_says_why(booted: Booted, port: int, tmp_path: Path) -> None:
+    booted.start(f"tcp:{port}")
+    instance = await booted.reach(await relayed(await connected(port)))
+    await instance.init()
+    with pytest.raises(FreezeRefused, match="not on a machine of its own"):
+        await instance.channel.freeze()
+
+    booted.close()
+    write_files(tmp_path / "code", {"main.py": "def before_snapshot():\n    1 / 0\ndef handler():\n    return 1\n"})
+    booted.start(f"tcp:{port}", thaws=tmp_path / "thaws")
+    instance = await booted.reach(await relayed(await connected(port)))
+    await instance.init()
+    with pytest.raises(FreezeRefused, match="division by zero"):
+        await instance.channel.freeze()
 
 
 @pytest.mark.parametrize(

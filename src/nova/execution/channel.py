@@ -12,7 +12,16 @@ import structlog
 
 from nova.agent import frames
 from nova.agent.frames import Frame
-from nova.agent.messages import HelloHead, InitHead, KillWorkerHead, LoadedHead, ReloadHead, WorkerExitHead
+from nova.agent.messages import (
+    DoneHead,
+    HelloHead,
+    InitHead,
+    KillWorkerHead,
+    LoadedHead,
+    ReloadHead,
+    ThawHead,
+    WorkerExitHead,
+)
 from nova.errors import FunctionError
 from nova.execution import channel_reload
 from nova.execution.backends.base import InitDone, InitFailed, InitSpec, WorkerCall, WorkerResult
@@ -32,6 +41,10 @@ T = TypeVar("T")
 HELLO_TIMEOUT_S: Final = 10.0
 KILL_S: Final = 1.0
 """How long the agent has to end one worker and all that it started."""
+
+
+class FreezeRefused(Exception):
+    """The agent cannot be kept in a snapshot of its machine, or cannot go on from it; the text says why."""
 
 
 class DirectChannel:
@@ -190,6 +203,26 @@ class DirectChannel:
         if loaded.error is not None or not loaded.ok:
             raise ReloadFailed(await self._ends.of_load(loaded), loaded.stdout, loaded.stderr)
         return self._serve_from(answer, loaded)
+
+    # -- snapshots of a whole machine ----------------------------------------------------------------------------
+
+    async def freeze(self) -> None:
+        """Have the loaded instance wait for the snapshot of its machine. Raises :class:`FreezeRefused`, ControlLost, FrameError.
+
+        In any case the channel is only good for being closed afterwards, and that has to be done before the snapshot.
+        """
+        self._stopping = True
+        answer = DoneHead.of((await self._control.request(frames.FREEZE, {})).head)
+        if not answer.ok:
+            raise FreezeRefused(answer.error.message if answer.error else "no reason given")
+
+    async def thaw(self, thaw: ThawHead) -> None:
+        """The first request to an agent that comes from a snapshot, which the channel has greeted as what it was then.
+        :meth:`init` of the same function follows. Raises :class:`FreezeRefused`, ControlLost, FrameError."""
+        answer = DoneHead.of((await self._control.request(frames.THAW, thaw.as_head())).head)
+        if not answer.ok:
+            raise FreezeRefused(answer.error.message if answer.error else "no reason given")
+        self.instance_id = thaw.instance_id
 
     # -- calls and pings -----------------------------------------------------------------------------------------
 

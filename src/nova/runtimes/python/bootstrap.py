@@ -20,11 +20,13 @@ from nova.runtimes.python import answers, multiplex, pieces
 from nova.runtimes.python.context import Context
 from nova.runtimes.python.forking import FORKS
 from nova.runtimes.python.loading import Function, become, load, note_modules, rehearse_becoming, settle
+from nova.runtimes.python.resumed import Resumed
 
 INPUT_FD: Final = 3
 RESULT_FD: Final = 4
 _READ: Final = 1 << 16  # larger buffers are mapped and unmapped by malloc at every read
 _INPUT: Final = '{"input": '
+_CALL: Final = _INPUT.encode()
 _CONTEXT: Final = ', "context": '
 _REQUEST_ID: Final = '{"request_id": "'
 _REHEARSAL: Final = "nova_rehearsal"
@@ -133,13 +135,10 @@ def serve(function: Function, init: dict[str, Any], current: "Current", import_u
     Context.sender = worker.pieces.send
     if init["mode"] == "process":
         _serve_forked(worker)
-    _serve(worker)
-
-
-def _serve(worker: "Worker") -> NoReturn:
+    resumed = Resumed(function.module, init["env"], code_dir)
     while True:
         line = _read_line()
-        answer = worker.answer(line)
+        answer = worker.answer(line) if line.startswith(_CALL) else resumed.answer(line)
         _flush()
         _write(answer)
 

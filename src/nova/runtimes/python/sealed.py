@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 from nova.runtimes.python import answers, bootstrap, multiplex
 from nova.runtimes.python.loading import become, load, renew, run_hook, settle
+from nova.runtimes.python.resumed import take_over
 
 MAX_DESCRIPTORS: Final = 8
 _REQUEST: Final = 512
@@ -53,7 +54,7 @@ def main(fork: Callable[[list[int], Callable[[], NoReturn]], None]) -> NoReturn:
         os.chdir(here)
         own: dict[str, Any] = json.loads(bootstrap._read_line())["init"]
         try:
-            _take_over(init["env"], own["env"])
+            take_over(init["env"], own["env"])
             renew()
             run_hook(function.module, "after_restore")
         except BaseException as error:
@@ -72,13 +73,6 @@ def _leave(answer: bytes) -> NoReturn:
     bootstrap._flush()
     bootstrap._write(answer)
     os._exit(1)
-
-
-def _take_over(old: dict[str, str], new: dict[str, str]) -> None:
-    """The environment of this instance; what the function has set itself stays."""
-    for name, value in new.items():
-        if old.get(name) != value:
-            os.environ[name] = value
 
 
 def obstacle() -> str:
