@@ -24,6 +24,8 @@ _TENANTS = "control/test_tenants.py"
 _CAPACITY = "execution/test_capacity.py"
 _NODES = "scheduling/test_nodes.py"
 _STATE = "control/test_state.py"
+_LAYERS = "control/test_layers.py"
+_VOLUMES = "control/test_volumes.py"
 
 ENFORCED: dict[str, str] = {
     "aliases.description": f"{_ALIASES}::test_an_alias_names_a_version_or_splits",
@@ -275,4 +277,25 @@ ENFORCED: dict[str, str] = {
     "prewarm.ttl_s": "execution/test_scaling.py::test_prewarming_holds_for_its_time_beside_any_floor",
     "prewarm?count": "scheduling/test_windows.py::test_what_stands_ready_and_when_that_changes",
     "functions.min_replicas": "execution/test_scaling.py::test_instances_are_booted_without_a_call_and_take_the_next_one_warm",
+    "layers.deploy": f"{_LAYERS}::test_a_function_mounts_layers_by_a_version_of_its_own",
+    "layers.description": f"{_LAYERS}::test_a_layer_is_published_once_for_each_content",
+    "layers.files": f"{_LAYERS}::test_a_layer_is_published_once_for_each_content",
+    "layers.files.base64": f"{_LAYERS}::test_a_layer_is_published_once_for_each_content",
+    "layers.files.executable": f"{_LAYERS}::test_an_archive_is_a_layer_too",
+    "layers.layers": "execution/test_layers.py::test_python_imports_from_layers_and_the_later_one_wins",
+    "layers.name": f"{_LAYERS}::test_a_layer_is_published_once_for_each_content",
+    "layers.runtimes": f"{_LAYERS}::test_what_cannot_be_mounted_is_refused_by_name",
+    "layers?cursor": f"{_LAYERS}::test_a_layer_is_kept_while_a_version_mounts_it",
+    "layers?limit": f"{_LAYERS}::test_a_layer_is_kept_while_a_version_mounts_it",
+    "volumes.deploy": f"{_VOLUMES}::test_a_function_mounts_volumes_by_a_version_of_its_own",
+    "volumes.description": f"{_VOLUMES}::test_a_volume_is_created_grows_and_is_described",
+    "volumes.mounts": "execution/test_volumes.py::test_data_outlives_instances_and_versions_within_its_size",
+    "volumes.mounts.path": "execution/test_volumes.py::test_data_outlives_instances_and_versions_within_its_size",
+    "volumes.mounts.read_only": "execution/test_volumes.py::test_data_outlives_instances_and_versions_within_its_size",
+    "volumes.mounts.volume": "execution/test_volumes.py::test_data_outlives_instances_and_versions_within_its_size",
+    "volumes.name": f"{_VOLUMES}::test_a_volume_is_created_grows_and_is_described",
+    "volumes.shared": "execution/test_volumes.py::test_a_shared_volume_has_several_writers",
+    "volumes.size_mb": "execution/test_volumes.py::test_data_outlives_instances_and_versions_within_its_size",
+    "volumes?cursor": f"{_VOLUMES}::test_a_volume_is_created_grows_and_is_described",
+    "volumes?limit": f"{_VOLUMES}::test_a_volume_is_created_grows_and_is_described",
 }
