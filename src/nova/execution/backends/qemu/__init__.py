@@ -1,0 +1,1 @@
+"""Virtual machines by QEMU, with KVM or without."""

@@ -1,0 +1,97 @@
+"""A machine with its agent: what an instance is to the rest of the platform."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from nova.domain.call import StartSource
+from nova.errors import NovaError
+from nova.execution.backends.base import Channel, InstanceSpec, InstanceStats
+from nova.execution.backends.qemu.machine import Machine
+from nova.execution.backends.sandbox.cgroups import Group
+from nova.execution.channel import DirectChannel
+from nova.execution.channel_control import ControlLost
+from nova.execution.channel_deadlines import Deadlines
+from nova.execution.channel_ends import DeathCause
+from nova.execution.relay import relayed
+
+_OUT_OF_MEMORY: Final = b"ut of memory: Killed process"
+"""What a guest's kernel says on its console; its workers cannot write there."""
+
+
+@dataclass(slots=True, eq=False)
+class QemuVm:
+    """An :class:`Instance`. Whatever it has is given back by ``undo``, last taken first."""
+
+    instance_id: str
+    spec: InstanceSpec
+    machine: Machine
+    group: Group
+    undo: contextlib.AsyncExitStack
+    init_timeout_s: float
+    source: StartSource = "boot"
+    runtime_us: int = 0
+    link: DirectChannel = field(init=False)
+    channel: Channel = field(init=False)
+    born: float = field(default_factory=time.monotonic)
+
+    async def greet(self, wire: socket.socket, token: bytes, name: str, deadlines: Deadlines, limit_s: float) -> None:
+        """Connect to the agent that calls itself ``name`` through our end of its serial port. Raises NovaError
+        ``dependency_unavailable`` when it is not there in ``limit_s`` seconds, or the machine ends before."""
+        began = time.monotonic()
+        connecting = asyncio.ensure_future(self._connect(wire, token, name, deadlines))
+        try:
+            await asyncio.wait({connecting, self.machine.ended}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                raise self._unreached(limit_s)
+            self.link = self.channel = await connecting
+        except (ControlLost, OSError, TimeoutError) as error:
+            await asyncio.wait({self.machine.ended}, timeout=0.2)
+            raise NovaError(
+                "dependency_unavailable",
+                f"the guest's agent did not answer: {error}; {self.machine.console.last_words()}",
+            ) from error
+        finally:
+            connecting.add_done_callback(self._unwanted)
+            connecting.cancel()
+        self.runtime_us = int((time.monotonic() - began) * 1e6)
+
+    async def _connect(self, wire: socket.socket, token: bytes, name: str, deadlines: Deadlines) -> DirectChannel:
+        return await DirectChannel.connect(
+            await relayed(wire),
+            token,
+            name,
+            kill=self.machine.kill,
+            death_cause=self.death_cause,
+            deadlines=deadlines,
+            init_timeout_s=self.init_timeout_s,
+        )
+
+    def _unwanted(self, connecting: "asyncio.Future[DirectChannel]") -> None:
+        """Somebody stopped waiting just when the agent answered."""
+        if not connecting.cancelled() and connecting.exception() is None and not hasattr(self, "link"):
+            connecting.result().close()
+
+    def _unreached(self, limit_s: float) -> NovaError:
+        if self.machine.ended.done():
+            text = f"the machine ended before its agent was there: {self.machine.console.last_words()}"
+        else:
+            text = f"the guest did not reach its agent within {limit_s:g} s"
+        return NovaError("dependency_unavailable", text)
+
+    async def death_cause(self) -> DeathCause:
+        dead = self.group.oom_kills() > 0 or _OUT_OF_MEMORY in self.machine.console.tail()
+        return "out_of_memory" if dead else "unknown"
+
+    def stats(self) -> InstanceStats:
+        """Of the whole machine as the host sees it; zeros when it has ended."""
+        if self.machine.ended.done():
+            return InstanceStats()
+        try:
+            usage = self.group.usage()
+            return InstanceStats(usage.memory_bytes, usage.cpu_us, usage.pids, self.group.oom_kills())
+        except OSError:
+            return InstanceStats()
