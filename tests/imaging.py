@@ -10,7 +10,7 @@ from nova.execution.images.kernel import Kernel, Kernels
 from nova.execution.images.packing import remove
 from nova.runtimes.registry import Runtimes
 
-_UNUSED_S = 2 * 86_400
+_UNUSED_S = 43_200
 _PROGRAMS = {"tar": ("mmdebstrap",), "ext4": ("mmdebstrap", "mkfs.ext4")}
 
 
@@ -39,7 +39,7 @@ def image(runtime: str, form: Form) -> ImageFile:
 
 
 def _forget() -> None:
-    """Images that no test asked for in two days: each change of the agent makes new ones."""
+    """Images that no test asked for in half a day: each change of the agent makes new ones."""
     for folder in cache().glob("*-*"):
         if folder.name[0] != "." and folder.stat().st_mtime < time.time() - _UNUSED_S:
             remove(folder)

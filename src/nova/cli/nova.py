@@ -17,7 +17,7 @@ from rich.text import Text
 
 from nova import __version__
 from nova.cli import doctor as findings
-from nova.cli import planes, serving
+from nova.cli import images, planes, serving, setup
 from nova.cli.running import Config, DataDir, Dsn, Insecure, Logs, end, load_settings
 from nova.config import KEYS
 from nova.config_sources import plain
@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 config = typer.Typer(no_args_is_help=True, help="Settings, as a server started here would have them.")
 app.add_typer(config, name="config")
+app.add_typer(images.runtime, name="runtime")
+app.add_typer(setup.setup, name="setup")
 
 
 class Shape(StrEnum):

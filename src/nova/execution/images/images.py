@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -85,11 +85,21 @@ class Images:
             raise NovaError("runtime_unavailable", text)
         return found
 
-    def list(self) -> list[ImageFile]:
+    def list(self) -> Sequence[ImageFile]:
         """Every image that is there, also those of older parts, by runtime and form."""
         places = self.folder.glob(f"*/{_ABOUT}")
         found = (self._read(place.parent, form) for place in sorted(places) for form in FORMS)
         return [image for image in found if image is not None]
+
+    def clean(self) -> Sequence[Path]:
+        """Remove the images of runtimes that are here which are made of other parts than they would be now."""
+        removed = []
+        for folder, image in {image.path.parent: image for image in self.list()}.items():
+            with self._alone(f"image-{image.runtime}", lambda _step: None):
+                if image.digest != self.digest(image.runtime) and folder.exists():
+                    packing.remove(folder)
+                    removed.append(folder)
+        return removed
 
     async def build(self, runtime: str, form: Form, say: Callable[[str], None]) -> ImageFile:
         """Make it unless it is there. ``say`` is called with each step, from a thread.
