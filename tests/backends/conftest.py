@@ -69,9 +69,12 @@ def found(request: pytest.FixtureRequest, case: Case) -> Iterator[Callable[[str,
     said: list[tuple[str, str]] = []
     yield lambda result, detail: said.append((result, detail))
     report: Any = request.node.stash.get(_REPORT, None)
-    passed = report is not None and report.passed
     result, detail = said[-1] if said else ("passed", "")
-    note(case.name, marker.args[0], result if passed else "failed", detail)
+    if report is None or report.skipped:
+        result, detail = "not tried", ""
+    elif report.failed:
+        result = "failed"
+    note(case.name, marker.args[0], result, detail)
 
 
 _REPORT = pytest.StashKey[pytest.TestReport]()
@@ -82,4 +85,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.when == "call":
         item.stash[_REPORT] = report
+    marker = item.get_closest_marker("capability")
+    if report.when == "setup" and report.failed and marker is not None and isinstance(item, pytest.Function):
+        note(item.callspec.params["case"].name, marker.args[0], "failed")
     return report

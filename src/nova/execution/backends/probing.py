@@ -55,8 +55,8 @@ class Candidate:
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``make`` may take its time (imports), so it is called in a thread; ``missing`` says at once what this host lacks for
-        it, empty when it is worth a try."""
+        """``missing`` says what this host lacks for it, empty when it is worth a try; ``make`` makes it then. Both may import
+        what nobody else needs, so they are called in a thread."""
         self.name = name
         self.backend: Backend | None = None
         self.known: Capabilities | None = None
@@ -91,7 +91,7 @@ class Candidate:
 
     async def _ask(self) -> Capabilities:
         if self.backend is None:
-            if reason := self._missing():
+            if reason := await to_its_end(self._missing):
                 return unavailable(self.name, reason)
             backend = await to_its_end(self._make)
             try:
