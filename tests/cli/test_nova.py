@@ -94,7 +94,7 @@ def test_the_demo_deploys_and_calls_every_example_twice_the_same(tmp_path: Path)
     with RunningNova(tmp_path / "data") as running:
         first = demo(running.url)
         assert first.returncode == 0, first.stdout + first.stderr
-        for name in ("thumbnail", "csv-stats", "word-count", "guestbook", "sysinfo"):
+        for name in ("thumbnail", "csv-stats", "word-count", "guestbook", "sysinfo", "rot13"):
             assert name in first.stdout
         assert "980×560 PNG → 96×55" in first.stdout
         curl = next(line for line in first.stdout.splitlines() if "curl -s" in line).partition("curl -s")[2]
@@ -104,7 +104,7 @@ def test_the_demo_deploys_and_calls_every_example_twice_the_same(tmp_path: Path)
         own.write_text("one two two")
         second = demo(running.url, "--input", str(own))
         assert "3 words, 2 distinct" in second.stdout
-        assert second.stdout.count("unchanged") == 5
+        assert second.stdout.count("unchanged") == 6
         unfit = demo(running.url, "--input", str(tmp_path))
         assert (unfit.returncode, "no example takes" in unfit.stderr) == (2, True)
 

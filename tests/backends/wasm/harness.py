@@ -86,8 +86,9 @@ def worker(
     ours.settimeout(20)
 
     def lay_out() -> None:
-        os.dup2(theirs.fileno(), 3)
-        os.dup2(theirs.fileno(), 4)
+        for number in (4, 3) if theirs.fileno() == 3 else (3, 4):
+            os.dup2(theirs.fileno(), number)
+            os.set_inheritable(number, True)
 
     process = subprocess.Popen(
         launch_for(RUNTIME, fuel=fuel).argv,
