@@ -37,6 +37,10 @@ if [ "$profile" = dev ]; then
   [ -x /usr/sbin/dockerd ] || command -v dockerd >/dev/null || missing+=(docker.io)
   [ -x /usr/bin/docker-compose ] || missing+=(docker-compose)
   command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
+  # machines: an emulator, their drives, a kernel of the test's own
+  command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+  [ -x /usr/sbin/mkfs.ext4 ] || command -v mkfs.ext4 >/dev/null || missing+=(e2fsprogs)
+  command -v as >/dev/null || missing+=(binutils)
   [ -x /usr/sbin/iptables ] || missing+=(iptables)
   [ -x /usr/sbin/sshd ] || missing+=(openssh-server)
   command -v ssh >/dev/null || missing+=(openssh-client)
