@@ -196,7 +196,7 @@ class DockerBackend:
             template=late and self._options.templates > 0,
             reload=True,
             layers=True,
-            volumes=True,
+            volumes=late,
         )
 
     @property
@@ -245,11 +245,10 @@ class DockerBackend:
         return place
 
     async def _place(self, places: Places, spec: InstanceSpec) -> tuple[Place, bool]:
-        """A container for ``spec``, and whether it was made for it just now. What has layers or volumes cannot come from a
-        template: the engine makes the folders they are mounted at."""
+        """A container for ``spec``, and whether it was made for it just now."""
         assert self._templates is not None
         kind = Kind(spec.runtime, spec.runtime_version, online=not spec.network.offline)
-        if places.late and self._options.templates and not spec.layers and not spec.mounts:
+        if places.late and self._options.templates:
             place = self._templates.take(kind)
             if place is not None:
                 place.source, place.runtime_us = "template", 0

@@ -160,12 +160,8 @@ class Places:
         return await self._boot(kind, TEMPLATE_LIMITS, ())
 
     async def make(self, kind: Kind, spec: InstanceSpec) -> Place:
-        """A container for this function alone, with all that it mounts. Raises as :meth:`boot`."""
-        binds = [Bind(layer.path, layer.target) for layer in spec.layers]
-        binds += [Bind(mount.path, mount.target, mount.read_only) for mount in spec.mounts]
-        if spec.code is not None and not self.late:
-            binds.append(Bind(spec.code, "/code"))
-        return await self._boot(kind, spec.limits, binds)
+        """A container for this function alone. Raises as :meth:`boot`."""
+        return await self._boot(kind, spec.limits, () if self.late else _binds(spec))
 
     async def _boot(self, kind: Kind, limits: Limits, binds: Sequence[Bind]) -> Place:
         image = await self._images.ensure(kind.runtime)
@@ -301,9 +297,9 @@ class Places:
             if place.group is None:
                 raise NovaError("capacity", "the container's control group is not to be found", retry_after_s=1)
             place.group.limit(spec.limits)
-        binds = [(spec.code, "/code")] if spec.code is not None else []
+        binds = _binds(spec)
         if place.slot is not None and place.slot.server is not None:
-            binds.append((self._named_conf, "/etc/resolv.conf"))
+            binds.append(Bind(self._named_conf, "/etc/resolv.conf"))
         resize = not fresh and spec.limits.tmp_mb != TEMPLATE_LIMITS.tmp_mb
         if binds or resize:
             await self._visits.mount(place.pid, binds, spec.limits.tmp_mb if resize else None)
@@ -381,6 +377,13 @@ class Places:
     async def close(self) -> None:
         await asyncio.gather(*(self.end(place) for place in list(self._open.values())))
         await self._background.close()
+
+
+def _binds(spec: InstanceSpec) -> list[Bind]:
+    """What a function sees of the host."""
+    binds = [Bind(spec.code, "/code")] if spec.code is not None else []
+    binds += [Bind(layer.path, layer.target) for layer in spec.layers]
+    return binds + [Bind(mount.path, mount.target, mount.read_only) for mount in spec.mounts]
 
 
 def _gone(place: Place) -> bool:
