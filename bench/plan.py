@@ -25,12 +25,15 @@ MEASURES = {
     "async_ack": "accepting a job, one caller",
     "async_rate": "jobs from being accepted to having succeeded",
     "wasm_rate": "calls of WebAssembly modules in workers, a fresh store for each",
+    "docker_cold": "first call of a function in a container, from a template, beside a plain docker run",
+    "docker_warm": "one caller, a function in a container beside one in the sandbox",
     "chaos": "jobs lost, ended twice or dead while comets and nebulas are killed",
 }
 GROUPS = {
     "pool": ("burst", "density", "cold_numpy", "churn"),
     "planes": ("planes_latency", "planes_throughput", "two_comets", "restarts"),
     "cores": ("two_cores",),
+    "backends": ("docker_cold", "docker_warm"),
     "queue": ("async_ack", "async_rate", "chaos"),
     "wasm": ("wasm_rate",),
 }
@@ -80,6 +83,8 @@ class Plan:
     cold_numpy: int = 10
     churn_s: float = 300.0
     churn_functions: int = 20
+    docker_cold: int = 20
+    docker_plain: int = 5
     wasm_calls: int = 30_000
     """per round, of all workers together"""
     cold_call_limit_s: float = 30.0
@@ -147,6 +152,8 @@ BARS = {
     ("two_comets", "times_one"): Bar(limit=1.5),
     ("two_cores", "times_one"): Bar(limit=1.6),
     ("restarts", "failed"): Bar(limit=0),
+    ("docker_cold", "p50"): Bar(limit=20),
+    ("docker_warm", "times_sandbox"): Bar(limit=1.5),
     ("async_ack", "p50"): Bar(limit=2000),
     ("async_rate", "rate"): Bar(limit=2000),
     ("wasm_rate", "reactor"): Bar(limit=5000),

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import core_measures, measures, plane_measures, pool_measures, queue_measures, wasm_measures
+from bench import (
+    backend_measures,
+    core_measures,
+    measures,
+    plane_measures,
+    pool_measures,
+    queue_measures,
+    wasm_measures,
+)
 from bench.driving import Caller, Target, crowd, crowd_driver
 from bench.measures import Run
 from bench.model import Machine, Problem, Ratio, Report, Row
@@ -72,12 +80,14 @@ def benchmark(only: Collection[str], options: Options, say: Say) -> Report:
             *GROUPS["queue"],
             *GROUPS["cores"],
             *GROUPS["wasm"],
+            *GROUPS["backends"],
         }:
             with ExitStack() as servers:
                 _on_running_subjects(run, only, ready_peers, servers)
         pool_measures.pool(run, only)
         plane_measures.planes(run, only)
         core_measures.cores(run, only)
+        backend_measures.backends(run, only)
         wasm_measures.wasm(run, only)
         queue_measures.queue(run, only, report, peers=options.peers)
         report.rows, report.problems = run.rows, [*report.problems, *run.problems]
