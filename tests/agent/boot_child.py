@@ -12,6 +12,7 @@ sys.path.insert(0, source)
 
 from nova.agent import boot  # noqa: E402
 from nova.agent.entry import Entry  # noqa: E402
+from nova.agent.outpost import Outpost  # noqa: E402
 
 _config = Entry.config
 
@@ -29,5 +30,5 @@ def _awaken(thaw: Any) -> None:
 
 Entry.config = _elsewhere  # type: ignore[method-assign]
 if thaws:
-    boot.Outpost = functools.partial(boot.Outpost, awaken=_awaken)  # type: ignore[misc, assignment]
+    vars(boot)["Outpost"] = functools.partial(Outpost, awaken=_awaken)
 boot.main(description)

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,9 @@ class Booted:
         self.spared = False
         """the host does not kill it when a worker ends"""
 
-    def start(self, listen: str, *, thaws: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, listen: str, *, thaws: Path | None = None, environment: Mapping[str, str] = {}
+    ) -> subprocess.Popen[bytes]:
         resolved = RUNTIMES.resolve(self.runtime)
         description = self.folder / "agent.json"
         worker = launch_for(resolved).as_dict()
@@ -89,7 +91,7 @@ class Booted:
                 *(base_interpreter(), "-I", "-S", str(CHILD), SOURCE, str(description), str(self.folder / "code")),
                 *([str(thaws)] if thaws else []),
             ],
-            env={name: value for name, value in (env | environment).items() if value},
+            env={name: value for name, value in (env | dict(environment)).items() if value},
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
@@ -193,7 +195,7 @@ async def test_an_agent_that_waits_at_a_socket(booted: Booted, tmp_path: Path) -
 
 async def test_an_agent_behind_a_port(booted: Booted, port: int, tmp_path: Path) -> None:
     """Through the relay: strangers are cut off, orphans are buried, the end of the host ends everything."""
-    process = booted.start(f"tcp:{port}", NOVA_AGENT_RELOAD_DIR=str(tmp_path / "reloads"))
+    process = booted.start(f"tcp:{port}", environment={"NOVA_AGENT_RELOAD_DIR": str(tmp_path / "reloads")})
     strangers = [await connected(port) for _ in range(20)]
     hello = HelloHead(token="00" * 32, instance_id="instance-1").as_head()
     strangers[1].sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -327,7 +329,7 @@ async def test_what_cannot_be_kept_in_a_snapshot_says_why(booted: Booted, port: 
     ],
 )
 async def test_what_cannot_be_is_named(environment: dict[str, str], text: str, booted: Booted) -> None:
-    process = booted.start("tcp:1", **environment)
+    process = booted.start("tcp:1", environment=environment)
     assert await booted.ended() == 64
     assert process.stderr is not None
     assert text in process.stderr.read().decode()

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import Final, NoReturn
 
 from nova.agent import machine, preload, privileges
-from nova.agent.entry import BadEntry, Entry, describe, listen_at, open_port
+from nova.agent.entry import BadEntry, Entry, describe, listen_at
 from nova.agent.outpost import Outpost
 
 UID: Final = 65534
@@ -56,8 +56,7 @@ def _serve(words: Mapping[str, str]) -> None:
     entry = Entry.of(words)
     config = entry.config(describe(), relayed=True, reload_dir=RELOAD_DIR)
     machine.mount_rest(int(words.get("tmp_mb", "64")), UID, RELOAD_DIR)
-    for drive in [machine.CODE, *machine.drives(words.get("mounts", ""))]:
-        drive.mount(UID)
+    machine.mount_drives(words.get("mounts", ""), UID)
     machine.loopback_up()
     group = machine.limit(int(words.get("memory_mb", "0")), int(words.get("pids", "256")))
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -71,8 +70,7 @@ def _serve(words: Mapping[str, str]) -> None:
 
     kind, _, where = entry.listen.partition(":")
     if kind == "serial":
-        machine.wait_for_port(where)
-        outpost = Outpost(config, None, open_port(where), become=become, awaken=machine.awaken)
+        outpost = Outpost(config, None, machine.wait_for_port(where), become=become, awaken=machine.awaken)
     else:
         outpost = Outpost(config, listen_at(entry.listen), become=become, awaken=machine.awaken)
     outpost.run()

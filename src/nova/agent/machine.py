@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import select
 import signal
 import socket
@@ -28,6 +29,8 @@ _GROUPS: Final = "/sys/fs/cgroup"
 _DEVICE_S: Final = 10.0
 """How long a device may take to appear."""
 _FILESYSTEM: Final = "ext4"
+_TARGET: Final = re.compile(r"/(layers|mnt)/[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_FOLDERS: Final = "mode=755,size=1m"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
@@ -95,15 +98,28 @@ class Drive:
 CODE: Final = Drive("vdb", "/code", read_only=True, optional=True)
 
 
+def mount_drives(table: str, uid: int) -> None:
+    """The code's, and those of ``table``, like ``vdc:/layers/0:ro,vdd:/mnt/data:rw``. Raises BadEntry, OSError."""
+    CODE.mount(uid)
+    further = drives(table)
+    roots = {drive.target.split("/")[1] for drive in further}
+    for root in roots:  # the root is read-only: folders for them are made in memory
+        mount("tmpfs", f"/{root}", "tmpfs", _MS_NOSUID | _MS_NODEV, _FOLDERS)
+    for drive in further:
+        drive.mount(uid)
+    for root in roots:
+        mount("tmpfs", f"/{root}", "tmpfs", _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV, _FOLDERS)
+
+
 def drives(table: str) -> list[Drive]:
-    """From ``vdc:/layers/0:ro,vdd:/mnt/data:rw``. Raises BadEntry."""
+    """Targets lie below folders that hold nothing else: ``/layers``, ``/mnt``. Raises BadEntry."""
     found = []
     for row in filter(None, table.split(",")):
         match row.split(":"):
-            case [device, target, ("ro" | "rw") as way] if device.isalnum() and target.startswith("/"):
+            case [device, target, ("ro" | "rw") as way] if device.isalnum() and _TARGET.fullmatch(target):
                 found.append(Drive(device, target, read_only=way == "ro"))
             case _:
-                raise BadEntry(f"mounts: {row!r} is not DEVICE:/TARGET:ro or rw")
+                raise BadEntry(f"mounts: {row!r} is not DEVICE:/layers/…:ro or rw, or below /mnt")
     return found
 
 
@@ -121,17 +137,18 @@ def wait_until(there: Callable[[], bool], what: str) -> None:
                 events.recv(1 << 16, socket.MSG_DONTWAIT)
 
 
-def wait_for_port(path: str) -> None:
-    """Until a virtio serial port is there. Raises TimeoutError."""
+def wait_for_port(path: str) -> int:
+    """The descriptor of a virtio serial port, as soon as it is there. It is opened once: what the host has sent is lost when
+    a port is closed. Raises TimeoutError."""
+    opened: list[int] = []
 
     def there() -> bool:
-        try:
-            os.close(open_port(path))
-        except FileNotFoundError:
-            return False
-        return True
+        with contextlib.suppress(FileNotFoundError):
+            opened.append(open_port(path))
+        return bool(opened)
 
     wait_until(there, path)
+    return opened[0]
 
 
 def loopback_up() -> None:
