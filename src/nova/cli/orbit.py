@@ -16,6 +16,7 @@ from nova.cli import (
     charts,
     describing,
     functions,
+    layers,
     nodes,
     platform,
     prewarming,
@@ -24,6 +25,7 @@ from nova.cli import (
     snapshots,
     state,
     versions,
+    volumes,
 )
 from nova.cli.output import Format, Output
 from nova.cli.session import CliError, root
@@ -50,6 +52,8 @@ for _noun in (
     schedules,
     snapshots,
     state,
+    layers,
+    volumes,
     platform,
     backends,
     nodes,

@@ -44,11 +44,13 @@ KEYS = ("name", *_SETTINGS, "dependency_files")
 
 @dataclass(frozen=True)
 class Project:
-    """``settings`` are the fields of the function but its name and code; ``folder`` holds the code."""
+    """``settings`` are the fields of the function but its name and code; ``folder`` holds the code. ``ignored`` are patterns
+    of what stays behind, beside those of ``.novaignore``."""
 
     folder: Path
     name: str
     settings: dict[str, Any]
+    ignored: tuple[str, ...] = ALWAYS_IGNORED
 
     @classmethod
     def read(cls, folder: Path, *, name: str | None = None, runtime: str | None = None) -> "Project":
@@ -77,7 +79,7 @@ class Project:
             own = (self.folder / IGNORE).read_text().splitlines()
         except FileNotFoundError:
             own = []
-        return GitIgnoreSpec.from_lines([*ALWAYS_IGNORED, *own])
+        return GitIgnoreSpec.from_lines([*self.ignored, *own])
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """Every file and link that is deployed, by path inside the folder, sorted."""
