@@ -267,6 +267,29 @@ class DockerSettings(Section):
     templates: int = Field(1, ge=0, le=16, description="containers that stand ready for each runtime that is in use")
 
 
+class FirecrackerSettings(Section):
+    firecracker_bin: Path = Field(Path("/opt/nova/bin/firecracker"), description="the program")
+    jailer_bin: Path = Field(Path("/opt/nova/bin/jailer"), description="its jailer, of the same version")
+    kernel_path: Path = Field(Path("/opt/nova/kernel/vmlinux"), description="the kernel that machines boot, uncompressed")
+    snapshot_dir: Path = Field(Path("/opt/nova/snapshots"), description="where functions are kept that stay loaded")
+    socket_dir: Path = Field(
+        Path("/tmp/nova/sockets"),
+        description="the jails of machines with their sockets; short, and best on the file system of the images",
+    )
+    log_dir: Path = Field(Path("/tmp/nova/logs"), description="what machines said that did not come up")
+    bridge_name: str = Field(
+        "novabr0", pattern=r"^[a-z][a-z0-9]{0,8}$", description="the bridge of this host that machines are behind"
+    )
+    subnet: str = Field("172.30.0.0/24", description="addresses of machines on it, the first is the bridge's own")
+    boot_timeout: Seconds = Field(10.0, gt=0, le=120, description="how long a machine has until its agent answers")
+    code_drive_size_mb: int = Field(
+        16, ge=4, le=512, description="size of a code drive in MB; it grows with the code up to 512"
+    )
+    vsock_port: int = Field(9999, ge=1, le=65_535, description="where the agent listens inside")
+    uid: int = Field(400_000, ge=65_536, description="first of 1000 host users, one for each machine")
+    gid: int = Field(400_000, ge=65_536, description="host group of all machines")
+
+
 class WasmSettings(Section):
     fuel: int = Field(
         0,
@@ -306,7 +329,7 @@ class VolumeSettings(Section):
 
 
 class ExecutionSettings(Section):
-    backend: Literal["auto", "sandbox", "docker"] = Field(
+    backend: Literal["auto", "sandbox", "docker", "firecracker"] = Field(
         "auto", description="what functions run on that name no backend; auto: the strongest that works here"
     )
     strict_limits: bool = Field(False, description="refuse limits that the host can only enforce softly")
@@ -393,6 +416,7 @@ class Settings(Section):
     network_policy: NetworkPolicySettings = NetworkPolicySettings()
     sandbox: SandboxSettings = SandboxSettings()
     docker: DockerSettings = DockerSettings()
+    firecracker: FirecrackerSettings = FirecrackerSettings()
     wasm: WasmSettings = WasmSettings()
     images: ImageSettings = ImageSettings()
     functions: FunctionSettings = FunctionSettings()

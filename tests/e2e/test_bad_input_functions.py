@@ -92,7 +92,7 @@ def test_an_unknown_version_or_alias_is_404(platform: Platform) -> None:
         ("timeout_s", {"timeout_s": 901}),
         ("instance_concurrency", {"instance_concurrency": -1}),
         ("mode", {"mode": "durable"}),
-        ("backend", {"backend": "firecracker"}),
+        ("backend", {"backend": "lxc"}),
         ("handler", {"handler": ""}),
         ("code", {"code": 5}),
         ("code", {"code": None}),

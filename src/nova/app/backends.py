@@ -4,12 +4,16 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nova.config import Settings
 from nova.execution.backends.base import Backend
 from nova.execution.backends.probing import Candidate, Proofs
 from nova.execution.images import Images
 from nova.runtimes.registry import Runtimes
+
+if TYPE_CHECKING:
+    from nova.execution.backends.firecracker.options import FirecrackerOptions
 
 WASM = "wasm"
 """The runtime, and the one backend that it runs on."""
@@ -72,6 +76,50 @@ def _no_docker(ground: Ground) -> str:
     return "" if os.path.exists(path) else f"no Docker engine listens at {host}"
 
 
+def _firecracker(ground: Ground) -> Backend:
+    from nova.execution.backends.firecracker.backend import FirecrackerBackend
+
+    return FirecrackerBackend(_firecracker_options(ground), ground.images)
+
+
+def _firecracker_options(ground: Ground) -> "FirecrackerOptions":
+    from nova.execution.backends.firecracker.jail import Programs
+    from nova.execution.backends.firecracker.options import FirecrackerOptions
+
+    settings = ground.settings
+    given = settings.firecracker
+    return FirecrackerOptions(
+        node=ground.node,
+        programs=Programs(given.firecracker_bin, given.jailer_bin),
+        kernel=given.kernel_path,
+        jail_dir=given.socket_dir,
+        snapshot_dir=given.snapshot_dir,
+        log_dir=given.log_dir,
+        runtimes=ground.packaged,
+        bridge=given.bridge_name,
+        subnet=given.subnet,
+        boot_timeout_s=given.boot_timeout,
+        code_drive_mb=given.code_drive_size_mb,
+        vsock_port=given.vsock_port,
+        uid=given.uid,
+        gid=given.gid,
+        cgroup_root=settings.sandbox.cgroup_root,
+        private_networks=settings.network_policy.private_egress,
+        blocked=tuple(settings.network_policy.blocked),
+    )
+
+
+def _no_firecracker(ground: Ground) -> str:
+    from nova.execution.backends.firecracker.options import missing
+
+    return missing(_firecracker_options(ground))
+
+
+def _firecracker_files(ground: Ground) -> Iterable[Path]:
+    given = ground.settings.firecracker
+    return (given.firecracker_bin, given.jailer_bin, given.kernel_path)
+
+
 def _wasm(ground: Ground) -> Backend:
     from nova.execution.backends.wasm.backend import WasmBackend, WasmOptions
 
@@ -83,6 +131,7 @@ def _no_wasm(ground: Ground) -> str:
 
 
 ENTRIES = {
+    "firecracker": Entry(_firecracker, _no_firecracker, _firecracker_files),
     "docker": Entry(_docker, _no_docker),
     WASM: Entry(_wasm, _no_wasm),
 }

@@ -113,7 +113,7 @@ class FirecrackerBackend:
             enforces={
                 "memory": "hard",
                 "cpu": "hard" if self._groups.hard else "no",
-                "pids": "no",
+                "pids": "hard",
                 "disk": "hard",
                 "network_rules": network,
                 "net_io": network,

@@ -74,6 +74,8 @@ def boot_args(spec: InstanceSpec, token_sha256: str, port: int) -> str:
         f"nova.instance_id={spec.instance_id}",
         f"nova.listen=vsock:{port}",
         f"nova.tmp_mb={spec.limits.tmp_mb}",
+        f"nova.memory_mb={spec.limits.memory_mb}",
+        f"nova.pids={spec.limits.pids}",
     ]
     if not spec.network.offline:
         words.append(f"ip={KERNEL_ADDRESS}")

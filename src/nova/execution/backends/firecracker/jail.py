@@ -5,12 +5,16 @@ Firecracker, which cannot come back: not to the host's files, processes or inter
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from nova.execution.backends.sandbox import kernel
 
 API_SOCKET: Final = "api.sock"
 VSOCK: Final = "vsock.sock"
@@ -54,14 +58,17 @@ class Jail:
         os.chown(self.root, self.uid, self.gid)
 
     def share(self, source: Path, name: str) -> None:
-        """Make a file that other machines use as well visible, for reading. It is linked: jails and images must be on one
-        file system, else it is copied."""
+        """Make a file that other machines use as well visible, for reading: linked, or mounted where it is on another file
+        system. Raises OSError."""
         target = self.root / name
         try:
             os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
-            target.chmod(0o444)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            target.touch()
+            kernel.mount(str(source), str(target), None, kernel.MS_BIND)
+            kernel.mount(str(source), str(target), None, kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY)
 
     def lend(self, name: str) -> None:
         """A file that we made becomes readable, and no more than that, for this machine's user."""
@@ -85,5 +92,29 @@ class Jail:
 
     def remove(self) -> None:
         """Idempotent."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
+        remove_jail(self.folder)
+
+
+def remove_jail(folder: Path) -> None:
+    """With what is mounted in it. Nothing happens when it is not there."""
+    beneath = f"{folder.resolve()}/"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if (point := line.split(" ")[4]).startswith(beneath):
+            kernel.umount(point)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def distrust(folder: Path) -> str:
+    """Why root should make nothing in ``folder``: another user could change what is there. Empty when none could."""
+    for place in (folder, *folder.parents):
+        try:
+            found = place.lstat()
+        except FileNotFoundError:
+            continue
+        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+        if found.st_uid != os.geteuid() or shared or not stat.S_ISDIR(found.st_mode):
+            return (
+                f"{place} belongs to somebody else or others may write there; firecracker.socket_dir must be root's own"
+            )
+    return ""

@@ -3,13 +3,12 @@
 import contextlib
 import os
 import select
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from nova.execution.backends.firecracker.jail import Programs
+from nova.execution.backends.firecracker.jail import Programs, remove_jail
 from nova.execution.backends.sandbox.cgroups import Groups
 from nova.execution.backends.vm.leases import Leases
 
@@ -50,7 +49,7 @@ def sweep(jail_dir: Path, programs: Programs, node: str, groups: Groups, leases:
     removed = [f"process {pid}" for pid in found]
     removed += [f"control group {name}" for name in groups.sweep()]
     for name in jail_names(jail_dir, programs, node):
-        shutil.rmtree(jail_dir / programs.firecracker.name / name, ignore_errors=True)
+        remove_jail(jail_dir / programs.firecracker.name / name)
         removed.append(f"jail {name}")
     # last: until here an address may be in use
     removed += [f"lease of {lease}" for lease in leases.release_all()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nova.execution.backends.firecracker.jail import Programs
+from nova.execution.backends.firecracker.jail import Programs, distrust
 from nova.execution.backends.sandbox.nftables import find_nft
 from nova.execution.backends.vm import codedrive
 from nova.execution.backends.vm.leases import DEFAULT_FOLDER
@@ -21,8 +21,7 @@ class FirecrackerOptions:
     """``node``: a name that no other daemon on the host has. ``uid``: the first of 1000 host users that belong to machines;
     ``gid``: the group of all of them.
 
-    ``jail_dir`` should have a short name (paths of sockets have at most 107 bytes) and be on the file system of the images,
-    so that these are linked and not copied.
+    ``jail_dir`` should have a short name: paths of sockets have at most 107 bytes.
     """
 
     node: str
@@ -60,6 +59,8 @@ def missing(options: FirecrackerOptions) -> str:
             return f"{program} is not installed; nova setup firecracker gets it"
     if not options.kernel.is_file():
         return f"there is no kernel for guests at {options.kernel}; nova setup firecracker gets one"
+    if reason := distrust(options.jail_dir):
+        return reason
     if absent := codedrive.missing_tools():
         return f"{absent}: not installed (e2fsprogs)"
     if find_nft() is None and shutil.which("nft") is None:
