@@ -183,3 +183,15 @@ async def test_an_instance_has_the_workers_own_memory_on_top(backend: WasmBacken
             assert (await call(instance)).output == b"9"
     finally:
         await backend.stop(instance, reason="test")
+
+
+async def test_a_low_limit_of_processes_bounds_the_calls_at_a_time(backend: WasmBackend, tmp_path: Path) -> None:
+    """Threads count as processes: there are as many as fit, and all of them serve."""
+    instance = await backend.create(spec(tmp_path, modules.ECHO, Limits(memory_mb=32, pids=10)))
+    try:
+        done = await instance.channel.init(init(concurrency=40))
+        assert 1 <= done.concurrency < 10
+        results = await asyncio.gather(*(call(instance, b"%d" % number) for number in range(done.concurrency)))
+        assert [result.output for result in results] == [b"%d" % number for number in range(done.concurrency)]
+    finally:
+        await backend.stop(instance, reason="test")

@@ -24,6 +24,8 @@ INPUT_FD: Final = 3
 RESULT_FD: Final = 4
 TICK_S: Final = 0.02
 """How often running modules are asked, and so how long one runs on after its time at most."""
+MOST: Final = 64
+"""Calls at a time: each has a thread."""
 _READ: Final = 1 << 16
 _CONTEXT: Final = b', "context": '
 _REQUEST_ID: Final = b'{"request_id": "'
@@ -52,9 +54,10 @@ def main(engine_version: str, fuel: int) -> NoReturn:
         _write(_error(b"", "Nova.InitError", first_line(error)))
         os._exit(1)
     import_us = (time.monotonic_ns() - began) // 1000
-    count: int = init["concurrency"]
+    server = Server(engine, function, bytes(rest))
+    count = server.start(min(init["concurrency"], MOST))
     _write(b'{"ready": {"concurrency": %d, "multiplex": true, "import_us": %d}}\n' % (count, import_us))
-    Server(engine, function, count, bytes(rest)).run()
+    server.run()
 
 
 def load(engine: Engine, init: dict[str, Any], engine_version: str, fuel: int) -> Function:
@@ -145,10 +148,9 @@ class Running:
 class Server:
     """The calls of one worker."""
 
-    def __init__(self, engine: Engine, function: Function, count: int, rest: bytes = b"") -> None:
+    def __init__(self, engine: Engine, function: Function, rest: bytes = b"") -> None:
         self.function = function
         self._engine = engine
-        self._count = count
         self._buffer = bytearray(rest)
         self._reading = threading.Lock()
         self._calls: deque[Running] = deque()
@@ -158,10 +160,19 @@ class Server:
         self._input.register(INPUT_FD, select.POLLIN)
         self._take_lines(b"")
 
-    def run(self) -> NoReturn:
+    def start(self, wanted: int) -> int:
+        """Begin to serve in all threads but the caller's; how many calls at a time there can be. Fewer than ``wanted`` where
+        the limit of processes, which counts threads, is low."""
         threading.Thread(target=self._watch, daemon=True).start()
-        for number in range(1, self._count):
-            threading.Thread(target=self._serve, args=(number,), daemon=True).start()
+        for number in range(1, wanted):
+            try:
+                threading.Thread(target=self._serve, args=(number,), daemon=True).start()
+            except RuntimeError:
+                return number
+        return wanted
+
+    def run(self) -> NoReturn:
+        """Serve in this thread too, until the host goes away."""
         self._serve(0)
         os._exit(0)
 
