@@ -33,6 +33,7 @@ async def mount(plane: Control, *layers: str, **more: Any) -> httpx.Response:
 
 
 async def test_a_layer_is_published_once_for_each_content(plane: Control) -> None:
+    """BU9: the same files under two names are two layers, and no answer tells where they lie."""
     first = await publish(plane, runtimes=["python"], description="what we all need")
     assert first.status_code == 201, first.text
     assert first.headers["location"] == "/layers/deps/versions/1"
@@ -80,11 +81,13 @@ async def test_an_archive_is_a_layer_too(plane: Control) -> None:
     ids=lambda member: member.name.replace("\n", " ").replace("/", " "),
 )
 async def test_an_archive_that_attacks_is_refused(plane: Control, member: tarfile.TarInfo) -> None:
+    """BE8: an archive that leads out, or holds what is no file, becomes no layer."""
     problem(await upload(plane, tar_of((member, b"x"))), 400, "validation_failed")
     problem(await plane.client.get("/layers/deps"), 404, "not_found")
 
 
 async def test_what_is_no_layer_is_refused_by_name(plane: Control) -> None:
+    """BU7: a small archive that unpacks to too much is refused."""
     assert "limits" not in (await publish(plane)).json()
     problem(await publish(plane, "bad name"), 400, "validation_failed")
     for body in ({"name": "deps"}, {"name": "deps", "files": {}}):
@@ -126,6 +129,7 @@ async def test_a_function_mounts_layers_by_a_version_of_its_own(plane: Control) 
 
 
 async def test_what_cannot_be_mounted_is_refused_by_name(plane: Control, database: Database) -> None:
+    """BE6: too many, too large, for another runtime, unknown, or on a backend that has none."""
     await plane.create()
     await publish(plane, runtimes=["node"])
     for number in range(7):

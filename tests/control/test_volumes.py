@@ -75,6 +75,7 @@ async def test_a_function_mounts_volumes_by_a_version_of_its_own(plane: Control)
 
 
 async def test_what_cannot_be_mounted_is_refused_by_name(plane: Control) -> None:
+    """BE6: at deploy."""
     await plane.create()
     await create(plane)
     for path in ("/data", "/mnt", "/mnt/", "/mnt/a/b", "/mnt/..", "/mnt/.hidden", "/code/x", "mnt/x", "/mnt/a\nb"):
@@ -93,7 +94,8 @@ async def test_what_cannot_be_mounted_is_refused_by_name(plane: Control) -> None
     assert (await plane.get("/functions/hello"))["version"] == 1
 
 
-async def test_a_volume_belongs_to_its_namespace_and_keeps_that_from_going(database: Database) -> None:
+async def test_a_volume_belongs_to_its_namespace(database: Database) -> None:
+    """BE14: other namespaces neither see nor mount it."""
     await database.run("INSERT INTO namespaces (tenant_id, name, description) VALUES ('default', 'other', '')")
     async with control(database) as plane:
         await create(plane)

@@ -43,6 +43,7 @@ async def layer(stack: RealStack, name: str, files: dict[str, str], version: int
 
 
 async def test_python_imports_from_layers_and_the_later_one_wins(stack: RealStack) -> None:
+    """BE9: functions with other layers have other instances."""
     first = await layer(
         stack,
         "first",

@@ -67,6 +67,7 @@ async def eventually(true: Any) -> None:
 
 
 async def test_data_outlives_instances_and_versions_within_its_size(stack: RealStack) -> None:
+    """BE14: what one instance writes the next one reads, and no more of it than the volume holds."""
     data = Mount("data", await volume(stack, "data"), "/mnt/data")
     await stack.deploy(WORK, mounts=(data,))
     assert await call(stack, write="one") == {"text": "one", "names": ["data"], "owner": 65534}
@@ -88,6 +89,7 @@ async def test_data_outlives_instances_and_versions_within_its_size(stack: RealS
 
 
 async def test_one_instance_writes_and_the_others_wait_their_turn(stack: RealStack) -> None:
+    """BE14: never two at once; whoever writes makes way, and who cannot wait any longer is told why."""
     data = Mount("data", await volume(stack, "data"), "/mnt/data")
     for name in ("one", "two"):
         await stack.deploy(WORK, name, mounts=(data,))
