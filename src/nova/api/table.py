@@ -117,6 +117,7 @@ _NOUNS = (
     "snapshots",
     "series",
     "runtimes",
+    "images",
     "backends",
     "apikeys",
     "tenants",

@@ -27,6 +27,7 @@ from nova.execution.fleet import InstanceFleet
 from nova.execution.guest import GuestApi
 from nova.execution.idempotent import IdempotentInvoker
 from nova.execution.images import Images
+from nova.execution.images.desk import ImageHandlers
 from nova.execution.launch import launch_for
 from nova.execution.ledger import Ledger
 from nova.execution.logs import LogBatcher
@@ -92,6 +93,7 @@ class ExecutionPlane:
             sandbox_options(settings, self.runtimes, home, place), _Toolchains(self.runtimes, settings.wasm.fuel)
         )
         self.images = Images(settings.images_dir, self.runtimes)
+        self.image_desk = ImageHandlers(self.images, node_name(settings.cluster.node_id))
         ground = Ground(settings, self.runtimes, self.images, self.sandbox, home, node_of(home), place)
         self.router = BackendRouter(
             [self.sandbox],
@@ -166,6 +168,7 @@ class ExecutionPlane:
             await services.start(self.tracing)
         await services.start(self.logs)
         await stores.invocations.prepare_days(SYSTEM_CLOCK.now().date(), DAYS_AHEAD)
+        await services.start(self.image_desk)
         await services.start(self.router)
         await services.start(self.artifacts)
         await services.start(self.volumes)
@@ -237,6 +240,7 @@ class ExecutionPlane:
             ReadinessHandlers(self.catalog, self.router, self.fleet.pool, lambda: self.executor.draining),
             FigureHandlers(stores.invocations, self.exposition, self.executor.stats, settle, SYSTEM_CLOCK),
             PrewarmHandlers(scaler or self.scaler),
+            self.image_desk,
             SnapshotHandlers(
                 self.sealer, self.catalog, self.booter, SYSTEM_CLOCK, node_name(self._settings.cluster.node_id)
             ),

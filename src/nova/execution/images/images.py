@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from nova.agent.config import WorkerLaunch
 from nova.errors import NovaError
-from nova.execution.images import packing, tree
+from nova.execution.images import apart, packing, tree
 from nova.execution.images.recipe import Recipe, host_suite
 from nova.runtimes.registry import Runtimes
 
@@ -101,15 +101,24 @@ class Images:
                     removed.append(folder)
         return removed
 
+    def runtime(self, name: str) -> str:
+        """The runtime that an id means. Raises NovaError ``validation_failed``."""
+        return self._runtimes.get(name).id
+
     async def build(self, runtime: str, form: Form, say: Callable[[str], None]) -> ImageFile:
-        """Make it unless it is there. ``say`` is called with each step, from a thread.
+        """Make it unless it is there, in a process of its own. ``say`` is called with each step.
 
         Raises NovaError ``runtime_unavailable`` when there can be none, ``dependency_unavailable`` when a program is missing
-        or packages cannot be had. Cancelled, it goes on to its end in its thread and leaves a whole image or none.
+        or packages cannot be had. Cancelled, the process and what it started are killed; the next build removes the rest.
         """
-        return await asyncio.to_thread(self.build_now, runtime, form, say)
+        if found := await asyncio.to_thread(self.find, runtime, form):
+            return found
+        recipe = self._require(runtime)
+        await apart.build(self.folder, recipe.resolved.runtime, form, say)
+        return await asyncio.to_thread(self.require, runtime, form)
 
     def build_now(self, runtime: str, form: Form, say: Callable[[str], None]) -> ImageFile:
+        """As :meth:`build`, here. Blocking."""
         recipe = self._require(runtime)
         with self._alone(f"image-{recipe.resolved.runtime}", say):
             if found := self.find(runtime, form):
@@ -189,8 +198,15 @@ class Images:
     @contextlib.contextmanager
     def _workshop(self) -> Iterator[Path]:
         """A folder beside the images, so that what is made there can be renamed into place."""
+        self._forget_the_killed()
         work = Path(tempfile.mkdtemp(prefix=f".making-{os.getpid()}-", dir=self.folder))
         try:
             yield work
         finally:
             packing.remove(work)
+
+    def _forget_the_killed(self) -> None:
+        """What processes left that were killed while they made an image."""
+        for work in self.folder.glob(".making-*"):
+            if not os.path.exists(f"/proc/{work.name.split('-')[1]}"):
+                packing.remove(work)
