@@ -28,6 +28,7 @@ async def through_tcp(control: socket.socket) -> socket.socket:
     with socket.create_server(("127.0.0.1", 0)) as server:
         outside = socket.create_connection(server.getsockname())
         inside, _ = server.accept()
+    inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return await _through(outside, inside, control)
 
 

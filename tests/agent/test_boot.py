@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import hashlib
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
+import tarfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -194,7 +196,7 @@ async def test_an_agent_that_waits_at_a_socket(booted: Booted, tmp_path: Path) -
 
 
 async def test_an_agent_behind_a_port(booted: Booted, port: int, tmp_path: Path) -> None:
-    """Through the relay: strangers are cut off, orphans are buried, the end of the host ends everything."""
+    """Through the relay: strangers are cut off, orphans are buried, new code is taken, the end of the host ends everything."""
     process = booted.start(f"tcp:{port}", environment={"NOVA_AGENT_RELOAD_DIR": str(tmp_path / "reloads")})
     strangers = [await connected(port) for _ in range(20)]
     hello = HelloHead(token="00" * 32, instance_id="instance-1").as_head()
@@ -207,14 +209,32 @@ async def test_an_agent_behind_a_port(booted: Booted, port: int, tmp_path: Path)
     await instance.init()
     assert (await instance.call("orphans")).output == b'"orphans"'
     assert (await instance.call(3)).stdout == "seen 3\n"
-    pids = descendants(process.pid)
-    assert len(pids) == 3  # the first process, the agent, its worker
+    archive = tarball({"main.py": "def handler(event):\n    return ['new', event]\n"})
+    digest = f"sha256:{hashlib.sha256(archive).hexdigest()}"
+    (tmp_path / "new.tar").write_bytes(archive)
+    await instance.channel.reload(
+        tmp_path / "new.tar", digest=digest, size=len(archive), handler="main.handler", entry="main.py"
+    )
+    assert await instance.value(4) == ["new", 4]
+    async with asyncio.timeout(5):
+        while len(pids := descendants(process.pid)) != 3:  # the first process, the agent, its worker
+            await asyncio.sleep(0.01)
     with contextlib.suppress(ConnectionRefusedError):
         (await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port))).close()
     assert await instance.channel.ping(5)
     instance.channel.close()
     assert await booted.ended() == 0
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids[1:])
+
+
+def tarball(files: Mapping[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return buffer.getvalue()
 
 
 async def _cut_off(stranger: socket.socket) -> None:

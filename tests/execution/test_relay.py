@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,91 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def test_every_byte_arrives_once_and_in_order_whatever_the_pace() -> None:
+    """Workers' sockets and pipes under random writes, reads, pauses and ends, through a stream that cuts everything."""
+    random.seed(17)
+    agent, control = socket.socketpair()
+    near = await through_small_buffers(control)
+    near.setblocking(False)
+    with agent, near:
+        ends = [await _sent_over(agent, near, number) for number in range(4)]
+        flows = [flow for worker, host in ends for flow in _flows(worker, host)]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*flows)
+    for worker, host in ends:
+        worker.line.close()
+        host.line.close()
+
+
+@dataclasses.dataclass
+class End:
+    """One side's descriptors of a worker."""
+
+    line: socket.socket
+    print: int
+
+
+async def _sent_over(agent: socket.socket, near: socket.socket, number: int) -> tuple[End, End]:
+    ours, theirs = socket.socketpair()
+    read, write = os.pipe()
+    socket.send_fds(agent, [b"%d" % number], [theirs.fileno(), read])
+    theirs.close()
+    os.close(read)
+    await _readable(near.fileno())
+    data, fds, _, _ = socket.recv_fds(near, 1, 2)
+    assert (data, len(fds)) == (b"%d" % number, 2)
+    line = socket.socket(fileno=fds[0])
+    for sock in (ours, line):
+        sock.setblocking(False)
+    os.set_blocking(write, False)
+    return End(ours, write), End(line, fds[1])
+
+
+def _flows(worker: End, host: End) -> list[Awaitable[None]]:
+    there, back, prints = (random.randbytes(random.randint(0, 900_000)) for _ in range(3))
+    return [
+        _write_all(host.line.fileno(), there, lambda: host.line.shutdown(socket.SHUT_WR)),
+        _write_all(worker.line.fileno(), back, lambda: worker.line.shutdown(socket.SHUT_WR)),
+        _write_all(worker.print, prints, lambda: os.close(worker.print)),
+        _read_all(worker.line.fileno(), there, lambda: None),
+        _read_all(host.line.fileno(), back, lambda: None),
+        _read_all(host.print, prints, lambda: os.close(host.print)),
+    ]
+
+
+async def _write_all(fd: int, data: bytes, end: Callable[[], None]) -> None:
+    while data:
+        await _nap()
+        try:
+            data = data[os.write(fd, data[: random.choice((1, 1000, 100_000))]) :]
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+    end()
+
+
+async def _read_all(fd: int, wanted: bytes, end: Callable[[], None]) -> None:
+    found = bytearray()
+    while True:
+        await _nap()
+        try:
+            data = os.read(fd, random.choice((100, 5000, 1 << 20)))
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+            continue
+        if not data:
+            break
+        found += data
+    assert found == wanted
+    end()
+
+
+async def _nap() -> None:
+    if random.random() < 0.01:
+        await asyncio.sleep(random.random() / 50)
+    else:
+        await asyncio.sleep(0)
 
 
 # -- one relay, and a hand at the other end of its byte stream -----------------------------------------------------

@@ -23,6 +23,8 @@ async def relayed(stream: socket.socket) -> socket.socket:
     """
     loop = asyncio.get_running_loop()
     stream.setblocking(False)
+    if stream.family in (socket.AF_INET, socket.AF_INET6):
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         first = await _greet(loop, stream)
         ours, theirs = socket.socketpair()
