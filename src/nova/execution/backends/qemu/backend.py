@@ -13,7 +13,9 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +24,20 @@ from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixe
 
 from nova.domain.function import Limits
 from nova.errors import NovaError, as_refusal
-from nova.execution.backends.base import STRENGTH, Capabilities, Enforced, Instance, InstanceSpec, InstanceStats
+from nova.execution.backends.base import (
+    STRENGTH,
+    Capabilities,
+    Enforced,
+    InitSpec,
+    Instance,
+    InstanceSpec,
+    InstanceStats,
+)
 from nova.execution.backends.qemu import boot
 from nova.execution.backends.qemu.machine import Machine
 from nova.execution.backends.qemu.options import MACHINES_MOST, Accelerator, QemuOptions, missing, program
 from nova.execution.backends.qemu.probe import best_accelerator
+from nova.execution.backends.qemu.snapshots import STATE, Snapshots
 from nova.execution.backends.qemu.vm import QemuVm
 from nova.execution.backends.qemu.wiring import Wiring
 from nova.execution.backends.sandbox.cgroup_layout import detect_layout
@@ -45,11 +56,23 @@ GRACE_MS: Final = 1000
 """How long an agent has to end its workers."""
 RECONCILE_AGE_S: Final = 30.0
 """An instance younger than this may not be known to its owner yet."""
+SNAPSHOT_RUNTIMES: Final = frozenset({"python"})
+"""Those whose workers take over another environment and other random numbers when they go on."""
 _EMULATED: Final = "qemu-emulated"
 _GROUP_S: Final = 2.0
 _TOKEN_BYTES: Final = 32
 _INIT_S: Final = {"kvm": 10.0, "tcg": 60.0}
 """What loading a function may take: emulated, importing takes ten times as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a machine is started as; ``drives``: the root first."""
+
+    spec: InstanceSpec
+    accel: Accelerator
+    drives: tuple[Path, ...]
+    command_line: str
 
 
 class QemuBackend:
@@ -64,6 +87,7 @@ class QemuBackend:
         self._groups: Groups = NoGroups()
         self._reason = "the backend has not been started"
         self._probing: asyncio.Task[Accelerator] | None = None
+        self._snapshots = Snapshots(options.snapshot_dir / options.node, options.snapshots_mb)
         self._deadlines = Deadlines()
         self._vms: dict[str, QemuVm] = {}
 
@@ -90,7 +114,7 @@ class QemuBackend:
             removed.append(folder.name)
         if self._privileged:
             self._leases.release_all()
-        return removed
+        return removed + self._snapshots.sweep()
 
     @property
     def _drives(self) -> Path:
@@ -102,6 +126,7 @@ class QemuBackend:
             self._probing.cancel()
             await asyncio.wait({self._probing})
         await asyncio.gather(*(self.stop(vm, reason="closing") for vm in list(self._vms.values())))
+        await to_its_end(self._snapshots.close)
         self._groups.close()
         self._reason = "the backend is closed"
 
@@ -128,6 +153,7 @@ class QemuBackend:
             },
             runtimes=runtimes,
             strength=STRENGTH[self.name if self._accelerated() else _EMULATED],
+            snapshot=not reason and SNAPSHOT_RUNTIMES.intersection(runtimes) != set(),
             reload=True,
             layers=True,
         )
@@ -169,22 +195,23 @@ class QemuBackend:
         ``dependency_unavailable``."""
         self._refuse_unenforceable(spec)
         accel = await self._accelerator()
-        rootfs = (await asyncio.to_thread(self._images.require, spec.runtime, "ext4")).path
         token = secrets.token_bytes(_TOKEN_BYTES)
         async with contextlib.AsyncExitStack() as undo:
-            try:
+            with _host_errors():
                 folder = self._folder(spec.instance_id, undo)
-                drives = [rootfs, *await to_its_end(lambda: self._fill(folder, spec))]
-                words = boot.command_line(spec, hashlib.sha256(token).hexdigest(), accel)
-                vm, wire = await self._launch(spec, accel, drives, words, undo)
-                await self._greet(vm, wire, token)
-            except OSError as error:
-                raise as_refusal(error) or NovaError(
-                    "dependency_unavailable", f"no machine could be made: {error}"
-                ) from error
+                plan = await self._plan(spec, accel, token, folder)
+                vm, wiring = await self._launch(plan, undo)
+                await self._greet(vm, wiring.take_agent(), token)
             vm.undo = undo.pop_all()
         self._vms[spec.instance_id] = vm
         return vm
+
+    async def _plan(self, spec: InstanceSpec, accel: Accelerator, token: bytes, folder: Path) -> Plan:
+        """Makes its drives in ``folder``."""
+        rootfs = (await asyncio.to_thread(self._images.require, spec.runtime, "ext4")).path
+        drives = await to_its_end(lambda: self._fill(folder, spec))
+        words = boot.command_line(spec, hashlib.sha256(token).hexdigest(), accel)
+        return Plan(spec, accel, (rootfs, *drives), words)
 
     async def _accelerator(self) -> Accelerator:
         assert self._probing is not None, "a backend that works has been started"
@@ -208,15 +235,10 @@ class QemuBackend:
         return drives
 
     async def _launch(
-        self,
-        spec: InstanceSpec,
-        accel: Accelerator,
-        drives: Sequence[Path],
-        words: str,
-        undo: contextlib.AsyncExitStack,
-    ) -> tuple[QemuVm, socket.socket]:
-        """A running machine, and our end of the port to its agent, which is the caller's."""
-        options = self._options
+        self, plan: Plan, undo: contextlib.AsyncExitStack, state: Path | None = None
+    ) -> tuple[QemuVm, Wiring]:
+        """A running machine, and what it is wired with, which is the caller's. ``state``: what it goes on from."""
+        options, spec = self._options, plan.spec
         uid = None
         if self._privileged:
             uid = self._leases.take(USER, options.uid, options.uid + MACHINES_MOST - 1)
@@ -224,14 +246,14 @@ class QemuBackend:
         group = self._groups.create(spec.instance_id)
         undo.push_async_callback(_destroy, group)
         _limit(group, spec.limits)
-        with Wiring(options.kernels.require(), drives) as wiring:
-            name = f"nova-{options.node}-{spec.instance_id}"
-            size = boot.memory_mb(spec.limits), boot.vcpus(spec.limits)
-            argv = boot.machine(program(options), name, accel, words, size, wiring, resume=False)
-            argv = [*boot.as_user(uid, options.gid), *argv]
-            machine = await Machine.launch(spec.instance_id, argv, wiring, group)
-            undo.push_async_callback(machine.end)
-            return QemuVm(spec.instance_id, spec, machine, group, undo, _INIT_S[accel]), wiring.take_agent()
+        wiring = Wiring(options.kernels.require(), plan.drives, state)
+        undo.callback(wiring.close)
+        name = f"nova-{options.node}-{spec.instance_id}"
+        size = boot.memory_mb(spec.limits), boot.vcpus(spec.limits)
+        argv = boot.machine(program(options), name, plan.accel, plan.command_line, size, wiring)
+        machine = await Machine.launch(spec.instance_id, [*boot.as_user(uid, options.gid), *argv], wiring, group)
+        undo.push_async_callback(machine.end)
+        return QemuVm(spec.instance_id, spec, machine, group, undo, _INIT_S[plan.accel]), wiring
 
     async def _greet(self, vm: QemuVm, wire: socket.socket, token: bytes, name: str = "") -> None:
         try:
@@ -239,6 +261,73 @@ class QemuBackend:
         except NovaError as error:
             log.warning("a machine did not come up", reason=error.detail, last_words=vm.machine.console.last_words())
             raise
+
+    # -- functions that are kept loaded --------------------------------------------------------------------------
+
+    def snapshot_obstacle(self, runtime: str) -> str:
+        if runtime not in SNAPSHOT_RUNTIMES:
+            return f"workers of {runtime} cannot renew what must differ between instances"
+        return self._reason
+
+    async def snapshot(self, key: str, spec: InstanceSpec, init: InitSpec) -> None:
+        """See :class:`Snapshotter`. The machine is saved when its agent has let go of the host, and ends then."""
+        self._refuse_unenforceable(spec)
+        accel = await self._accelerator()
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        async with contextlib.AsyncExitStack() as undo:
+            with _host_errors():
+                work = await asyncio.to_thread(self._snapshots.workshop)
+                undo.callback(shutil.rmtree, work, ignore_errors=True)
+                plan = await self._plan(spec, accel, token, work)
+                vm, wiring = await self._launch(plan, undo)
+                await self._greet(vm, wiring.take_agent(), token)
+                undo.callback(vm.link.close)
+                await vm.channel.init(init)
+                await vm.freeze()
+                await vm.machine.save(work / STATE)
+                await vm.machine.end()
+                keep = partial(
+                    self._snapshots.keep,
+                    key,
+                    work,
+                    name=spec.instance_id,
+                    token=token,
+                    command_line=plan.command_line,
+                    drives=plan.drives,
+                )
+                await to_its_end(keep)
+
+    async def restore(self, key: str, spec: InstanceSpec) -> Instance | None:
+        saved = await asyncio.to_thread(self._snapshots.find, key)
+        if saved is None:
+            return None
+        self._refuse_unenforceable(spec)
+        accel = await self._accelerator()
+        try:
+            async with contextlib.AsyncExitStack() as undo:
+                with _host_errors():
+                    plan = Plan(spec, accel, saved.drives, saved.command_line)
+                    vm, wiring = await self._launch(plan, undo, saved.state)
+                    vm.source = "snapshot"
+                    await self._greet(vm, wiring.take_agent(), saved.token, saved.name)
+                    undo.callback(vm.link.close)
+                    await vm.thaw(secrets.token_bytes(_TOKEN_BYTES))
+                vm.undo = undo.pop_all()
+        except NovaError as error:
+            if error.code != "dependency_unavailable":
+                raise
+            log.warning("a machine did not go on from its snapshot", reason=error.detail)
+            return None
+        self._vms[spec.instance_id] = vm
+        return vm
+
+    async def drop_snapshot(self, key: str) -> None:
+        await to_its_end(partial(self._snapshots.drop, key))
+
+    async def snapshot_memory(self, key: str) -> int:
+        return await asyncio.to_thread(self._snapshots.size, key)
+
+    # -- their end -----------------------------------------------------------------------------------------------
 
     async def stop(self, instance: Instance, *, reason: str) -> None:
         """Ask the agent, then end the process and give everything back, each step whatever became of those before."""
@@ -271,6 +360,16 @@ class QemuBackend:
         for vm in lost:
             await self.stop(vm, reason="nobody owns it")
         return [vm.instance_id for vm in lost]
+
+
+@contextlib.contextmanager
+def _host_errors() -> Iterator[None]:
+    """The host's troubles in the platform's words."""
+    try:
+        yield
+    except OSError as error:
+        text = f"no machine could be made: {error}"
+        raise as_refusal(error) or NovaError("dependency_unavailable", text) from error
 
 
 def _limit(group: Group, limits: Limits) -> None:

@@ -57,10 +57,8 @@ def machine(
     command_line: str,
     size: tuple[int, int],
     wiring: Wiring,
-    *,
-    resume: bool,
 ) -> list[str]:
-    """QEMU's command. ``size``: MB of memory and virtual CPUs; ``resume``: it goes on from a state that was saved."""
+    """QEMU's command. ``size``: MB of memory and virtual CPUs"""
     argv = [*bare(binary, accel, command_line, size[0], wiring), "-name", f"guest={name}", "-smp", str(size[1])]
     argv += ["-chardev", f"socket,id=monitor,fd={wiring.monitor_fd}", "-mon", "chardev=monitor,mode=control"]
     argv += ["-device", "virtio-serial-pci,max_ports=2", "-chardev", f"socket,id=agent,fd={wiring.agent_fd}"]
@@ -69,7 +67,7 @@ def machine(
         argv += ["-add-fd", f"fd={descriptor},set={number}"]
         drive = f"driver=file,filename=/dev/fdset/{number},node-name=drive{number},read-only=on,locking=off"
         argv += ["-blockdev", drive, "-device", f"virtio-blk-pci,drive=drive{number}"]
-    return [*argv, "-incoming", f"fd:{wiring.state_fd}"] if resume else argv
+    return argv if wiring.state_fd is None else [*argv, "-incoming", f"fd:{wiring.state_fd}"]
 
 
 def bare(binary: str, accel: Accelerator, command_line: str, memory_mb: int, wiring: Wiring) -> list[str]:

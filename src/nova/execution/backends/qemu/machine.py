@@ -6,9 +6,11 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Self
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixed
 
 from nova.errors import NovaError
 from nova.execution.backends.qemu.console import Console
@@ -18,8 +20,11 @@ from nova.execution.backends.sandbox.cgroups import Group
 START_S: Final = 10.0
 """From the program's start to its monitor."""
 SAVE_S: Final = 60.0
+LEAVE_S: Final = 5.0
+SETTLE_S: Final = 0.5
 _ENTER: Final = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 126; shift; done; shift; exec "$@"'
 """Puts itself into control groups, then becomes what follows: not a byte of QEMU's is charged to anybody else."""
+_STATE: Final = "state"
 _UNHURRIED: Final = 1 << 40
 """Bytes per second: a file need not be spared as a network is."""
 
@@ -27,11 +32,13 @@ _UNHURRIED: Final = 1 << 40
 class Machine:
     """A process whose monitor answers. :meth:`end` frees what it has; the control group belongs to the caller."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, line: socket.socket) -> None:
+        """``line``: one more descriptor of the monitor's socket, which belongs to the machine."""
         assert process.stdout is not None
         self.console = Console(process.stdout)
         self.ended = asyncio.ensure_future(process.wait())
         self._process = process
+        self._line = line
         self._pidfd = _pidfd(process.pid)
         self._monitor = QMPClient(name)
         self._reading = asyncio.ensure_future(self.console.run())
@@ -63,7 +70,7 @@ class Machine:
         finally:
             for fd in joined:
                 os.close(fd)
-        machine = cls(name, process)
+        machine = cls(name, process, wiring.monitor.dup())
         wiring.started()
         try:
             await machine._connect(wiring.take_monitor())
@@ -93,14 +100,35 @@ class Machine:
         except QMPError as error:
             raise NovaError("dependency_unavailable", f"QEMU is gone: {error}") from error
 
-    async def save(self, descriptor: int) -> None:
-        """Stop the machine and write all of it to ``descriptor``, which the process has had from its start. Raises NovaError
-        ``dependency_unavailable``."""
-        await self.ask("stop")
+    async def agent_left(self) -> None:
+        """Until the guest has seen that nobody is at the other end of its agent's port any more. Raises NovaError."""
+        retrying = AsyncRetrying(
+            retry=retry_if_result(lambda gone: not gone),
+            wait=wait_fixed(0.01),
+            stop=stop_after_delay(LEAVE_S),
+            retry_error_callback=lambda _: False,
+        )
+        left: bool = await retrying(self._disconnected)
+        if not left:
+            raise NovaError("dependency_unavailable", "the connection to a guest's agent did not end")
+        # the guest has been told; nothing says that its agent has read it
+        await asyncio.sleep(SETTLE_S)
+
+    async def _disconnected(self) -> bool:
+        devices = await self.ask("query-chardev")
+        assert isinstance(devices, list)
+        return any(device["label"] == "agent" and "disconnected" in device["filename"] for device in devices)
+
+    async def save(self, state: Path) -> None:
+        """Write all of the machine to a new file, with which it stops. Raises OSError, NovaError ``dependency_unavailable``.
+
+        It is not stopped beforehand: what was stopped when it was saved does not run when it goes on.
+        """
         await self.ask("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
         await self.ask("migrate-set-parameters", {"max-bandwidth": _UNHURRIED})
         with self._monitor.listener("MIGRATION") as events:
-            await self.ask("migrate", {"uri": f"fd:{descriptor}"})
+            await self._lend(state)
+            await self.ask("migrate", {"uri": f"fd:{_STATE}"})
             try:
                 async with asyncio.timeout(SAVE_S):
                     status = await self._settled(events)
@@ -108,6 +136,16 @@ class Machine:
                 raise NovaError("dependency_unavailable", f"QEMU did not save a machine within {SAVE_S:g} s") from None
         if status != "completed":
             raise NovaError("dependency_unavailable", "QEMU could not save a machine")
+
+    async def _lend(self, state: Path) -> None:
+        """Give the process a new file to write to, by the name :data:`_STATE`."""
+        descriptor = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # beside the library: it reaches for a socket that not every event loop shows; a blank is nothing in JSON
+            socket.send_fds(self._line, [b" "], [descriptor])
+            await self.ask("getfd", {"fdname": _STATE})
+        finally:
+            os.close(descriptor)
 
     async def _settled(self, events: EventListener) -> str:
         while True:
@@ -138,6 +176,7 @@ class Machine:
         # whatever the monitor has to say of its process's end is no news
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._monitor.disconnect()
+        self._line.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1

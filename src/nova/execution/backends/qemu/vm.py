@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import hashlib
+import secrets
 import socket
 import time
 from dataclasses import dataclass, field
 from typing import Final
 
+from nova.agent.messages import ThawHead
 from nova.domain.call import StartSource
 from nova.errors import NovaError
-from nova.execution.backends.base import Channel, InstanceSpec, InstanceStats
+from nova.execution.backends.base import Channel, InstanceSpec, InstanceStats, SnapshotRefused
 from nova.execution.backends.qemu.machine import Machine
 from nova.execution.backends.sandbox.cgroups import Group
-from nova.execution.channel import DirectChannel
+from nova.execution.channel import DirectChannel, FreezeRefused
 from nova.execution.channel_control import ControlLost
 from nova.execution.channel_deadlines import Deadlines
 from nova.execution.channel_ends import DeathCause
@@ -20,6 +23,8 @@ from nova.execution.relay import relayed
 
 _OUT_OF_MEMORY: Final = b"ut of memory: Killed process"
 """What a guest's kernel says on its console; its workers cannot write there."""
+
+_SEED_BYTES: Final = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +86,31 @@ class QemuVm:
         else:
             text = f"the guest did not reach its agent within {limit_s:g} s"
         return NovaError("dependency_unavailable", text)
+
+    async def freeze(self) -> None:
+        """Have the loaded agent wait for another host, and go. Raises SnapshotRefused, NovaError."""
+        try:
+            await self.link.freeze()
+        except FreezeRefused as refused:
+            raise SnapshotRefused(str(refused)) from None
+        except ControlLost as lost:
+            raise NovaError("dependency_unavailable", f"the guest's agent is gone: {lost}") from lost
+        self.link.close()
+        await self.machine.agent_left()
+
+    async def thaw(self, token: bytes) -> None:
+        """Be an instance of its own. Raises NovaError ``dependency_unavailable``."""
+        head = ThawHead(
+            instance_id=self.instance_id,
+            token_sha256=hashlib.sha256(token).hexdigest(),
+            now_ns=time.time_ns(),
+            seed=secrets.token_hex(_SEED_BYTES),
+        )
+        try:
+            async with asyncio.timeout(self.init_timeout_s):
+                await self.link.thaw(head)
+        except (FreezeRefused, ControlLost, TimeoutError) as error:
+            raise NovaError("dependency_unavailable", f"the agent did not go on from its snapshot: {error}") from error
 
     async def death_cause(self) -> DeathCause:
         dead = self.group.oom_kills() > 0 or _OUT_OF_MEMORY in self.machine.console.tail()

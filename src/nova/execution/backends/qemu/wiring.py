@@ -5,21 +5,17 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from nova.execution.images.kernel import Kernel
-
-_FLAGS: Final = os.O_CLOEXEC
 
 
 class Wiring:
     """Two socket pairs, the kernel and every drive, open. At the end whatever nobody has taken is closed."""
 
-    def __init__(
-        self, kernel: Kernel, drives: Sequence[Path], state: Path | None = None, *, save: bool = False
-    ) -> None:
-        """``drives``: read-only, the root first. ``state``: what the machine goes on from, or is to be written to if
-        ``save``. Raises OSError; then nothing is open."""
+    def __init__(self, kernel: Kernel, drives: Sequence[Path], state: Path | None = None) -> None:
+        """``drives``: read-only, the root first. ``state``: what the machine goes on from. Raises OSError; then
+        nothing is open."""
         self._given: list[int] = []
         """what the process gets"""
         self.monitor, monitor = socket.socketpair()
@@ -28,13 +24,13 @@ class Wiring:
             self.monitor_fd, self.agent_fd = self._give(monitor.detach()), self._give(agent.detach())
             self.image_fd, self.initrd_fd = self._open(kernel.vmlinux), self._open(kernel.initrd)
             self.drive_fds = [self._open(path) for path in drives]
-            self.state_fd = None if state is None else self._open(state, os.O_WRONLY if save else os.O_RDONLY)
+            self.state_fd = None if state is None else self._open(state)
         except OSError:
             self.close()
             raise
 
-    def _open(self, path: Path, flags: int = os.O_RDONLY) -> int:
-        return self._give(os.open(path, flags | _FLAGS))
+    def _open(self, path: Path) -> int:
+        return self._give(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _give(self, descriptor: int) -> int:
         self._given.append(descriptor)
