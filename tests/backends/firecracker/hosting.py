@@ -59,12 +59,16 @@ class Ground:
         rootfs = self.folder / "rootfs.ext4"
         if not rootfs.exists():
             rootfs.write_bytes(bytes(1 << 20))
-        found = SimpleNamespace(path=rootfs, digest="0" * 12)
-        return cast(Images, SimpleNamespace(find=lambda *_: found, require=lambda *_: found))
+        found = SimpleNamespace(path=rootfs, digest="0" * 12, runtime="python", version="3.11")
+        launch = launch_for(RUNTIMES.resolve("python"))
+        return cast(
+            Images, SimpleNamespace(find=lambda *_: found, require=lambda *_: found, launch=lambda _runtime: launch)
+        )
 
     async def reach(self, machine: Machine, port: int) -> socket.socket:
         """An agent that knows what the machine's command line says, and no more."""
-        line = ask(machine.jail.root / API_SOCKET, "/vm/config")["boot-source"]["boot_args"]
+        # a machine that comes from a snapshot was told nothing: its agent is the one of the machine that was kept
+        line = ask(machine.jail.root / API_SOCKET, "/vm/config")["boot-source"]["boot_args"] or self.told[-1]
         self.told.append(line)
         words = dict(word.partition("=")[::2] for word in line.split())
         assert words["nova.listen"] == f"vsock:{port}"

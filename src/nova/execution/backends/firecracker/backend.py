@@ -8,8 +8,10 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
+import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +20,17 @@ from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixe
 
 from nova.domain.function import Limits
 from nova.errors import NovaError, as_refusal
-from nova.execution.backends.base import STRENGTH, Capabilities, Enforced, Instance, InstanceSpec, InstanceStats
+from nova.execution.backends.base import (
+    STRENGTH,
+    Capabilities,
+    Enforced,
+    InitSpec,
+    Instance,
+    InstanceSpec,
+    InstanceStats,
+)
 from nova.execution.backends.firecracker import boot, leftovers
+from nova.execution.backends.firecracker.fingerprint import fingerprint
 from nova.execution.backends.firecracker.jail import Jail
 from nova.execution.backends.firecracker.machine import Machine
 from nova.execution.backends.firecracker.options import MACHINES_MOST, FirecrackerOptions, leases_node, missing
@@ -29,8 +40,9 @@ from nova.execution.backends.sandbox.cgroups import Group, Groups, NoGroups
 from nova.execution.backends.vm.codedrive import make_drive
 from nova.execution.backends.vm.leases import Leases
 from nova.execution.backends.vm.network import VmNetwork
+from nova.execution.backends.vm.snapshots import Kept, KeptMachines
 from nova.execution.channel_deadlines import Deadlines
-from nova.execution.images import Images
+from nova.execution.images import ImageFile, Images
 from nova.service import to_its_end
 
 log = structlog.get_logger(__name__)
@@ -43,6 +55,8 @@ RECONCILE_AGE_S: Final = 30.0
 """An instance younger than this may not be known to its owner yet."""
 _GROUP_S: Final = 2.0
 _TOKEN_BYTES: Final = 32
+STATE: Final = "state"
+MEMORY: Final = "memory"
 
 
 class FirecrackerBackend:
@@ -71,6 +85,7 @@ class FirecrackerBackend:
         self._reason = "the backend has not been started"
         self._deadlines = Deadlines()
         self._vms: dict[str, MicroVm] = {}
+        self._kept = KeptMachines(options.snapshot_dir / options.node, options.snapshots_mb)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -92,10 +107,12 @@ class FirecrackerBackend:
 
     def _sweep(self) -> list[str]:
         options = self._options
-        return leftovers.sweep(options.jail_dir, options.programs, options.node, self._groups, self._leases)
+        removed = leftovers.sweep(options.jail_dir, options.programs, options.node, self._groups, self._leases)
+        return [*removed, *(f"snapshot {name}" for name in self._kept.sweep())]
 
     async def close(self) -> None:
         await asyncio.gather(*(self.stop(vm, reason="closing") for vm in list(self._vms.values())))
+        await asyncio.to_thread(self._kept.close)
         await self._network.close()
         self._groups.close()
         self._reason = "the backend is closed"
@@ -123,6 +140,8 @@ class FirecrackerBackend:
             },
             runtimes=runtimes,
             strength=STRENGTH[self.name],
+            snapshot=any(not self.snapshot_obstacle(runtime) for runtime in runtimes),
+            reload=True,
             layers=True,
         )
 
@@ -153,22 +172,26 @@ class FirecrackerBackend:
         """Raises NovaError ``unsupported``, ``runtime_unavailable``, ``capacity``, ``storage_full`` or
         ``dependency_unavailable``; the console of a machine that did not come up is kept in the log folder."""
         self._refuse_unenforceable(spec)
-        rootfs = (await asyncio.to_thread(self._images.require, spec.runtime, "ext4")).path
+        image = await self._image(spec)
         async with contextlib.AsyncExitStack() as undo:
-            token = secrets.token_bytes(_TOKEN_BYTES)
-            try:
-                vm = await self._prepare(spec, undo)
-                await to_its_end(lambda: self._fill(vm.machine.jail, spec, rootfs))
-                digest = hashlib.sha256(token).hexdigest()
-                await vm.machine.api.configure(boot.setup(spec, digest, self._options.vsock_port))
-                await vm.machine.api.start()
-                await self._greet(vm, token, self._options.boot_timeout_s)
-            except OSError as error:
-                raise as_refusal(error) or NovaError(
-                    "dependency_unavailable", f"no machine could be made: {error}"
-                ) from error
+            vm = await self._boot(spec, image, secrets.token_bytes(_TOKEN_BYTES), undo)
             vm.undo = undo.pop_all()
         self._vms[spec.instance_id] = vm
+        return vm
+
+    async def _image(self, spec: InstanceSpec) -> ImageFile:
+        return await asyncio.to_thread(self._images.require, spec.runtime, "ext4")
+
+    async def _boot(
+        self, spec: InstanceSpec, image: ImageFile, token: bytes, undo: contextlib.AsyncExitStack
+    ) -> MicroVm:
+        with _host_errors():
+            vm = await self._prepare(spec, undo)
+            await to_its_end(lambda: self._fill(vm.machine.jail, spec, image.path))
+            digest = hashlib.sha256(token).hexdigest()
+            await vm.machine.api.configure(boot.setup(spec, digest, self._options.vsock_port))
+            await vm.machine.api.start()
+            await self._greet(vm, token)
         return vm
 
     async def _prepare(self, spec: InstanceSpec, undo: contextlib.AsyncExitStack) -> MicroVm:
@@ -196,17 +219,100 @@ class FirecrackerBackend:
             make_drive(spec.code or Path(empty), jail.root / boot.CODE, self._options.code_drive_mb if spec.code else 0)
         for number, layer in enumerate(spec.layers):
             make_drive(layer.path, jail.root / boot.layer_file(number), 0)
-        for name in (boot.CODE, *(boot.layer_file(number) for number in range(len(spec.layers)))):
+        for name in boot.own_drives(spec):
             jail.lend(name)
 
-    async def _greet(self, vm: MicroVm, token: bytes, limit_s: float) -> None:
+    async def _greet(self, vm: MicroVm, token: bytes, name: str = "") -> None:
+        limit_s = self._options.boot_timeout_s
         try:
-            await vm.greet(self._reach, self._options.vsock_port, token, self._deadlines, limit_s)
+            await vm.greet(self._reach, self._options.vsock_port, token, self._deadlines, limit_s, name=name)
         except NovaError as error:
             log.warning("a machine did not come up", reason=error.detail, last_words=vm.machine.console.last_words())
             with contextlib.suppress(OSError):
                 vm.machine.console.save(self._options.log_dir / f"{vm.machine.jail.name}.log")
             raise
+
+    # -- functions that are kept loaded --------------------------------------------------------------------------
+
+    def snapshot_obstacle(self, runtime: str) -> str:
+        if self._reason:
+            return self._reason
+        try:
+            forks = self._images.launch(runtime).kind == "fork"
+        except NovaError as error:
+            return error.detail
+        return "" if forks else f"workers of {runtime} cannot renew what must differ between instances"
+
+    async def snapshot(self, key: str, spec: InstanceSpec, init: InitSpec) -> None:
+        """See :class:`Snapshotter`. A machine of its own loads the function, lets go of this host, is written to disk and
+        ends."""
+        self._refuse_unenforceable(spec)
+        image = await self._image(spec)
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        async with contextlib.AsyncExitStack() as undo:
+            work = await asyncio.to_thread(self._kept.workshop)
+            undo.push_async_callback(to_its_end, partial(shutil.rmtree, work, ignore_errors=True))
+            vm = await self._boot(spec, image, token, undo)
+            undo.callback(vm.link.close)
+            await vm.channel.init(init)
+            await vm.freeze()
+            with _host_errors():
+                await vm.machine.api.pause()
+                await vm.machine.api.create_snapshot(STATE, MEMORY)
+                await vm.machine.end()
+                await to_its_end(lambda: self._collect(vm.machine.jail, spec, work))
+                made_with = await self._fingerprint(image, spec)
+                keep = partial(self._kept.keep, key, work, name=spec.instance_id, token=token, fingerprint=made_with)
+                await to_its_end(keep)
+
+    def _collect(self, jail: Jail, spec: InstanceSpec, work: Path) -> None:
+        """Take what belongs to the machine out of its jail; others may read it there, in jails of their own."""
+        for name in (STATE, MEMORY, *boot.own_drives(spec)):
+            jail.lend(name)
+            shutil.move(jail.root / name, work / name)
+
+    async def _fingerprint(self, image: ImageFile, spec: InstanceSpec) -> str:
+        options = self._options
+        return await asyncio.to_thread(fingerprint, options.programs.firecracker, options.kernel, image, spec)
+
+    async def restore(self, key: str, spec: InstanceSpec) -> Instance | None:
+        """See :class:`Snapshotter`. A failure is no reason not to boot, so it is logged and there is None."""
+        self._refuse_unenforceable(spec)
+        image = await self._image(spec)
+        kept = await asyncio.to_thread(self._kept.find, key, await self._fingerprint(image, spec))
+        if kept is None:
+            return None
+        try:
+            async with contextlib.AsyncExitStack() as undo:
+                with _host_errors():
+                    vm = await self._resume(spec, image.path, kept, undo)
+                vm.undo = undo.pop_all()
+        except NovaError as error:
+            if error.code != "dependency_unavailable":
+                raise
+            log.warning("a machine did not go on from its snapshot", reason=error.detail)
+            return None
+        self._vms[spec.instance_id] = vm
+        return vm
+
+    async def _resume(self, spec: InstanceSpec, rootfs: Path, kept: Kept, undo: contextlib.AsyncExitStack) -> MicroVm:
+        vm = await self._prepare(spec, undo)
+        jail = vm.machine.jail
+        await to_its_end(lambda: _share_all(jail, {boot.ROOTFS: rootfs, **{path.name: path for path in kept.files}}))
+        await vm.machine.api.load_snapshot(STATE, MEMORY, resume=True)
+        vm.source = "snapshot"
+        await self._greet(vm, kept.token, kept.name)
+        undo.callback(vm.link.close)
+        await vm.thaw(secrets.token_bytes(_TOKEN_BYTES))
+        return vm
+
+    async def drop_snapshot(self, key: str) -> None:
+        await to_its_end(partial(self._kept.drop, key))
+
+    async def snapshot_memory(self, key: str) -> int:
+        return await asyncio.to_thread(self._kept.size, key)
+
+    # -- their end -----------------------------------------------------------------------------------------------
 
     async def stop(self, instance: Instance, *, reason: str) -> None:
         """Ask the agent, then end the process and give everything back, each step whatever became of those before."""
@@ -246,6 +352,20 @@ class FirecrackerBackend:
 def _limit(group: Group, limits: Limits) -> None:
     memory = boot.memory_mb(limits) + boot.VMM_MB
     group.limit(memory << 20, limits.cpu_ceiling, limits.cpu_share, boot.VMM_THREADS + boot.vcpus(limits))
+
+
+def _share_all(jail: Jail, files: Mapping[str, Path]) -> None:
+    for name, path in files.items():
+        jail.share(path, name)
+
+
+@contextlib.contextmanager
+def _host_errors() -> Iterator[None]:
+    """The host's troubles in the platform's words."""
+    try:
+        yield
+    except OSError as error:
+        raise as_refusal(error) or NovaError("dependency_unavailable", f"no machine could be made: {error}") from error
 
 
 async def _destroy(group: Group) -> None:

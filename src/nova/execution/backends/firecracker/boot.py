@@ -42,6 +42,11 @@ def layer_file(number: int) -> str:
     return f"layer{number}.ext4"
 
 
+def own_drives(spec: InstanceSpec) -> list[str]:
+    """The files of drives that are one machine's."""
+    return [CODE, *(layer_file(number) for number, _ in enumerate(spec.layers))]
+
+
 def memory_mb(limits: Limits) -> int:
     """Of the machine."""
     return limits.memory_mb + GUEST_MB

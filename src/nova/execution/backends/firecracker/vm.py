@@ -2,25 +2,30 @@
 
 import asyncio
 import contextlib
+import hashlib
+import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from nova.agent.messages import ThawHead
 from nova.domain.call import StartSource
 from nova.errors import NovaError
-from nova.execution.backends.base import Channel, InstanceSpec, InstanceStats
+from nova.execution.backends.base import Channel, InstanceSpec, InstanceStats, SnapshotRefused
 from nova.execution.backends.firecracker.jail import VSOCK
 from nova.execution.backends.firecracker.machine import Machine
 from nova.execution.backends.firecracker.vsock import await_port
 from nova.execution.backends.sandbox.cgroups import Group
-from nova.execution.channel import DirectChannel
+from nova.execution.channel import DirectChannel, FreezeRefused
 from nova.execution.channel_control import ControlLost
 from nova.execution.channel_deadlines import Deadlines
 from nova.execution.channel_ends import DeathCause
 from nova.execution.relay import relayed
 
+_SEED_BYTES: Final = 64
+_THAW_S: Final = 10.0
 _OUT_OF_MEMORY: Final = b"Out of memory: Killed process"
 """What a guest's kernel says on its console; its workers cannot write there."""
 
@@ -48,11 +53,13 @@ class MicroVm:
     channel: Channel = field(init=False)
     born: float = field(default_factory=time.monotonic)
 
-    async def greet(self, reach: Reach, port: int, token: bytes, deadlines: Deadlines, limit_s: float) -> None:
-        """Connect to the agent inside. Raises NovaError ``dependency_unavailable`` when it is not there in ``limit_s``
-        seconds, or the machine ends before."""
+    async def greet(
+        self, reach: Reach, port: int, token: bytes, deadlines: Deadlines, limit_s: float, *, name: str = ""
+    ) -> None:
+        """Connect to the agent inside, which answers to ``name`` (empty: the instance's). Raises NovaError
+        ``dependency_unavailable`` when it is not there in ``limit_s`` seconds, or the machine ends before."""
         began = time.monotonic()
-        connecting = asyncio.ensure_future(self._connect(reach, port, token, deadlines))
+        connecting = asyncio.ensure_future(self._connect(reach, port, token, deadlines, name or self.instance_id))
         try:
             await asyncio.wait({connecting, self.machine.ended}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if not connecting.done():
@@ -65,11 +72,11 @@ class MicroVm:
             connecting.cancel()
         self.runtime_us = int((time.monotonic() - began) * 1e6)
 
-    async def _connect(self, reach: Reach, port: int, token: bytes, deadlines: Deadlines) -> DirectChannel:
+    async def _connect(self, reach: Reach, port: int, token: bytes, deadlines: Deadlines, name: str) -> DirectChannel:
         return await DirectChannel.connect(
             await reach(self.machine, port),
             token,
-            self.instance_id,
+            name,
             kill=self.machine.kill,
             death_cause=self.death_cause,
             deadlines=deadlines,
@@ -79,6 +86,31 @@ class MicroVm:
         """Somebody stopped waiting just when the agent answered."""
         if not connecting.cancelled() and connecting.exception() is None and not hasattr(self, "link"):
             connecting.result().close()
+
+    async def freeze(self) -> None:
+        """Have the loaded agent wait for another host, and go. Raises SnapshotRefused, NovaError."""
+        try:
+            await self.link.freeze()
+        except FreezeRefused as refused:
+            raise SnapshotRefused(str(refused)) from None
+        except ControlLost as lost:
+            raise NovaError("dependency_unavailable", f"the guest's agent is gone: {lost}") from lost
+        self.link.close()
+
+    async def thaw(self, token: bytes) -> None:
+        """Be an instance of its own, with another token, clock and randomness. Raises NovaError
+        ``dependency_unavailable``."""
+        head = ThawHead(
+            instance_id=self.instance_id,
+            token_sha256=hashlib.sha256(token).hexdigest(),
+            now_ns=time.time_ns(),
+            seed=secrets.token_hex(_SEED_BYTES),
+        )
+        try:
+            async with asyncio.timeout(_THAW_S):
+                await self.link.thaw(head)
+        except (FreezeRefused, ControlLost, TimeoutError) as error:
+            raise NovaError("dependency_unavailable", f"the agent did not go on from its snapshot: {error}") from error
 
     async def death_cause(self) -> DeathCause:
         dead = self.group.oom_kills() > 0 or _OUT_OF_MEMORY in self.machine.console.tail()
