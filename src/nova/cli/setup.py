@@ -13,28 +13,23 @@ from nova.cli import doctor, images
 from nova.cli.doctor import Finding, Standing
 from nova.cli.progress import Activity
 from nova.cli.running import Config, DataDir, end, load_settings
-from nova.config import Settings
+from nova.config import FirecrackerSettings, Settings
+from nova.errors import NovaError
 from nova.execution.images import programs
 from nova.execution.images.commands import PACKAGES, PATH
-from nova.execution.images.kernel import Kernels
+from nova.execution.images.kernel import VMLINUX, Kernels
 
 _Made = TypeVar("_Made")
 setup = typer.Typer(invoke_without_command=True, help="Get what machines and images need on this node.")
 KERNEL = "kernel"
 """Of QEMU's machines, below the folder of images."""
 _KVM = Path("/dev/kvm")
-_DOCKER = Path("/var/run/docker.sock")
 _PROGRAMS = {
     "mmdebstrap": "images",
     "mkfs.ext4": "images and drives of machines",
     "debugfs": "drives of machines",
     "qemu-system-x86_64": "the qemu backend",
 }
-_BIN_DIR = Path("/opt/nova/bin")
-_KERNEL_DIR = Path("/opt/nova/kernel")
-
-BinDir = Annotated[Path, typer.Option("--bin-dir", metavar="DIR", help="Where firecracker and jailer are.")]
-KernelDir = Annotated[Path, typer.Option("--kernel-dir", metavar="DIR", help="Where Firecracker's kernel is.")]
 
 
 @setup.callback()
@@ -60,9 +55,10 @@ def kernel(data_dir: DataDir = None, config: Config = None) -> None:
 
 
 @setup.command()
-def firecracker(bin_dir: BinDir = _BIN_DIR, kernel_dir: KernelDir = _KERNEL_DIR) -> None:
-    """Get Firecracker, its jailer and a kernel for its machines. What is there already is left alone."""
-    end(lambda: _firecracker(bin_dir, kernel_dir))
+def firecracker(data_dir: DataDir = None, config: Config = None) -> None:
+    """Get Firecracker, its jailer and a kernel to where the settings say. What is there already is left alone."""
+    settings = load_settings(config, {"daemon.data_dir": data_dir}).settings
+    end(lambda: _firecracker(settings.firecracker))
 
 
 def _kernel(folder: Path) -> int:
@@ -71,10 +67,16 @@ def _kernel(folder: Path) -> int:
     return 0
 
 
-def _firecracker(bin_dir: Path, kernel_dir: Path) -> int:
-    version = _showing(lambda say: programs.obtain(bin_dir, say))
-    typer.echo(f"{bin_dir / programs.NAMES[0]} ({version})")
-    return _kernel(kernel_dir)
+def _firecracker(wanted: FirecrackerSettings) -> int:
+    version = _showing(lambda say: programs.obtain(wanted.firecracker_bin, wanted.jailer_bin, say))
+    typer.echo(f"{wanted.firecracker_bin} ({version})")
+    if wanted.kernel_path.exists():
+        typer.echo(str(wanted.kernel_path))
+        return 0
+    if wanted.kernel_path.name != VMLINUX:
+        text = f"firecracker.kernel_path: nothing is there; a kernel that is got has the name {VMLINUX}"
+        raise NovaError("dependency_unavailable", text)
+    return _kernel(wanted.kernel_path.parent)
 
 
 def _showing(work: Callable[[Callable[[str], None]], _Made]) -> _Made:
@@ -100,15 +102,20 @@ def _machines(settings: Settings) -> Iterator[Finding]:
     yield _finding(
         "machines", "KVM", str(_KVM) if usable else None, "not usable: QEMU emulates, Firecracker cannot run", ""
     )
-    for name in programs.NAMES:
-        version = programs.version(_BIN_DIR / name)
-        yield _finding("machines", name, version, f"not at {_BIN_DIR}", "nova setup firecracker")
-    for name, folder in (("kernel of QEMU", settings.images_dir / KERNEL), ("kernel of Firecracker", _KERNEL_DIR)):
-        kernel = Kernels(folder).find()
-        command = "nova setup kernel" if name == "kernel of QEMU" else "nova setup firecracker"
-        yield _finding("machines", name, kernel.version if kernel else None, f"not at {folder}", command)
-    engine = str(_DOCKER) if _DOCKER.exists() else None
-    yield _finding("containers", "Docker", engine, f"nothing listens at {_DOCKER}", "")
+    wanted = settings.firecracker
+    for place in (wanted.firecracker_bin, wanted.jailer_bin):
+        version = programs.version(place)
+        yield _finding("machines", place.name, version, f"not at {place}", "nova setup firecracker")
+    own = wanted.kernel_path if wanted.kernel_path.exists() else None
+    fix = "nova setup firecracker"
+    yield _finding("machines", "kernel of Firecracker", str(own) if own else None, f"not at {wanted.kernel_path}", fix)
+    folder = settings.images_dir / KERNEL
+    kernel = Kernels(folder).find()
+    bad = f"not at {folder}"
+    yield _finding("machines", "kernel of QEMU", kernel.version if kernel else None, bad, "nova setup kernel")
+    engine = Path(settings.docker.host.removeprefix("unix://"))
+    listens = str(engine) if settings.docker.host and engine.exists() else None
+    yield _finding("containers", "Docker", listens, f"no engine at {settings.docker.host or 'docker.host'}", "")
 
 
 def _images(settings: Settings) -> Iterator[Finding]:

@@ -36,6 +36,7 @@ _MODULES: Final = (
 )
 """In the order in which they load. One that is not there is built into the kernel."""
 _REVISION: Final = 6
+VMLINUX: Final = "vmlinux"
 _ABOUT: Final = "kernel.json"
 _SETUP_SECTORS: Final = 0x1F1
 _MAGIC: Final = 0x202
@@ -108,7 +109,7 @@ class Kernels:
             version = packed.name.removeprefix("vmlinuz-")
             say("extracting it, and packing what it boots with")
             shutil.copyfile(packed, made / "vmlinuz")
-            (made / "vmlinux").write_bytes(_extract(packed.read_bytes(), root))
+            (made / VMLINUX).write_bytes(_extract(packed.read_bytes(), root))
             (made / "initrd").write_bytes(_initrd(root, version))
             (made / _ABOUT).write_text(json.dumps({"version": version, "revision": _REVISION}))
             for path in sorted(made.iterdir(), key=lambda path: path.name == _ABOUT):
@@ -117,7 +118,7 @@ class Kernels:
         return self._at(version)
 
     def _at(self, version: str) -> Kernel:
-        return Kernel(version, self.folder / "vmlinuz", self.folder / "vmlinux", self.folder / "initrd")
+        return Kernel(version, self.folder / "vmlinuz", self.folder / VMLINUX, self.folder / "initrd")
 
 
 def _extract(image: bytes, root: Path) -> bytes:

