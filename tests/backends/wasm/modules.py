@@ -54,6 +54,7 @@ _WASI = {
     "environ_sizes_get": "(param i32 i32) (result i32)",
     "args_get": "(param i32 i32) (result i32)",
     "sock_accept": "(param i32 i32 i32) (result i32)",
+    "path_unlink_file": "(param i32 i32 i32) (result i32)",
     "poll_oneoff": "(param i32 i32 i32 i32) (result i32)",
 }
 

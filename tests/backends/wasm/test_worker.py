@@ -162,6 +162,26 @@ def test_traps_and_exits_have_names(module: str, kind: str, message: str, tmp_pa
             assert message in found[1]
 
 
+@pytest.mark.parametrize(
+    ("last", "kind", "message"),
+    [
+        ('{"type": "NoSuchUser", "message": "7"}', "NoSuchUser", "7"),
+        ('{"type": "Nova.Timeout", "message": "not so"}', "Nova.ExitError", '{"type": "Nova.Timeout"'),
+        ('{"type": 1}', "Nova.ExitError", '{"type": 1}'),
+        ("[1]", "Nova.ExitError", "[1]"),
+    ],
+)
+def test_a_program_names_its_error_itself(last: str, kind: str, message: str, tmp_path: Path) -> None:
+    escaped = last.replace('"', '\\"')
+    size = len("before\n" + last)
+    body = f"(call $write (i32.const 2) (i32.const 64) (i32.const {size})) (call $proc_exit (i32.const 1))"
+    source = modules.command(body, "proc_exit", extra=f'(data (i32.const 64) "before\\n{escaped}")')
+    with worker(tmp_path, source) as failing:
+        found = failing.error()
+        assert found[0] == kind
+        assert message in found[1]
+
+
 def test_a_trap_names_where_it_happened(tmp_path: Path) -> None:
     with worker(
         tmp_path, modules.reactor("(call $inner) (i64.const 0)", extra="(func $inner (unreachable))")

@@ -134,10 +134,10 @@ class Running:
             return _error(self.tag, "Nova.Cancelled", "the call was cancelled")
         if self.overdue:
             return _error(self.tag, "Nova.Timeout", "the call took longer than its time", failed.stack)
-        message = str(failed)
-        if failed.kind == "Nova.ExitError" and (said := self.errors.tail.decode("utf-8", "replace").strip()):
-            message = said
-        return _error(self.tag, failed.kind, message, failed.stack)
+        kind, message = failed.kind, str(failed)
+        if kind == "Nova.ExitError" and (said := self.errors.tail.decode("utf-8", "replace").strip()):
+            kind, message = _own_error(said) or (kind, said)
+        return _error(self.tag, kind, message, failed.stack)
 
     def end(self) -> None:
         """Send what it printed, before its answer."""
@@ -263,6 +263,21 @@ def _number(context: bytes, name: bytes) -> float:
     while context[end : end + 1].isdigit():
         end += 1
     return int(context[start:end])
+
+
+def _own_error(said: str) -> tuple[str, str] | None:
+    """Type and message, if the last line of a program that failed is ``{"type": …, "message": …}``. Types that begin with
+    ``Nova.`` are the platform's."""
+    try:
+        last = json.loads(said.rpartition("\n")[2])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(last, dict):
+        return None
+    kind, message = last.get("type"), last.get("message")
+    if not isinstance(kind, str) or not isinstance(message, str) or kind.startswith("Nova."):
+        return None
+    return kind, message
 
 
 def _error(tag: bytes, kind: str, message: str, stack: list[str] | None = None) -> bytes:
