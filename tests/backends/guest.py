@@ -156,10 +156,8 @@ def do_attack(event):
     return {
         "be root": "done" if os.getuid() == 0 else f"uid {os.getuid()}",
         "become root (setuid)": attempt(lambda: os.setuid(0)),
-        "gain privileges by exec": "no_new_privs"
-        if int(status["NoNewPrivs"]) and not int(status["CapEff"], 16)
-        else "done",
-        "gain from a set-user-id file": "no_new_privs" if int(status["NoNewPrivs"]) else "done",
+        "use a capability": "has none" if not int(status["CapEff"], 16) else "done",
+        "gain from a set-user-id program": "no_new_privs" if int(status["NoNewPrivs"]) else "done",
         "mount a file system": syscall(165, 0, b"/tmp", b"tmpfs", 0, 0),
         "leave the root directory (chroot)": syscall(161, b"/tmp"),
         "trace a process (ptrace)": syscall(101, 16, 1, 0, 0),
