@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -265,6 +265,22 @@ class DockerSettings(Section):
         "nova-runtime-", pattern=r"^[a-z0-9]([a-z0-9._/-]*[a-z0-9._/-])?$", description="begins the names of images"
     )
     templates: int = Field(1, ge=0, le=16, description="containers that stand ready for each runtime that is in use")
+    channel: Literal["socket", "tcp"] = Field(
+        "socket",
+        description="how agents are reached; tcp: a port on 127.0.0.1, where containers cannot share a socket with the host;"
+        " no templates and no egress then",
+    )
+    network: str = Field(
+        "nova-net", pattern=r"^[a-z][a-z0-9-]{0,14}$", description="with channel tcp: the engine's network, made if missing"
+    )
+    port_range_min: int = Field(10_000, ge=1024, le=65_535, description="with channel tcp: the first port")
+    port_range_max: int = Field(20_000, ge=1024, le=65_535, description="with channel tcp: the last port")
+
+    @model_validator(mode="after")
+    def _some_ports(self) -> Self:
+        if self.port_range_max < self.port_range_min:
+            raise ValueError("port_range_max is below port_range_min")
+        return self
 
 
 class FirecrackerSettings(Section):

@@ -50,16 +50,19 @@ class Entry:
 
 def _docker(ground: Ground) -> Backend:
     from nova.execution.backends.docker.backend import DockerBackend, DockerOptions
+    from nova.execution.backends.docker.published import Published
 
-    settings = ground.settings
+    settings, docker = ground.settings, ground.settings.docker
+    published = Published(docker.network, docker.port_range_min, docker.port_range_max)
     return DockerBackend(
         DockerOptions(
             run_dir=ground.home / "docker",
             node=ground.node,
             runtimes=ground.packaged,
-            host=settings.docker.host,
-            image_prefix=settings.docker.image_prefix,
-            templates=settings.docker.templates,
+            host=docker.host,
+            image_prefix=docker.image_prefix,
+            templates=docker.templates,
+            published=published if docker.channel == "tcp" else None,
             subnet=settings.sandbox.subnet,
             private_networks=settings.network_policy.private_egress,
             blocked=tuple(settings.network_policy.blocked),

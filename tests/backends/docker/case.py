@@ -13,6 +13,9 @@ class Case:
     name = "docker"
     runtime = "python"
     runtime_version = "3.11"
+    handler = "main.handler"
+    entry = "main.py"
+    lacks: frozenset[str] = frozenset()
     cycles = 50
 
     def missing(self) -> str:

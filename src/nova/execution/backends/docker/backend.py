@@ -19,6 +19,7 @@ from nova.execution.backends.docker.containers import LABEL_NODE
 from nova.execution.backends.docker.engine import Engine, EngineLost, EngineRefused
 from nova.execution.backends.docker.images import EngineImages, ImageFiles
 from nova.execution.backends.docker.places import Kind, Place, Places
+from nova.execution.backends.docker.published import Published
 from nova.execution.backends.docker.seccomp import profile
 from nova.execution.backends.docker.visits import Visits
 from nova.execution.backends.sandbox.network import DEFAULT_SUBNET, Network
@@ -48,6 +49,8 @@ class DockerOptions:
     host: str = "unix:///var/run/docker.sock"
     image_prefix: str = "nova-runtime-"
     templates: int = 1
+    published: Published | None = None
+    """reach agents through ports on the loopback instead of shared sockets; then there are no templates and no egress"""
     subnet: str = DEFAULT_SUBNET
     private_networks: bool = True
     """false: private networks are reachable only where an egress rule names them by address"""
@@ -66,6 +69,7 @@ class DockerBackend:
         self._images = EngineImages(self._engine, images, options.image_prefix)
         self._info: dict[str, Any] = {}
         self._reason = "the Docker backend has not been started"
+        self._obstacle = ""
         self._visits: Visits | None = None
         self._network: Network | None = None
         self._places: Places | None = None
@@ -80,7 +84,9 @@ class DockerBackend:
         again, and used from the moment it answers."""
         options = self._options
         await asyncio.to_thread(_empty, options.run_dir)
-        if os.geteuid() == 0:
+        if options.published is not None:
+            await self._close_off(options.published)
+        elif os.geteuid() == 0:
             await self._start_as_root()
         self._places = Places(
             self._engine,
@@ -91,6 +97,7 @@ class DockerBackend:
             visits=self._visits,
             network=self._network,
             resolvers=options.resolvers or host_resolvers(),
+            published=options.published,
         )
         keep = options.templates if self._places.late else 0
         self._templates = Templates(self._places.boot, self._places.end, {}, keep=keep)
@@ -100,6 +107,12 @@ class DockerBackend:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_LOOK_S):
                 await connected.wait()
+
+    async def _close_off(self, published: Published) -> None:
+        try:
+            await published.close_off()
+        except OSError as error:
+            self._obstacle = f"docker.channel tcp: containers cannot be kept off the network here: {error}"
 
     async def _start_as_root(self) -> None:
         visits = Visits()
@@ -161,12 +174,14 @@ class DockerBackend:
                     info = await self._engine.open()
                     self._images.forget()
                     swept = await places.sweep()
+                    if self._options.published is not None:
+                        await self._options.published.ensure(self._engine)
                 except (EngineLost, EngineRefused) as error:
                     self._reason = f"no Docker engine answers at {self._options.host}: {error}"
                     connected.set()
                     raise
         self._info = info
-        self._reason = _unfit(info)
+        self._reason = self._obstacle or _unfit(info)
         log.info("Docker engine found", version=info.get("ServerVersion"), fit=not self._reason, swept=swept)
         connected.set()
         return str(int(datetime.fromisoformat(info["SystemTime"]).timestamp()))

@@ -8,6 +8,7 @@ from typing import Any, Final
 from nova.domain.function import Limits
 from nova.execution.backends.docker.doorway import NAME
 from nova.execution.backends.docker.groups import CPU_PERIOD_US, cpu_shares
+from nova.execution.backends.docker.published import PORT, Published
 from nova.execution.backends.sandbox.mounts import tmp_size
 from nova.execution.backends.sandbox.namespaces import MAX_FILE_BYTES
 
@@ -43,11 +44,13 @@ class Plan:
     node: str
     image: str
     token_sha256: str
-    door: Path
+    door: Path | None
     resolv_conf: Path
     limits: Limits
     seccomp: str
     binds: Sequence[Bind] = ()
+    published: Published | None = None
+    """instead of ``door``: the agent listens on a port"""
 
     @property
     def container_name(self) -> str:
@@ -55,6 +58,7 @@ class Plan:
 
     def configuration(self) -> dict[str, Any]:
         """The body of ``POST /containers/create``."""
+        listen = f"connect:{DOOR}/{NAME}" if self.door is not None else f"tcp:{PORT}"
         return {
             "Image": self.image,
             "Entrypoint": list(ENTRY),
@@ -63,22 +67,24 @@ class Plan:
             "WorkingDir": "/",
             "Hostname": "nova",
             "Env": [
-                f"NOVA_AGENT_LISTEN=connect:{DOOR}/{NAME}",
+                f"NOVA_AGENT_LISTEN={listen}",
                 f"NOVA_AGENT_TOKEN_SHA256={self.token_sha256}",
                 f"NOVA_INSTANCE_ID={self.name}",
                 f"NOVA_AGENT_RELOAD_DIR={RELOAD_DIR}",
             ],
             "Labels": {LABEL_NODE: self.node, LABEL_INSTANCE: self.name},
+            **({"ExposedPorts": {f"{PORT}/tcp": {}}} if self.published is not None else {}),
             "HostConfig": self._host(),
         }
 
     def _host(self) -> dict[str, Any]:
         limits = self.limits
-        binds = [Bind(self.door, DOOR), Bind(self.resolv_conf, "/etc/resolv.conf"), *self.binds]
+        doors = [Bind(self.door, DOOR)] if self.door is not None else []
+        binds = [*doors, Bind(self.resolv_conf, "/etc/resolv.conf"), *self.binds]
         return {
             "Binds": [str(bind) for bind in binds],
             # A network comes later, from the host, with its rules in force; or never.
-            "NetworkMode": "none",
+            **(self.published.ports() if self.published is not None else {"NetworkMode": "none"}),
             "ReadonlyRootfs": True,
             "Tmpfs": {
                 "/tmp": f"rw,nosuid,nodev,exec,mode=1777,{tmp_size(limits.tmp_mb << 20)}",

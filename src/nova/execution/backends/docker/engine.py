@@ -133,6 +133,11 @@ class Engine:
             with contextlib.suppress(asyncio.CancelledError, DockerError, aiohttp.ClientError, OSError, ValueError):
                 await reading
 
+    async def ensure_network(self, configuration: dict[str, Any]) -> None:
+        """Make a network; one of that name is left as it is."""
+        with _troubles(_CONFLICT):
+            await self._opened.networks.create(configuration)
+
     # -- images --------------------------------------------------------------------------------------------------
 
     async def has_image(self, tag: str) -> bool:

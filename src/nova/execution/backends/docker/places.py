@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import structlog
 
@@ -25,6 +25,7 @@ from nova.execution.backends.docker.doorway import Doorway, peer
 from nova.execution.backends.docker.engine import Engine, EngineLost, EngineRefused, Event, quietly
 from nova.execution.backends.docker.groups import Group, group_of
 from nova.execution.backends.docker.images import EngineImages
+from nova.execution.backends.docker.published import Published
 from nova.execution.backends.docker.visits import Visits
 from nova.execution.backends.sandbox import names
 from nova.execution.backends.sandbox.network import Network, Slot
@@ -41,6 +42,8 @@ TEMPLATE_LIMITS: Final = Limits()
 """Limits of a container before it is claimed."""
 BOOT_S: Final = 30.0
 """How long a container may take until its agent has connected."""
+BOOTS: Final = 4
+"""Containers that the engine is asked to start at once; more only make each slower."""
 _DIE_S: Final = 10.0
 """How long a process may take to end that has got SIGKILL."""
 _TELL_S: Final = 2.0
@@ -107,7 +110,7 @@ class Places:
     """Makes and ends containers of one node on one engine.
 
     ``visits`` None: nothing can be mounted into a container that runs, so each is made for its function. ``network`` None:
-    no container has one.
+    no container has one. ``published``: agents are reached through ports, and none of the two is used.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Places:
         visits: Visits | None = None,
         network: Network | None = None,
         resolvers: Sequence[str] = (),
+        published: Published | None = None,
     ) -> None:
         self._engine = engine
         self._images = images
@@ -129,6 +133,8 @@ class Places:
         self._seccomp = seccomp
         self._visits = visits
         self._network = network
+        self._published = published
+        self._booting = asyncio.Semaphore(BOOTS)
         self._deadlines = Deadlines()
         self._background = Background("docker")
         self._open: dict[str, Place] = {}
@@ -168,7 +174,7 @@ class Places:
         place = Place(new_id(), kind, asyncio.get_running_loop().create_future(), AsyncExitStack())
         self._open[place.name] = place
         try:
-            async with asyncio.timeout(BOOT_S):
+            async with self._booting, asyncio.timeout(BOOT_S):
                 await self._start(place, image, limits, binds)
         except BaseException as error:
             await self.end(place)
@@ -181,8 +187,10 @@ class Places:
 
     async def _start(self, place: Place, image: str, limits: Limits, binds: Sequence[Bind]) -> None:
         token = secrets.token_bytes(32)
-        door = Doorway(self._run_dir / place.name)
-        place.undo.callback(door.remove)
+        door = None
+        if self._published is None:
+            door = Doorway(self._run_dir / place.name)
+            place.undo.callback(door.remove)
         # Before the container, so that it happens after the last process of it is dead.
         place.undo.push_async_callback(self._disconnect, place)
         plan = Plan(
@@ -190,11 +198,12 @@ class Places:
             node=self._node,
             image=image,
             token_sha256=hashlib.sha256(token).hexdigest(),
-            door=door.folder,
+            door=door.folder if door is not None else None,
             resolv_conf=self._online_conf if place.kind.online else self._offline_conf,
             limits=limits,
             seccomp=self._seccomp,
             binds=binds,
+            published=self._published,
         )
         # Not to be cancelled half way: the engine would make it all the same, and nobody would know its name.
         making = asyncio.ensure_future(self._engine.create(plan.container_name, plan.configuration()))
@@ -204,9 +213,10 @@ class Places:
         place.undo.callback(self._by_container.pop, place.container)
         await self._engine.start(place.container)
         began = time.monotonic()
-        connection = await self._arrival(place, door)
+        connection = await (self._arrival(place, door) if door is not None else self._dial(place))
         try:
-            self._see(place, connection)
+            if door is not None:
+                self._see(place, connection)
             await self._connect_network(place)
         except BaseException:
             connection.close()
@@ -220,14 +230,22 @@ class Places:
         try:
             either: set[asyncio.Future[Any]] = {entering, place.ended}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not entering.done():
-                words = await self._engine.last_words(place.container)
-                code = place.ended.result().code
-                raise EngineRefused(0, f"the agent ended before it connected (exit code {code}): {words}")
-            return entering.result()
+            return entering.result() if entering.done() else await self._ended_early(place)
         finally:
             if entering.cancel():
                 await asyncio.wait({entering})
+
+    async def _dial(self, place: Place) -> socket.socket:
+        assert self._published is not None
+        try:
+            return await self._published.dial(self._engine, place.container, place.ended)
+        except ControlLost:
+            return await self._ended_early(place)
+
+    async def _ended_early(self, place: Place) -> NoReturn:
+        words = await self._engine.last_words(place.container)
+        code = (await place.ended).code
+        raise EngineRefused(0, f"the agent ended before it connected (exit code {code}): {words}")
 
     def _see(self, place: Place, connection: socket.socket) -> None:
         """Find the container's first process, where it is in sight, and watch it. Raises OSError, EngineRefused."""
