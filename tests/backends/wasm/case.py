@@ -14,6 +14,7 @@ from nova.execution.backends.base import Backend, Instance, InstanceSpec, Worker
 from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptions
 from nova.execution.backends.wasm.backend import WasmBackend, WasmOptions
 from nova.execution.launch import launch_for
+from nova.runtimes.wasm.engine import compile_module, compiled_name, make_engine
 from tests.backends.harness import GUEST, write_code
 from tests.backends.sandbox.case import Case as SandboxCase
 from tests.backends.wasm import guest
@@ -82,9 +83,17 @@ class Case:
             yield made
 
     def artifact(self, code: str, folder: Path) -> Path:
-        """``main.py`` holds the module, so that the suite need not know: what a file is called means nothing here."""
+        """``main.py`` holds the module, so that the suite need not know: what a file is called means nothing here. It is compiled
+        as a build does it."""
         broken = '(module (import "not today" "lookup" (func)) (func (export "_start")))'
-        return write_code(guest.program() if code == GUEST else broken, folder)
+        if code != GUEST:
+            return write_code(broken, folder)
+        source = guest.program()
+        tree = write_code(source, folder)
+        compiled = tree / compiled_name("main.py", RUNTIME.toolchain.version)
+        compiled.parent.mkdir(mode=0o755)
+        compiled.write_bytes(compile_module(make_engine(), source.encode()).serialize())
+        return tree
 
     def leftovers(self, node: str) -> list[str]:
         return SandboxCase().leftovers(node)
