@@ -136,12 +136,20 @@ async def test_a_volume_of_another_node_is_refused_and_a_deleted_one_leaves_no_f
     data = Mount("data", await volume(stack, "data"), "/mnt/data")
     await stack.deploy(WORK, mounts=(data,))
     await call(stack, write="x")
-    home = tmp_path / "volumes" / data.volume_id
-    assert home.exists()
-    await stack.db.run("UPDATE volumes SET node = 'far'")
+    (home,) = (tmp_path / "volumes").glob(f"*/{data.volume_id}")
+    others = home.parent.parent / "another" / data.volume_id
+    others.mkdir(parents=True)
+    (others / "lock").touch()
+    await stack.db.run("UPDATE volumes SET node = 'an old name of this node'")
     await stack.deploy(WORK, mounts=(data,), timeout_s=20)
+    assert (await call(stack))["text"] == "x"
+    assert await stack.volumes._host.look(data.volume_id) == ("here", 8)
+    away = Mount("away", await volume(stack, "away"), "/mnt/data")
+    await stack.db.run("UPDATE volumes SET node = 'far' WHERE name = 'away'")
+    await stack.deploy(WORK, mounts=(away,))
     with pytest.raises(NovaError, match="is on node 'far'"):
         await stack.invoke(b"{}")
     await stack.db.run("DELETE FROM volumes")
     await stack.volumes.sweep()
     assert not home.exists()
+    assert others.exists(), "what another installation keeps there is not ours"

@@ -40,16 +40,22 @@ def obstacle() -> str:
 
 
 class VolumeFiles:
-    """``folder`` may be shared by several processes of one host, and by nobody else."""
+    """``folder`` may be shared by several processes of one host, and by no other host."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def belong_to(self, installation: str) -> None:
+        """Work on the volumes of this installation from now on: others' may lie in the same folder, and are not ours to
+        remove."""
+        self._folder = self._folder / installation
 
     def has(self, volume_id: str) -> bool:
         return (self._folder / volume_id / _IMAGE).exists()
 
     def ids(self) -> list[str]:
-        return [item.name for item in self._folder.iterdir()] if self._folder.is_dir() else []
+        """Of the volumes that have files here."""
+        return [item.parent.name for item in self._folder.glob(f"*/{_LOCK}")]
 
     async def mounted(self, volume_id: str, size_mb: int) -> Path:
         """The folder with a volume's files, made now if there are none, at least ``size_mb`` MiB large.

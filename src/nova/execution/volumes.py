@@ -66,6 +66,7 @@ class Volumes:
         """called with an instance that must not write any more: it is to end at once"""
 
     async def start(self) -> None:
+        self._files.belong_to(await self._host.installation())
         await self._host.release_all()
         self._tasks.spawn("renew", self._renew_often())
         self._tasks.spawn("sweep", self._sweep_often())
@@ -79,8 +80,8 @@ class Volumes:
     async def attach(self, snapshot: FunctionSnapshot, instance_id: str) -> tuple[VolumeMount, ...]:
         """What an instance is to mount, ready; it holds that until :meth:`release`.
 
-        Raises NovaError: ``capacity`` when another instance writes for too long, ``unsupported`` when the volume is on
-        another node or this host can have none, ``not_found`` when it was deleted.
+        Raises NovaError: ``capacity`` when another instance writes for too long, or the volume is on another node (where
+        the call may still be served), ``unsupported`` when this host can have none, ``not_found`` when it was deleted.
         """
         if not snapshot.mounts:
             return ()
@@ -95,20 +96,26 @@ class Volumes:
 
     async def _attach(self, held: _Held, instance_id: str, mount: Mount) -> VolumeMount:
         node, size_mb = await self._host.look(mount.volume_id)
-        if node is not None and node != self._node:
-            raise NovaError(
-                "unsupported", f"mounts: volume {mount.volume!r} is on node {node!r}, this is {self._node!r}"
-            )
-        if node is not None and not self._files.has(mount.volume_id):
+        here = self._files.has(mount.volume_id)
+        if node is not None and not here:
+            if node != self._node:
+                raise self._elsewhere(mount, node)
             raise NovaError("unsupported", f"mounts: the files of volume {mount.volume!r} are not in volumes.dir here")
         if mount.exclusive:
             held.fences[mount.volume_id] = await self._acquire(mount, instance_id)
         path = await self._files.mounted(mount.volume_id, size_mb)
-        if node is None and (settled := await self._host.settle(mount.volume_id)) != self._node:
-            await self._files.remove(mount.volume_id)
-            raise NovaError("unsupported", f"mounts: volume {mount.volume!r} is on node {settled!r}")
+        if node is None:
+            if (settled := await self._host.settle(mount.volume_id)) != self._node:
+                await self._files.remove(mount.volume_id)
+                raise self._elsewhere(mount, settled)
+        elif node != self._node:  # this node had another name
+            await self._host.take(mount.volume_id)
         held.volumes.append(mount.volume_id)
         return VolumeMount(path, mount.path, mount.read_only)
+
+    def _elsewhere(self, mount: Mount, node: str) -> NovaError:
+        detail = f"mounts: volume {mount.volume!r} is on node {node!r}, this is {self._node!r}"
+        return NovaError("capacity", detail, retry_after_s=1)
 
     async def _acquire(self, mount: Mount, instance_id: str) -> int:
         """The fence of the lease. An instance of this process that has it is asked to make way."""

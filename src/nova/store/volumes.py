@@ -1,5 +1,6 @@
 """Volumes in PostgreSQL: what there is, who mounts it, on which node it lies, and who may write to it now."""
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,7 @@ from nova.domain.volume import Mount
 from nova.errors import NovaError, not_found
 from nova.ids import new_id
 from nova.store.db import Connection, Database, Queries, Row
+from nova.store.platform import secret
 
 _sql = Queries("volumes")
 
@@ -88,6 +90,10 @@ class VolumeHost:
         self._node = node
         self._owner = owner
 
+    async def installation(self) -> str:
+        """A name for all that use this database; no other database has it."""
+        return (await secret(self._db, "installation", os.urandom(8))).hex()
+
     async def look(self, volume_id: str) -> tuple[str | None, int]:
         """The node where the volume's files are, None while there are none, and its size in MiB. Raises ``not_found``."""
         row = await self._db.one(_sql.look, id=volume_id)
@@ -101,6 +107,10 @@ class VolumeHost:
         if row is None:
             raise not_found("volume", volume_id)
         return str(row["node"])
+
+    async def take(self, volume_id: str) -> None:
+        """Its files are on this node, whatever was said before."""
+        await self._db.run(_sql.take, id=volume_id, node=self._node)
 
     async def tell_use(self, volume_id: str, used_bytes: int) -> None:
         await self._db.run(_sql.tell_use, id=volume_id, used_bytes=used_bytes)

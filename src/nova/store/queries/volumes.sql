@@ -48,6 +48,9 @@ SELECT node, size_mb FROM volumes WHERE id = %(id)s;
 -- name: settle -- it is on this node from now on, unless it is on another
 UPDATE volumes SET node = coalesce(node, %(node)s) WHERE id = %(id)s RETURNING node;
 
+-- name: take
+UPDATE volumes SET node = %(node)s WHERE id = %(id)s;
+
 -- name: tell_use
 UPDATE volumes SET used_bytes = %(used_bytes)s WHERE id = %(id)s AND used_bytes <> %(used_bytes)s;
 
