@@ -120,7 +120,7 @@ def _no_firecracker(ground: Ground) -> str:
 
 def _firecracker_files(ground: Ground) -> Iterable[Path]:
     given = ground.settings.firecracker
-    return (given.firecracker_bin, given.jailer_bin, given.kernel_path)
+    return (given.firecracker_bin, given.jailer_bin, given.kernel_path, given.kernel_path.with_name("initrd"))
 
 
 def _wasm(ground: Ground) -> Backend:

@@ -213,6 +213,16 @@ async def test_layers_are_drives_after_the_code(backend: FirecrackerBackend, pla
     await backend.stop(vm, reason="test")
 
 
+async def test_an_initrd_beside_the_kernel_is_booted_with_it(place: Ground) -> None:
+    folder = place.folder / "with-initrd"
+    folder.mkdir()
+    (folder / "initrd").write_bytes(bytes(4096))
+    programs.kernel(folder)
+    async with place.backend(f"in{uuid.uuid4().hex[:5]}", kernel=folder / "vmlinux") as backend:
+        vm = await make(backend, place.spec(network=OFFLINE))
+        assert ask(vm.machine.jail.root / "api.sock", "/vm/config")["boot-source"]["initrd_path"] == "initrd"
+
+
 async def test_a_guest_whose_agent_never_answers_is_given_up_and_its_console_kept(place: Ground) -> None:
     """The reason is honest, and the operator can read what the guest said."""
     node = f"gu{uuid.uuid4().hex[:5]}"

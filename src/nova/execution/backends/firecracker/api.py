@@ -41,6 +41,7 @@ class RateLimiter:
 class BootSource:
     kernel_image_path: str
     boot_args: str
+    initrd_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

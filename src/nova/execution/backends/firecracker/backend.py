@@ -189,7 +189,8 @@ class FirecrackerBackend:
             vm = await self._prepare(spec, undo)
             await to_its_end(lambda: self._fill(vm.machine.jail, spec, image.path))
             digest = hashlib.sha256(token).hexdigest()
-            await vm.machine.api.configure(boot.setup(spec, digest, self._options.vsock_port))
+            initrd = self._options.initrd is not None
+            await vm.machine.api.configure(boot.setup(spec, digest, self._options.vsock_port, initrd=initrd))
             await vm.machine.api.start()
             await self._greet(vm, token)
         return vm
@@ -214,6 +215,8 @@ class FirecrackerBackend:
     def _fill(self, jail: Jail, spec: InstanceSpec, rootfs: Path) -> None:
         """Kernel and root are shared; code and layers are drives of this machine, which it cannot write to."""
         jail.share(self._options.kernel, boot.KERNEL)
+        if self._options.initrd is not None:
+            jail.share(self._options.initrd, boot.INITRD)
         jail.share(rootfs, boot.ROOTFS)
         with tempfile.TemporaryDirectory() as empty:
             make_drive(spec.code or Path(empty), jail.root / boot.CODE, self._options.code_drive_mb if spec.code else 0)

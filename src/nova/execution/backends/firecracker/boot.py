@@ -24,6 +24,7 @@ from nova.execution.backends.vm.bridge import TAP
 from nova.execution.backends.vm.network import GUEST_MAC, KERNEL_ADDRESS
 
 KERNEL: Final = "vmlinux"
+INITRD: Final = "initrd"
 ROOTFS: Final = "rootfs.ext4"
 CODE: Final = "code.ext4"
 LAYERS_MOST: Final = 6
@@ -47,6 +48,10 @@ def own_drives(spec: InstanceSpec) -> list[str]:
     return [CODE, *(layer_file(number) for number, _ in enumerate(spec.layers))]
 
 
+def size(limits: Limits) -> MachineConfig:
+    return MachineConfig(vcpus(limits), memory_mb(limits))
+
+
 def memory_mb(limits: Limits) -> int:
     """Of the machine."""
     return limits.memory_mb + GUEST_MB
@@ -56,11 +61,11 @@ def vcpus(limits: Limits) -> int:
     return max(1, min(math.ceil(limits.cpu_ceiling), os.cpu_count() or 1, _VCPUS_MOST))
 
 
-def setup(spec: InstanceSpec, token_sha256: str, port: int) -> MachineSetup:
+def setup(spec: InstanceSpec, token_sha256: str, port: int, *, initrd: bool) -> MachineSetup:
     """Of a new machine, with the names that its files have in its jail."""
     return MachineSetup(
-        boot=BootSource(KERNEL, boot_args(spec, token_sha256, port)),
-        machine=MachineConfig(vcpus(spec.limits), memory_mb(spec.limits)),
+        boot=BootSource(KERNEL, boot_args(spec, token_sha256, port), INITRD if initrd else None),
+        machine=size(spec.limits),
         drives=_drives(spec),
         vsock=Vsock(CID, VSOCK),
         network=None if spec.network.offline else _interface(spec.limits),

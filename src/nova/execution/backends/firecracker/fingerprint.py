@@ -22,7 +22,7 @@ def fingerprint(firecracker: Path, kernel: Path, image: ImageFile, spec: Instanc
         "kernel": _digest(kernel),
         "cpu": processor(),
         "image": [image.runtime, image.version, image.digest],
-        "machine": asdict(boot.setup(spec, "", 0).machine),
+        "machine": asdict(boot.size(spec.limits)),
         "limits": asdict(spec.limits),
         "offline": spec.network.offline,
         "layers": [[str(layer.path), layer.target] for layer in spec.layers],

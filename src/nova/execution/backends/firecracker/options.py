@@ -47,6 +47,12 @@ class FirecrackerOptions:
     snapshots_mb: int = 10_240
     """what snapshots may take on disk; those not used for longest go first"""
 
+    @property
+    def initrd(self) -> Path | None:
+        """The file ``initrd`` beside the kernel, for kernels that have the drivers of drives as modules."""
+        beside = self.kernel.with_name("initrd")
+        return beside if beside.is_file() else None
+
 
 def missing(options: FirecrackerOptions) -> str:
     """What this host lacks, as a reason; empty when a machine can be tried."""
