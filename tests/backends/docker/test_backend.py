@@ -158,7 +158,7 @@ async def test_a_container_whose_agent_does_not_start_leaves_nothing(seer: Maker
     tar = tmp_path / "empty.tar"
     with tarfile.open(tar, "w") as archive:
         archive.addfile(tarfile.TarInfo("nothing"))
-    backend = DockerBackend(ground.options(tmp_path, "broken", image_prefix="nova-broken-"), OneImage(tar))
+    backend = DockerBackend(ground.options(tmp_path, "broken", image_prefix="nova-broken-", templates=0), OneImage(tar))
     await backend.start()
     try:
         with pytest.raises(NovaError, match="python3") as refused:
