@@ -306,6 +306,16 @@ class FirecrackerSettings(Section):
     gid: int = Field(400_000, ge=65_536, description="host group of all machines")
 
 
+class QemuSettings(Section):
+    bin: str = Field("qemu-system-x86_64", min_length=1, description="the program, by name or path")
+    accel: Literal["auto", "kvm", "tcg"] = Field(
+        "auto", description="kvm: this processor's virtualisation; tcg: emulation; auto: kvm if a guest has run with it here"
+    )
+    boot_timeout: Seconds = Field(60.0, gt=0, le=600, description="how long a machine has until its agent answers")
+    uid: int = Field(402_000, ge=65_536, description="first of 1000 host users, one for each machine, if nova is root")
+    gid: int = Field(402_000, ge=65_536, description="host group of all machines")
+
+
 class WasmSettings(Section):
     fuel: int = Field(
         0,
@@ -345,7 +355,7 @@ class VolumeSettings(Section):
 
 
 class ExecutionSettings(Section):
-    backend: Literal["auto", "sandbox", "docker", "firecracker"] = Field(
+    backend: Literal["auto", "sandbox", "docker", "firecracker", "qemu"] = Field(
         "auto", description="what functions run on that name no backend; auto: the strongest that works here"
     )
     strict_limits: bool = Field(False, description="refuse limits that the host can only enforce softly")
@@ -433,6 +443,7 @@ class Settings(Section):
     sandbox: SandboxSettings = SandboxSettings()
     docker: DockerSettings = DockerSettings()
     firecracker: FirecrackerSettings = FirecrackerSettings()
+    qemu: QemuSettings = QemuSettings()
     wasm: WasmSettings = WasmSettings()
     images: ImageSettings = ImageSettings()
     functions: FunctionSettings = FunctionSettings()

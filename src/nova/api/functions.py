@@ -25,7 +25,7 @@ from nova.domain.names import NAME, is_name
 from nova.domain.version import UrlMode
 from nova.domain.volume import MOUNT_PATH
 
-Backend = Literal["auto", "sandbox", "docker", "firecracker", "wasm"]
+Backend = Literal["auto", "sandbox", "docker", "firecracker", "qemu", "wasm"]
 Deploy = Literal["activate", "publish"]
 Name = Annotated[str, Field(pattern=NAME)]
 POINTER = r"^(/([^/~]|~[01])*)*$"

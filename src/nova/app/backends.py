@@ -10,10 +10,12 @@ from nova.config import Settings
 from nova.execution.backends.base import Backend
 from nova.execution.backends.probing import Candidate, Proofs
 from nova.execution.images import Images
+from nova.execution.images.kernel import Kernels
 from nova.runtimes.registry import Runtimes
 
 if TYPE_CHECKING:
     from nova.execution.backends.firecracker.options import FirecrackerOptions
+    from nova.execution.backends.qemu.options import QemuOptions
 
 WASM = "wasm"
 """The runtime, and the one backend that it runs on."""
@@ -123,6 +125,46 @@ def _firecracker_files(ground: Ground) -> Iterable[Path]:
     return (given.firecracker_bin, given.jailer_bin, given.kernel_path, given.kernel_path.with_name("initrd"))
 
 
+def _qemu(ground: Ground) -> Backend:
+    from nova.execution.backends.qemu.backend import QemuBackend
+
+    return QemuBackend(_qemu_options(ground), ground.images)
+
+
+def _qemu_options(ground: Ground) -> "QemuOptions":
+    from nova.execution.backends.qemu.options import QemuOptions
+
+    settings = ground.settings
+    given = settings.qemu
+    return QemuOptions(
+        node=ground.node,
+        home=ground.home / "qemu",
+        kernels=Kernels(settings.images_dir / "kernel"),
+        snapshot_dir=ground.home / "qemu-snapshots",
+        binary=given.bin,
+        accel=given.accel,
+        runtimes=ground.packaged,
+        boot_timeout_s=given.boot_timeout,
+        uid=given.uid,
+        gid=given.gid,
+        cgroup_root=settings.sandbox.cgroup_root,
+    )
+
+
+def _no_qemu(ground: Ground) -> str:
+    from nova.execution.backends.qemu.options import missing
+
+    return missing(_qemu_options(ground))
+
+
+def _qemu_files(ground: Ground) -> Iterable[Path]:
+    from nova.execution.backends.qemu.options import program
+
+    options = _qemu_options(ground)
+    kernel = options.kernels.find()
+    return (Path(program(options)), *((kernel.vmlinux, kernel.initrd) if kernel else ()))
+
+
 def _wasm(ground: Ground) -> Backend:
     from nova.execution.backends.wasm.backend import WasmBackend, WasmOptions
 
@@ -135,6 +177,7 @@ def _no_wasm(ground: Ground) -> str:
 
 ENTRIES = {
     "firecracker": Entry(_firecracker, _no_firecracker, _firecracker_files),
+    "qemu": Entry(_qemu, _no_qemu, _qemu_files),
     "docker": Entry(_docker, _no_docker),
     WASM: Entry(_wasm, _no_wasm),
 }

@@ -13,7 +13,8 @@ class Case:
     name = "qemu"
     runtime = "python"
     runtime_version = ""
-    cycles = 2
+    cycles = 10
+    handler = "main.handler"
 
     def __init__(self) -> None:
         self._folder: Path | None = None

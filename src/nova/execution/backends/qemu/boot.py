@@ -88,6 +88,7 @@ def _processor(accel: Accelerator) -> list[str]:
 def kernel_words(accel: Accelerator) -> list[str]:
     """For every guest. An emulated processor does not speculate, so what guards against that only costs."""
     words = ["console=ttyS0", "quiet", "reboot=t", "panic=-1", "i8042.noaux", "i8042.nokbd"]
+    words.append("sysctl.user.max_user_namespaces=0")
     return words if accel == "kvm" else [*words, "mitigations=off", "nokaslr"]
 
 
