@@ -336,6 +336,8 @@ async def test_what_cannot_be_kept_in_a_snapshot_says_why(booted: Booted, port: 
     await instance.init()
     with pytest.raises(FreezeRefused, match="division by zero"):
         await instance.channel.freeze()
+    await instance.channel.stop(1000)
+    assert await booted.ended() == 0
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from nova.agent.messages import ThawHead
 from nova.agent.process import adopt_orphans, kill_children, set_dumpable
 from nova.agent.reactor import PollReactor, watch_signals
 from nova.agent.relay import Relay
-from nova.agent.resumable import FROZEN, read_thaw
+from nova.agent.resumable import FROZEN, REFUSED, read_thaw
 from nova.agent.visitors import Door
 
 HELLO_S: Final = 60.0
@@ -151,7 +151,12 @@ class Outpost:
         elif question == FROZEN:
             self._frozen = True
             if self._relay is not None:
-                self._relay.forget_others()
+                self._relay.rest()
+            self._answer(b"ok")
+        elif question == REFUSED:
+            self._frozen = False
+            if self._relay is not None:
+                self._relay.listen()
             self._answer(b"ok")
         elif self._awaken is not None:
             thaw = read_thaw(question)

@@ -307,14 +307,20 @@ class Relay:
         if gone:
             self._end_writing(stream, told=True)
 
-    def forget_others(self) -> None:
-        """Carry the control socket alone from here on. Nothing is done to the other descriptors but closing them: somebody
-        else goes on using what they stand for."""
+    def rest(self) -> None:
+        """Pass on what the control socket still says, and nothing else. The other descriptors are closed and nothing more is
+        done to them: somebody else goes on using what they stand for. What the wire brings is left for the next host."""
         for stream in list(self._streams.values()):
             if stream is not self._control:
                 self._heard(stream, None)
                 stream.reads = False
                 self._drop(stream)
+        self._reactor.on_readable(self._wire, None)
+
+    def listen(self) -> None:
+        """The end of :meth:`rest`, as far as there is one: the control socket hears its host again."""
+        if self._wire_reads:
+            self._reactor.on_readable(self._wire, self._on_wire)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,9 @@ from nova.agent.supervisor import Supervisor
 from nova.agent.worker import hook_line
 
 FROZEN: Final = b"frozen"
-"""To the first process: carry nothing but the control socket from here on, and let another host in when this one has left."""
+"""To the first process: pass on what the control socket still says and nothing else, and let another host in then."""
+REFUSED: Final = b"refused"
+"""To the first process: it does not come to a snapshot, the host goes on speaking."""
 _DONE: Final = b"ok"
 _ANSWER_MS: Final = 5000
 
@@ -110,6 +112,8 @@ class Resumable(Supervisor):
         if head.ok and self._line is not None:
             self._control.rest()
             self._poller.watch(self._line.fileno(), self._host_came)
+        else:
+            self._ask(REFUSED)
 
     # -- after it ------------------------------------------------------------------------------------------------
 
