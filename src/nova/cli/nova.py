@@ -42,7 +42,9 @@ class Shape(StrEnum):
 
 
 Http = Annotated[str | None, typer.Option("--http", metavar="ADDR", help="Listen here: 127.0.0.1:9000, :9000.")]
-Backend = Annotated[str | None, typer.Option("--backend", metavar="NAME", help="Isolation: auto or sandbox.")]
+Backend = Annotated[
+    str | None, typer.Option("--backend", metavar="NAME", help="Isolation: auto, or the name of a backend.")
+]
 Input = Annotated[Path | None, typer.Option(metavar="FILE", help="Your own image, CSV or text for the demo.")]
 
 

@@ -10,6 +10,7 @@ from nova import __version__
 from nova.cli import lists
 from nova.cli.functions import Name
 from nova.cli.output import Column, Format, status, when
+from nova.cli.preparing import prepare
 from nova.cli.session import CliError, Session, command
 from nova.client import ApiError, Json
 
@@ -255,6 +256,7 @@ def register(app: typer.Typer) -> None:
     runtimes = typer.Typer(no_args_is_help=True, help="Languages of the server.")
     runtimes.command("list")(list_runtimes)
     runtimes.command("get")(get_runtime)
+    runtimes.command("prepare")(prepare)
     app.add_typer(runtimes, name="runtimes")
     builds = typer.Typer(no_args_is_help=True, help="Builds: installing what a version depends on.")
     builds.command("list")(list_builds)
