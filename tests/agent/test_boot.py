@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import tarfile
+import tty
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,80 @@ async def test_an_instance_is_frozen_and_thawed_as_another(booted: Booted, port:
         await instance.channel.thaw(thaw)
     instance.channel.close()
     assert await booted.ended() == 0
+
+
+class Port:
+    """A terminal as a machine's serial port. Whoever plugs in is the next host; the other end does not notice."""
+
+    def __init__(self) -> None:
+        self._master, self._slave = os.openpty()
+        tty.setraw(self._slave)
+        os.set_blocking(self._master, False)
+        self.path = os.ttyname(self._slave)
+        self._pumps: list[asyncio.Task[None]] = []
+
+    def plug(self) -> socket.socket:
+        self.unplug()
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self._pumps = [asyncio.create_task(self._out(theirs)), asyncio.create_task(self._in(theirs))]
+        return ours
+
+    def unplug(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+
+    async def _out(self, sock: socket.socket) -> None:
+        with sock:
+            while True:
+                await _ready(self._master, writing=False)
+                await asyncio.get_running_loop().sock_sendall(sock, os.read(self._master, 1 << 16))
+
+    async def _in(self, sock: socket.socket) -> None:
+        while data := await asyncio.get_running_loop().sock_recv(sock, 1 << 16):
+            while data:
+                await _ready(self._master, writing=True)
+                with contextlib.suppress(BlockingIOError):
+                    data = data[os.write(self._master, data) :]
+
+    async def close(self) -> None:
+        self.unplug()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        os.close(self._master)
+        os.close(self._slave)
+
+
+async def _ready(fd: int, *, writing: bool) -> None:
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    add, remove = (loop.add_writer, loop.remove_writer) if writing else (loop.add_reader, loop.remove_reader)
+    add(fd, event.set)
+    try:
+        await event.wait()
+    finally:
+        remove(fd)
+
+
+async def test_a_serial_ports_next_host_finds_the_agent_though_nobody_saw_the_first_one_go(
+    booted: Booted, tmp_path: Path
+) -> None:
+    """A machine's snapshot may be taken before it has noticed that its host has left; what was on its way is skipped."""
+    write_files(tmp_path / "code", {"main.py": RESUMED})
+    port = Port()
+    booted.start(f"serial:{port.path}", thaws=tmp_path / "thaws")
+    instance = await booted.reach(await relayed(port.plug()))
+    await instance.init()
+    large = "x" * 300_000
+    for _ in range(3):
+        await instance.channel.freeze()
+        wire = port.plug()
+        instance.channel.close()
+        instance = await booted.reach(await asyncio.wait_for(relayed(wire), 10))
+        await instance.channel.thaw(ThawHead("instance-1", hashlib.sha256(TOKEN).hexdigest(), 1, "ab" * 64))
+        await instance.init()
+        assert (await instance.value(large))[2] == "[3]instance-1"
+    await instance.channel.stop(1000)
+    assert await booted.ended() == 0
+    await port.close()
 
 
 async def test_what_cannot_be_kept_in_a_snapshot_says_why(booted: Booted, port: int, tmp_path: Path) -> None:
