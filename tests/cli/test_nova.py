@@ -45,7 +45,7 @@ def test_a_taken_port_is_said_before_anything_is_started(nova_up: NovaServer, tm
         (("--config", "{file}"), {}, "pool.idle_tll: no such setting; did you mean pool.idle_ttl?"),
         ((), {"NOVA_POOL_FROB": "1"}, "NOVA_POOL_FROB: no such setting"),
         (("--http", "nowhere"), {}, "is not an address"),
-        (("--backend", "docker"), {}, "execution.backend"),
+        (("--backend", "lxc"), {}, "execution.backend"),
         (("--http", "0.0.0.0:0"), {"NOVA_AUTH_ENABLED": "false"}, "--insecure"),
         (("--frob",), {}, "No such option"),
     ],

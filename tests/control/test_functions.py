@@ -168,7 +168,7 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("async_destinations", {"on_failure": {"type": "webhook", "target": "ftp://x/"}}, "async_destinations.on_failure"),
     ("idle_ttl_s", 0, "idle_ttl_s"),
     ("mode", "durable", "mode"),
-    ("backend", "docker", "backend"),
+    ("backend", "lxc", "backend"),
     ("handler", "main", "handler"),
     ("handler", "../main.handler", "handler"),
     ("handler", "other.handler", None),
