@@ -38,6 +38,19 @@ COUNTER = reactor(
 )
 """The digit that it finds in memory and adds one to."""
 
+LEAVES = reactor(
+    f"""(drop (memory.grow (i32.const 48)))
+    (if (i32.eq (i32.load8_u (local.get $start)) (i32.const 49)) (then
+      (i32.store8 (i32.const 1000) (i32.const 1)) (i32.store8 (i32.const 3000000) (i32.const 1))
+      (global.set $kept (i32.const 1)) (table.set (i32.const 1) (ref.func $some))))
+    (i32.store8 (i32.const 16) (i32.add (i32.const 48)
+      (i32.add (i32.add (i32.load8_u (i32.const 1000)) (i32.load8_u (i32.const 3000000)))
+        (i32.add (global.get $kept) (i32.eqz (ref.is_null (table.get (i32.const 1))))))))
+    {answer(16, 1)}""",
+    extra="(global $kept (mut i32) (i32.const 0)) (table 4 funcref) (func $some) (elem declare func $some)",
+)
+"""Leaves something in memory, a global and a table when it is told ``1``; answers how much of it it finds."""
+
 SPIN = reactor("(loop $again (br $again)) (unreachable)")
 HOARD = reactor("""(loop $again (br_if $again (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) (unreachable)""")
 TOO_LARGE = reactor(INPUT, pages=4096)

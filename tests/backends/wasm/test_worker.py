@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nova.runtimes.wasm.engine import compile_module, compiled_name, make_engine
 from tests.backends.wasm import modules
-from tests.backends.wasm.harness import Worker, worker
+from tests.backends.wasm.harness import RUNTIME, Worker, worker
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,11 @@ def test_many_calls_at_once_are_told_apart(echo: Worker) -> None:
 def test_nothing_in_memory_outlives_a_call(tmp_path: Path) -> None:
     with worker(tmp_path, modules.COUNTER) as counter:
         assert [counter.call() for _ in range(3)] == [1, 1, 1]
+
+
+def test_a_call_finds_nothing_of_the_one_before_in_the_same_place(tmp_path: Path) -> None:
+    with worker(tmp_path, modules.LEAVES) as leaves:
+        assert [leaves.call(b"1"), leaves.call(b"0"), leaves.call(b"1"), leaves.call(b"0")] == [4, 0, 4, 0]
 
 
 def test_a_command_answers_on_stdout(tmp_path: Path) -> None:
@@ -97,6 +103,7 @@ def test_a_streamed_command_waits_for_credit(tmp_path: Path) -> None:
         ('(module (func (export "handle") (param i32 i32) (result i64) (i64.const 0)))', "alloc"),
         (modules.ECHO.replace('(export "memory")', ""), "memory"),
         ('(module (import "env" "socket" (func)) (func (export "_start")))', "env::socket"),
+        ('(module (table 200000 funcref) (func (export "_start")))', "exceeds"),
     ],
 )
 def test_what_is_no_function_does_not_load(module: str | bytes, reason: str, tmp_path: Path) -> None:
@@ -104,6 +111,18 @@ def test_what_is_no_function_does_not_load(module: str | bytes, reason: str, tmp
         error = refused.ready["error"]
         assert error["type"] == "Nova.InitError"
         assert reason in error["message"]
+
+
+def test_what_a_build_compiled_is_loaded_and_not_compiled_again(tmp_path: Path) -> None:
+    """Told by compiling another module than the source says."""
+    file = tmp_path / compiled_name("handler.wasm", RUNTIME.toolchain.version)
+    file.parent.mkdir()
+    file.write_bytes(compile_module(make_engine(), modules.COUNTER.encode()).serialize())
+    with worker(tmp_path, modules.ECHO) as counter:
+        assert counter.call(b"7") == 1
+    file.write_bytes(b"of another engine, or half of it")
+    with worker(tmp_path, modules.ECHO) as echo:
+        assert echo.call(b"7") == 7
 
 
 # -- limits ----------------------------------------------------------------------------------------------------------

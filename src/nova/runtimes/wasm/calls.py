@@ -15,15 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from wasmtime import Engine, FuncType, Linker, MemoryType, Module, Trap, ValType, WasmtimeError, _ffi
+from wasmtime import Engine, FuncType, Linker, MemoryType, Module, Trap, ValType, WasmtimeError
 
-ffi: Any = _ffi
+from nova.runtimes.wasm.engine import MAX_TABLE_ELEMENTS, MAX_TABLES, ffi
 
 WASI: Final = "wasi_snapshot_preview1"
 INPUT_FOLDER: Final = "/input"
 INPUT_FILE: Final = f"{INPUT_FOLDER}/input.json"
 _MIB: Final = 1 << 20
-_TABLE_ELEMENTS: Final = 100_000
 
 Output = Callable[[bytes], int]
 """Takes what a module wrote; returns how much of it, or a negative error number."""
@@ -148,7 +147,7 @@ class Slot:
         try:
             self._call, self._stands = call, False
             context = ffi.wasmtime_store_context(store)
-            ffi.wasmtime_store_limiter(store, bounds.memory_bytes, _TABLE_ELEMENTS, 1, 10, 1)
+            ffi.wasmtime_store_limiter(store, bounds.memory_bytes, MAX_TABLE_ELEMENTS, 1, MAX_TABLES, 1)
             ffi.wasmtime_store_epoch_deadline_callback(store, self._epoch, None, _NOTHING)
             ffi.wasmtime_context_set_epoch_deadline(context, 1)
             if bounds.fuel:
@@ -198,7 +197,7 @@ class Slot:
         if not self._stands or not self._get(context, b"memory") or self._item.kind != ffi.WASMTIME_EXTERN_MEMORY.value:
             return 0, 0
         found = ctypes.byref(self._item.of.memory)
-        address = ctypes.cast(ffi.wasmtime_memory_data(context, found), ctypes.c_void_p).value or 0
+        address = ctypes.c_void_p.from_buffer(ffi.wasmtime_memory_data(context, found)).value or 0
         return address, int(ffi.wasmtime_memory_data_size(context, found))
 
     def _get(self, context: Any, name: bytes) -> bool:

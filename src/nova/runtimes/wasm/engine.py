@@ -7,21 +7,33 @@ name says for which engine it is, so that another version of the engine compiles
 import os
 import platform
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from wasmtime import Config, Engine, Module, WasmtimeError, wat2wasm
+from wasmtime import Config, Engine, Module, WasmtimeError, _ffi, wat2wasm
+
+ffi: Any = _ffi
+"""What the package's classes lack is there as the C API has it."""
 
 COMPILED_FOLDER: Final = ".nova"
 """Of the code: what builds write for the platform."""
 STACK_BYTES: Final = 1 << 20
 """Stack of one call's WebAssembly."""
+MAX_TABLES: Final = 4
+MAX_TABLE_ELEMENTS: Final = 100_000
+"""Of a module; compilers make one table, with an element for each function whose address is taken."""
+_RESIDENT_BYTES: Final = 128 << 10
+"""Of a slot's memory: cleared by writing, not by giving it back to the kernel."""
 _BINARY: Final = b"\0asm"
 _RECIPE: Final = "1"
 """Changes with the settings of :func:`make_engine`."""
 
 
-def make_engine(*, fuel: bool = False) -> Engine:
-    """An engine whose code can be interrupted; with ``fuel`` it also counts the instructions that it runs."""
+def make_engine(*, fuel: bool = False, slots: int = 1) -> Engine:
+    """An engine whose code can be interrupted; with ``fuel`` it also counts the instructions that it runs.
+
+    At most ``slots`` instances stand at a time. Their memory is set aside once and cleared between calls, which takes half
+    the time of mapping it for each.
+    """
     config = Config()
     config.epoch_interruption = True
     config.consume_fuel = fuel
@@ -29,6 +41,16 @@ def make_engine(*, fuel: bool = False) -> Engine:
     config.wasm_threads = False
     config.shared_memory = False
     config.wasm_memory64 = False
+    pool = ffi.wasmtime_pooling_allocation_config_new()
+    ffi.wasmtime_pooling_allocation_config_total_core_instances_set(pool, slots)
+    ffi.wasmtime_pooling_allocation_config_total_memories_set(pool, slots)
+    ffi.wasmtime_pooling_allocation_config_total_tables_set(pool, slots * MAX_TABLES)
+    ffi.wasmtime_pooling_allocation_config_max_tables_per_module_set(pool, MAX_TABLES)
+    ffi.wasmtime_pooling_allocation_config_table_elements_set(pool, MAX_TABLE_ELEMENTS)
+    ffi.wasmtime_pooling_allocation_config_linear_memory_keep_resident_set(pool, _RESIDENT_BYTES)
+    ffi.wasmtime_pooling_allocation_config_table_keep_resident_set(pool, _RESIDENT_BYTES)
+    ffi.wasmtime_pooling_allocation_strategy_set(config.ptr(), pool)
+    ffi.wasmtime_pooling_allocation_config_delete(pool)
     return Engine(config)
 
 

@@ -148,7 +148,7 @@ def document(text: bytes) -> bytes:
 def is_json(text: bytes) -> bool:
     """One document, without NaN and Infinity."""
     try:
-        json.loads(text, parse_constant=_no_constant)
+        _decode(text.decode())
     except (ValueError, RecursionError):
         return False
     return True
@@ -156,3 +156,6 @@ def is_json(text: bytes) -> bool:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_decode: Final = json.JSONDecoder(parse_constant=_no_constant).decode

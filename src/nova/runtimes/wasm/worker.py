@@ -24,7 +24,7 @@ INPUT_FD: Final = 3
 RESULT_FD: Final = 4
 TICK_S: Final = 0.02
 """How often running modules are asked, and so how long one runs on after its time at most."""
-MOST: Final = 64
+MOST: Final = 32
 """Calls at a time: each has a thread."""
 _READ: Final = 1 << 16
 _CONTEXT: Final = b', "context": '
@@ -38,7 +38,7 @@ _MIB: Final = 1 << 20
 
 def main(engine_version: str, fuel: int) -> NoReturn:
     """Serve the host's lines until it goes away. ``fuel``: of one call, 0: not counted."""
-    engine = make_engine(fuel=fuel > 0)
+    engine = make_engine(fuel=fuel > 0, slots=MOST)
     buffer = bytearray()
     while b"\n" not in buffer:
         data = os.read(INPUT_FD, _READ)
