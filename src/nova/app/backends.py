@@ -198,4 +198,4 @@ def proofs(ground: Ground) -> Proofs:
 
 
 def _depends(entry: Entry, ground: Ground) -> Callable[[], Iterable[Path]]:
-    return lambda: entry.depends(ground)
+    return lambda: (*entry.depends(ground), *(image.path for image in ground.images.list()))
