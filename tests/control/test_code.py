@@ -87,6 +87,8 @@ async def test_entry_point_is_given_found_or_asked_for(plane: Control) -> None:
     assert package["entry_point"] == "pkg/__init__.py"
     script = await plane.create("c", code="import sys, json\nprint(json.dumps(1))\n")
     assert script["entry_kind"] == "script"
+    program = await plane.create("p", runtime="provided", files={"bootstrap": {"base64": "f0VMRg=="}})
+    assert program["entry_kind"] == "handler", "no text, and no script either: its worker runs it"
     unknown = {"name": "d", "runtime": "python", "files": {"lib/x.py": ""}}
     document = problem(await plane.client.post("/functions", json=unknown), 400, "validation_failed")
     assert "main.py" in document["detail"]

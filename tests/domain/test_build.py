@@ -22,6 +22,8 @@ NPM = BuildPlan("npm", "package.json", locked=False, target="node_modules")
         ("node", {"package.json": b'{"devDependencies": {"a": "1"}, "dependencies": {}}'}, None),
         ("node", {"package.json": b'{"type": "module"}'}, None),
         ("node", {"requirements.txt": b"pillow"}, None),
+        ("wasm", {"handler.wasm": b""}, BuildPlan("wasmtime", "", locked=True, target=".nova")),
+        ("wasm50.0", {}, BuildPlan("wasmtime", "", locked=True, target=".nova")),
         ("custom", {"requirements.txt": b"pillow", "package.json": b'{"dependencies": {"a": "1"}}'}, None),
     ],
 )

@@ -94,6 +94,21 @@ def test_a_program_outside_the_system_brings_its_folder(tmp_path: Path, monkeypa
         toolchains.find(manifest("node").toolchain.model_copy(update={"minimum": "999", "package": "no_such_package"}))
 
 
+def test_a_package_runs_on_the_platforms_own_interpreter() -> None:
+    section = manifest("wasm").toolchain
+    found = toolchains.find(section)
+    assert found.program == RUNTIMES.resolve("python").toolchain.program
+    assert found.package is not None
+    assert (found.package / "__init__.py").is_file()
+    assert found.package in found.host_paths
+    for update, reason in (
+        ({"minimum": "999"}, "wasmtime is version .*; at least 999 is needed"),
+        ({"package": "no_such_package"}, "the Python package no_such_package is not installed"),
+    ):
+        with pytest.raises(ToolchainMissing, match=reason):
+            toolchains.find(section.model_copy(update=update))
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_every_manifest_is_complete(folder: Path) -> None:
     found = load(folder)
