@@ -56,8 +56,8 @@ async def test_python_imports_from_layers_and_the_later_one_wins(stack: RealStac
     answer = json.loads(result.output)
     assert answer.pop("writable").startswith("[Errno 30]")
     assert answer == {"greeting": "second", "other": "flat", "tool": "one"}
-    await stack.deploy(PYTHON, layers=(second, first))
-    result = await stack.invoke()
+    other = await stack.deploy(PYTHON, layers=(second, first))
+    result = await stack.invoke(qualifier=str(other))
     assert result.output is not None
     assert json.loads(result.output)["greeting"] == "first", "another order is another instance"
 

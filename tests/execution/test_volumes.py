@@ -54,8 +54,10 @@ async def volume(stack: RealStack, name: str, size_mb: int = 8, *, shared: bool 
     return found.id
 
 
-async def call(stack: RealStack, function: str = "hello", **event: Any) -> Any:
-    result = await stack.invoke(json.dumps(event).encode(), function)
+async def call(stack: RealStack, function: str = "hello", version: int | None = None, **event: Any) -> Any:
+    """``version``: right after a deploy, calls may still go to the version before."""
+    qualifier = None if version is None else str(version)
+    result = await stack.invoke(json.dumps(event).encode(), function, qualifier=qualifier)
     assert result.output is not None, result.error or result
     return json.loads(result.output)
 
@@ -72,15 +74,17 @@ async def test_data_outlives_instances_and_versions_within_its_size(stack: RealS
     await stack.deploy(WORK, mounts=(data,))
     assert await call(stack, write="one") == {"text": "one", "names": ["data"], "owner": 65534}
     first = [info.instance_id for info in stack.fleet.instances(Scope(), "hello")]
-    await stack.deploy(WORK, mounts=(data,), timeout_s=20)
-    assert (await call(stack, write=" two"))["text"] == "one two", "the version before made way"
+    second = await stack.deploy(WORK, mounts=(data,), timeout_s=20)
+    assert (await call(stack, version=second, write=" two"))["text"] == "one two", "the version before made way"
     assert [info.instance_id for info in stack.fleet.instances(Scope(), "hello")] != first
     assert await call(stack, fill=9, path="/mnt/data/big") == {"errno": 28}
     assert await call(stack, write="x", path="/mnt/beside") == {"errno": 30}
-    await stack.deploy(WORK, mounts=(Mount("data", data.volume_id, "/mnt/other", read_only=True),))
-    assert await call(stack, write="x", path="/mnt/other/file") == {"errno": 30}
-    assert (await call(stack, path="/mnt/other/file"))["text"] == "one two"
+    reader = await stack.deploy(WORK, mounts=(Mount("data", data.volume_id, "/mnt/other", read_only=True),))
+    assert await call(stack, version=reader, write="x", path="/mnt/other/file") == {"errno": 30}
+    assert (await call(stack, version=reader, path="/mnt/other/file"))["text"] == "one two"
     await stack.db.run("UPDATE volumes SET size_mb = 24")
+    stack.fleet.evict(Scope(), "hello", ())
+    await eventually(lambda: _none(stack, "hello"))
     await stack.deploy(WORK, mounts=(data,), timeout_s=21)
     assert await call(stack, fill=12, path="/mnt/data/big") == {"size": 12 << 20}, "it has grown"
     used = await VolumeStore(stack.db).get(Scope(), "data")
@@ -141,14 +145,14 @@ async def test_a_volume_of_another_node_is_refused_and_a_deleted_one_leaves_no_f
     others.mkdir(parents=True)
     (others / "lock").touch()
     await stack.db.run("UPDATE volumes SET node = 'an old name of this node'")
-    await stack.deploy(WORK, mounts=(data,), timeout_s=20)
-    assert (await call(stack))["text"] == "x"
+    renamed = await stack.deploy(WORK, mounts=(data,), timeout_s=20)
+    assert (await call(stack, version=renamed))["text"] == "x"
     assert await stack.volumes._host.look(data.volume_id) == ("here", 8)
     away = Mount("away", await volume(stack, "away"), "/mnt/data")
     await stack.db.run("UPDATE volumes SET node = 'far' WHERE name = 'away'")
-    await stack.deploy(WORK, mounts=(away,))
+    refused = await stack.deploy(WORK, mounts=(away,))
     with pytest.raises(NovaError, match="is on node 'far'"):
-        await stack.invoke(b"{}")
+        await call(stack, version=refused)
     await stack.db.run("DELETE FROM volumes")
     await stack.volumes.sweep()
     assert not home.exists()

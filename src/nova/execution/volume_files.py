@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from nova.errors import NovaError
 
@@ -24,6 +25,8 @@ GUEST_UID: Final = 65534
 _TOOLS: Final = ("mkfs.ext4", "e2fsck", "resize2fs", "losetup", "mount", "umount")
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _TOOL_S: Final = 60.0
+_FREED_S: Final = 1.0
+"""So long an instance that has just been ended may still keep a volume from growing."""
 _IMAGE, _FILES, _LOCK = "image", "files", "lock"
 
 
@@ -139,7 +142,13 @@ def _grow(image: Path, files: Path, size: int) -> None:
     finds it free lets it grow."""
     if os.path.ismount(files):
         _run("umount", str(files))
-    if _run("losetup", "-n", "-O", "NAME", "-j", str(image)).strip():
+    freed = Retrying(
+        retry=retry_if_result(bool),
+        stop=stop_after_delay(_FREED_S),
+        wait=wait_fixed(0.05),
+        retry_error_callback=lambda last: last.outcome.result() if last.outcome else "",
+    )
+    if freed(_run, "losetup", "-n", "-O", "NAME", "-j", str(image)).strip():
         log.info("a volume grows when no instance has it any more", volume=files.parent.name)
         return
     _truncate(image, size)
