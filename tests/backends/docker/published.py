@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from nova.domain.function import NetworkPolicy
 from nova.errors import NovaError
-from nova.execution.backends.docker.places import Place
+from nova.execution.backends.docker.place import Place
 from nova.execution.backends.docker.published import Published
 from nova.telemetry import configure_logging
 from tests.backends.cases import Case as AnyCase

@@ -13,7 +13,7 @@ import pytest
 from nova.domain.function import EgressRule, Limits, NetworkPolicy
 from nova.errors import NovaError
 from nova.execution.backends.docker.backend import DockerBackend
-from nova.execution.backends.docker.places import Place
+from nova.execution.backends.docker.place import Place
 from nova.execution.images import Images
 from nova.runtimes.registry import Runtimes
 from tests.backends.docker import ground

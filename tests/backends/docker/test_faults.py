@@ -15,7 +15,8 @@ from nova.execution.backends.docker.backend import DockerBackend
 from nova.execution.backends.docker.doorway import Doorway
 from nova.execution.backends.docker.engine import Engine, EngineRefused
 from nova.execution.backends.docker.images import EngineImages
-from nova.execution.backends.docker.places import Kind, Places
+from nova.execution.backends.docker.place import Kind
+from nova.execution.backends.docker.places import Places
 from nova.execution.backends.docker.visits import Visits
 from nova.execution.backends.sandbox.network import Network
 from nova.execution.channel import DirectChannel

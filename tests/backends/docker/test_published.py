@@ -11,7 +11,6 @@ import pytest
 
 from nova.execution.backends.docker.backend import DockerBackend
 from nova.execution.backends.docker.published import Published
-from tests import imaging
 from tests.backends.docker import ground, published
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -55,7 +54,7 @@ async def test_without_root_nothing_keeps_containers_off_the_network(
     if reason := ground.missing():
         pytest.skip(reason)
     options = ground.options(tmp_path, "no-root-port", published=Published("nova-test-net", 21000, 21099))
-    backend = DockerBackend(options, imaging.images())
+    backend = DockerBackend(options, ground.images())
     with monkeypatch.context() as patched:
         patched.setattr("os.geteuid", lambda: 1000)
         await backend.start()

@@ -18,7 +18,8 @@ from nova.execution.backends.base import STRENGTH, Capabilities, Enforced, Insta
 from nova.execution.backends.docker.containers import LABEL_NODE
 from nova.execution.backends.docker.engine import Engine, EngineLost, EngineRefused
 from nova.execution.backends.docker.images import EngineImages, ImageFiles
-from nova.execution.backends.docker.places import Kind, Place, Places
+from nova.execution.backends.docker.place import Kind, Place
+from nova.execution.backends.docker.places import Places
 from nova.execution.backends.docker.published import Published
 from nova.execution.backends.docker.seccomp import profile
 from nova.execution.backends.docker.visits import Visits

@@ -5,30 +5,28 @@ import contextlib
 import hashlib
 import os
 import secrets
-import signal
 import socket
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import structlog
 
-from nova.domain.call import StartSource
 from nova.domain.function import Limits
 from nova.errors import NovaError
-from nova.execution.backends.base import Channel, InstanceSpec, InstanceStats
+from nova.execution.backends.base import InstanceSpec
 from nova.execution.backends.docker.containers import Bind, Plan
 from nova.execution.backends.docker.doorway import Doorway, peer
 from nova.execution.backends.docker.engine import Engine, EngineLost, EngineRefused, Event, quietly
-from nova.execution.backends.docker.groups import Group, group_of
+from nova.execution.backends.docker.groups import group_of
 from nova.execution.backends.docker.images import EngineImages
+from nova.execution.backends.docker.place import Ended, Kind, Place
 from nova.execution.backends.docker.published import Published
 from nova.execution.backends.docker.visits import Visits
 from nova.execution.backends.sandbox import names
-from nova.execution.backends.sandbox.network import Network, Slot
+from nova.execution.backends.sandbox.network import Network
 from nova.execution.channel import DirectChannel
 from nova.execution.channel_control import ControlLost
 from nova.execution.channel_deadlines import Deadlines
@@ -48,62 +46,6 @@ _DIE_S: Final = 10.0
 """How long a process may take to end that has got SIGKILL."""
 _TELL_S: Final = 2.0
 """How long the engine may take to tell of a container that has ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What must be equal for one template to serve."""
-
-    runtime: str
-    version: str
-    online: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """``code``: the exit code of the first process, None where nobody knows."""
-
-    code: int | None
-    out_of_memory: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """One container that runs. It is an :class:`Instance` once it is claimed."""
-
-    name: str
-    kind: Kind
-    ended: "asyncio.Future[Ended]"
-    undo: AsyncExitStack
-    """takes it apart, each step even if another fails"""
-    container: str = ""
-    pid: int = 0
-    pidfd: int = -1
-    dead: asyncio.Event = field(default_factory=asyncio.Event)
-    """the first process is; only where it can be seen"""
-    group: Group | None = None
-    slot: Slot | None = None
-    ran_out: bool = False
-    """the engine has told of memory that was used up"""
-    link: DirectChannel = field(init=False)
-    channel: Channel = field(init=False)
-    instance_id: str = ""
-    source: StartSource = "boot"
-    runtime_us: int = 0
-    born: float = field(default_factory=time.monotonic)
-    ending: "asyncio.Task[None] | None" = None
-
-    @property
-    def out_of_memory(self) -> bool:
-        told = self.ended.done() and self.ended.result().out_of_memory
-        return told or self.ran_out or (self.group is not None and self.group.oom_kills() > 0)
-
-    def stats(self) -> InstanceStats:
-        return self.group.stats() if self.group is not None and not self.ended.done() else InstanceStats()
-
-    def over(self, ended: Ended) -> None:
-        if not self.ended.done():
-            self.ended.set_result(ended)
 
 
 class Places:
@@ -326,10 +268,7 @@ class Places:
 
     def kill(self, place: Place) -> None:
         """SIGKILL to the first process; the kernel ends the rest. Harmless when it is dead."""
-        if place.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(place.pidfd, signal.SIGKILL)
-        elif place.container:
+        if not place.kill() and place.container:
             self._background.spawn("kill", quietly(self._engine.kill(place.container)))
 
     async def end(self, place: Place) -> None:
@@ -362,7 +301,7 @@ class Places:
 
     async def _death_cause(self, place: Place) -> DeathCause:
         """Whether the kernel ended processes of this container because its memory was used up."""
-        if not place.out_of_memory and _gone(place):
+        if not place.out_of_memory and place.gone:
             await asyncio.wait({place.ended}, timeout=_TELL_S)
             with contextlib.suppress(EngineLost, EngineRefused):
                 state = (await self._engine.inspect(place.container))["State"]
@@ -402,13 +341,3 @@ def _binds(spec: InstanceSpec) -> list[Bind]:
     binds = [Bind(spec.code, "/code")] if spec.code is not None else []
     binds += [Bind(layer.path, layer.target) for layer in spec.layers]
     return binds + [Bind(mount.path, mount.target, mount.read_only) for mount in spec.mounts]
-
-
-def _gone(place: Place) -> bool:
-    if place.pidfd < 0:
-        return True
-    try:
-        signal.pidfd_send_signal(place.pidfd, 0)
-    except ProcessLookupError:
-        return True
-    return False
