@@ -431,6 +431,21 @@ async def test_descriptors_that_nobody_asked_for_are_closed() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+async def test_descriptors_without_end_end_the_connection() -> None:
+    """AG17: those that no frame announces do not pile up in the daemon."""
+    before = len(os.listdir("/proc/self/fd"))
+    async with agent_of_our_own() as (control, theirs):
+        connecting = asyncio.create_task(connect(control))
+        theirs.send((7 << 20).to_bytes(4, "big"))
+        with contextlib.suppress(BrokenPipeError):
+            for _ in range(1000):
+                socket.send_fds(theirs, [b"x"], [theirs.fileno()] * 3)
+                await asyncio.sleep(0)
+        with pytest.raises(ControlLost, match="did not announce"):
+            await connecting
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 async def test_an_agent_process_that_dies_at_once_is_noticed(tmp_path: Path) -> None:
     process, control = spawn_agent("python", tmp_path)
     process.kill()

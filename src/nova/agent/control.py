@@ -203,6 +203,7 @@ class Control:
             runtimes=(self._config.runtime,),
             boot_us=int((time.monotonic() - self._started) * 1e6),
             fds=3 if standing else 0,
+            features=("direct", "relayed") if self._config.relayed else ("direct",),
             max_message=min(hello.max_message, frames.MAX_MESSAGE),
         )
         self.send(frames.HELLO, frame.id, welcome.as_head(), standing)

@@ -1,17 +1,26 @@
-"""A poll loop for the first process of an instance: descriptors, dead children and signals."""
+"""Who is called when a descriptor is ready, and a poll loop that does so, for the first process of an instance."""
 
 import os
 import select
 import signal
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 _POLL_READ = select.POLLIN
 _POLL_WRITE = select.POLLOUT
 
 
+class Reactor(Protocol):
+    """Calls back while a descriptor is ready; None ends that. Idempotent."""
+
+    def on_readable(self, fd: int, call: Callable[[], None] | None) -> None: ...
+
+    def on_writable(self, fd: int, call: Callable[[], None] | None) -> None: ...
+
+
 class PollReactor:
-    """Implements :class:`~nova.agent.relay.Reactor`. A descriptor is asked about only while somebody waits for it."""
+    """Implements :class:`Reactor`. A descriptor is asked about only while somebody waits for it."""
 
     def __init__(self) -> None:
         self._poll = select.poll()

@@ -18,9 +18,10 @@ import os
 import socket
 import stat
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from nova.agent import relay_codec as codec
+from nova.agent.reactor import Reactor
 from nova.agent.relay_codec import CONTROL, MAX_DATA, WINDOW, Packet, PacketDecoder, PacketError
 from nova.agent.relay_stream import Piece, Stream
 
@@ -29,14 +30,6 @@ _MAX_ARRIVED: Final = 16
 """Descriptors that came and wait for the control bytes with which they go on."""
 _MOST_INSIDE: Final = 1 << 20
 """Bytes that may lie in a pipe or socket. Who waits for what lay in one waits for no more than this."""
-
-
-class Reactor(Protocol):
-    """Calls back while a descriptor is ready; None ends that. Idempotent."""
-
-    def on_readable(self, fd: int, call: Callable[[], None] | None) -> None: ...
-
-    def on_writable(self, fd: int, call: Callable[[], None] | None) -> None: ...
 
 
 class Relay:
@@ -399,7 +392,7 @@ class Relay:
 
     def _end_if_done(self) -> None:
         if self._wire < 0 and not self._streams:
-            ended, self._ended = self._ended, _nothing
+            ended, self._ended = self._ended, lambda: None
             ended()
 
 
@@ -409,7 +402,3 @@ def _group(streams: list[Stream]) -> None:
     for stream in streams:
         if stream.is_socket:
             stream.pipes = pipes
-
-
-def _nothing() -> None:
-    pass

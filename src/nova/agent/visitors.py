@@ -171,6 +171,14 @@ class Door:
                 self.open(self._config)
 
         self._reactor.on_readable(changes.fileno(), changed)
+        if _occupied(self._port):  # since it was last read
+            changed()
+
+
+def _occupied(port: int) -> bool:
+    poll = select.poll()
+    poll.register(port, 0)
+    return not poll.poll(0)
 
 
 def _answered(fd: int) -> bool:

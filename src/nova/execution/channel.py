@@ -31,7 +31,7 @@ from nova.execution.channel_ends import DeathCause, Ends
 from nova.execution.channel_heads import init_head, loaded_head, welcome_head
 from nova.execution.channel_line import WorkerLine
 from nova.execution.channel_reload import ReloadFailed
-from nova.execution.channel_workers import Workers
+from nova.execution.channel_workers import RELAYED_EXIT_REPORT_S, Workers
 from nova.execution.guest_desk import GuestDesk
 
 log = structlog.get_logger(__name__)
@@ -114,6 +114,8 @@ class DirectChannel:
             answer = await self._control.request(frames.HELLO, hello.as_head())
         welcome = welcome_head(answer)
         self._standing = self._control.take_fds(answer) if welcome.fds else None
+        if "relayed" in welcome.features:
+            self._workers.exit_report_s = RELAYED_EXIT_REPORT_S
         log.debug(
             "agent connected",
             instance_id=self.instance_id,

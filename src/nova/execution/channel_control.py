@@ -13,6 +13,8 @@ from nova.agent.frames import Frame, FrameDecoder, FrameError
 
 _READ: Final = 1 << 16
 _MAX_FDS: Final = 3
+_MAX_WAITING_FDS: Final = 64
+"""Descriptors that came and that no frame has announced. A guest that is not to be trusted could send them without end."""
 
 
 class ControlLost(Exception):
@@ -120,6 +122,9 @@ class ControlConnection:
         self._fds.extend(fds)
         if not data:
             self._lose("the agent is gone")
+            return
+        if len(self._fds) > _MAX_WAITING_FDS:
+            self._lose("the agent broke the protocol: it sent descriptors that it did not announce")
             return
         try:
             for frame in self._decoder.feed(data):

@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 EXIT_REPORT_S: Final = 0.1
 """How long a closed line socket waits for the agent to say why."""
+RELAYED_EXIT_REPORT_S: Final = 3.0
+"""The same where the agent is on a machine of its own, which may be slow to bury a process."""
 CANCEL_GRACE_S: Final = 1.0
 """How long a multiplexing worker has to confirm a cancelled call."""
 
@@ -59,6 +61,7 @@ class Workers:
         self.lost = False
         """no call goes here any more"""
         self.lines: dict[int, WorkerLine] = {}
+        self.exit_report_s = EXIT_REPORT_S
         self._agent = agent
         self._ends = ends
         self._deadlines = deadlines
@@ -235,7 +238,7 @@ class Workers:
         if report is not None:
             self._agent.spawn(self.conclude(line, report))
         else:
-            self._loop.call_later(EXIT_REPORT_S, self._no_report, line)
+            self._loop.call_later(self.exit_report_s, self._no_report, line)
 
     def _no_report(self, line: WorkerLine) -> None:
         if not self.lost and line.number not in self._exits and line.number in self.lines:
