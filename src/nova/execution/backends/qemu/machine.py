@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from nova.errors import NovaError
 from nova.execution.backends.qemu.console import Console
 from nova.execution.backends.qemu.wiring import Wiring
 from nova.execution.backends.sandbox.cgroups import Group
+
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # what goes wrong is raised too, and said in our words
 
 START_S: Final = 10.0
 """From the program's start to its monitor."""

@@ -44,7 +44,7 @@ async def best_accelerator(options: QemuOptions) -> Accelerator:
     return found
 
 
-async def runs(options: QemuOptions, accel: Accelerator) -> bool:
+async def runs(options: QemuOptions, accel: Accelerator, limit_s: float = PROBE_S) -> bool:
     """Boot the guest kernel without drives and wait until a program of its initial file system speaks."""
     words = " ".join([*boot.kernel_words(accel), _SAY_SO])
     with Wiring(options.kernels.require(), []) as wiring:
@@ -60,7 +60,7 @@ async def runs(options: QemuOptions, accel: Accelerator) -> bool:
     said = b""
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(PROBE_S):
+        async with asyncio.timeout(limit_s):
             while _ALIVE not in said and (piece := await process.stdout.read(4096)):
                 said += piece
     except TimeoutError:

@@ -61,6 +61,7 @@ class QemuVm:
             ) from error
         finally:
             connecting.add_done_callback(self._unwanted)
+            connecting.add_done_callback(lambda _: wire.close())  # unless the relay has it
             connecting.cancel()
         self.runtime_us = int((time.monotonic() - began) * 1e6)
 
