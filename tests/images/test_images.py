@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import tarfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +103,7 @@ def test_node_is_the_program_that_this_host_builds_for(runtimes: Runtimes) -> No
 
 
 def test_what_is_missing_is_refused_with_the_command_that_makes_it(fresh: Images) -> None:
+    """BE11: one image that is not there is one refusal, and says how to get it."""
     assert fresh.find("python", "ext4") is None
     with pytest.raises(NovaError) as refused:
         fresh.require("python", "ext4")
@@ -154,21 +154,3 @@ def test_another_agent_is_another_image(runtimes: Runtimes, tmp_path: Path, monk
     sources = Recipe.sources
     monkeypatch.setattr(Recipe, "sources", lambda self: [*sources(self), ("nova/agent/more.py", changed)])
     assert Images(tmp_path, runtimes).digest("python") != before
-
-
-def test_threads_do_not_share_a_workshop(fresh: Images) -> None:
-    failures: list[BaseException] = []
-
-    def build(form: str) -> None:
-        try:
-            fresh.build_now("custom", "tar" if form == "tar" else "ext4", lambda _step: None)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=build, args=(form,)) for form in ("tar", "ext4")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert [image.form for image in fresh.list()] == ["tar", "ext4"]

@@ -15,7 +15,7 @@ from nova.execution.launch import launch_for
 from nova.runtimes.manifest import ImageSection
 from nova.runtimes.registry import Resolved
 
-REVISION: Final = 1
+REVISION: Final = 2
 """Part of every digest: raised when the same recipe is to make something else."""
 COMMON: Final = (
     "base-files",

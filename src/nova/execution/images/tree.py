@@ -33,10 +33,31 @@ _USELESS: Final = (
         "etc/" + name
         for name in ("apt", "dpkg", "init.d", "cron.*", "logrotate.d", "update-motd.d", "systemd", "debconf.conf")
     ),
-    *("var/cache/*", "var/lib/*", "var/log/*", "boot", "home/*", "root/*", "run/*", "tmp/*", "dev/*"),
+    *(
+        "var/cache/*",
+        "var/lib/*",
+        "var/log/*",
+        "var/local",
+        "var/lock",
+        "boot",
+        "home/*",
+        "root/*",
+        "run/*",
+        "tmp/*",
+        "dev/*",
+    ),
 )
 """Patterns of what nobody in an image asks for: the package manager, documents, other languages' texts."""
-_FOLDERS: Final = {"code": 0o755, "layers": 0o755, "mnt": 0o755, "run/nova": 0o755, "tmp": 0o1777, "proc": 0o555}
+_MERGED_USR: Final = 'for name in bin lib lib64 sbin; do mkdir -p "$1/usr/$name"; ln -s "usr/$name" "$1/$name"; done'
+_FOLDERS: Final = {
+    "code": 0o755,
+    "layers": 0o755,
+    "mnt": 0o755,
+    "run/nova": 0o755,
+    "tmp": 0o1777,
+    "var/tmp": 0o1777,
+    "proc": 0o555,
+}
 _FOLDERS_MADE_BY_KERNEL: Final = ("sys", "dev")
 _USERS: Final = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n"
 _GROUPS: Final = "root:x:0:\nnogroup:x:65534:\n"
@@ -74,11 +95,11 @@ def unpack_packages(folder: Path, packages: tuple[str, ...], suite: str) -> None
 
 
 def _mmdebstrap(packages: tuple[str, ...], suite: str, tar: Path) -> list[str]:
-    hooks = ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
     options = ['--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"']
     return [
         *("mmdebstrap", "--quiet", "--variant=extract", "--format=tar"),
-        *hooks,
+        f"--mode={'root' if os.geteuid() == 0 else 'chrootless'}",
+        f"--setup-hook={_MERGED_USR}",
         *options,
         f"--include={','.join(packages)}",
         *(suite, str(tar)),
