@@ -33,7 +33,7 @@ from tests.backends.firecracker import programs
 from tests.backends.firecracker.hosting import OFFLINE, Ground, ask, ground, options_in
 from tests.backends.vm.ground import Space
 
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(bool(programs.missing()), reason=programs.missing())]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("firecracker_here")]
 
 
 @pytest.fixture(scope="module")

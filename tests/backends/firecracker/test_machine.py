@@ -27,7 +27,7 @@ from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.cgroups import Group, Groups
 from tests.backends.firecracker import programs
 
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(bool(programs.missing()), reason=programs.missing())]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("firecracker_here")]
 
 UID = 310_000
 

@@ -5,7 +5,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import pytest
 from nova.agent.messages import ThawHead
 from nova.domain.function import Limits
 from nova.errors import NovaError
-from nova.execution.backends.base import InstanceSpec, SnapshotRefused, WorkerCall
+from nova.execution.backends.base import InstanceSpec, LayerMount, SnapshotRefused, WorkerCall
 from nova.execution.backends.firecracker import fingerprint
 from nova.execution.backends.firecracker.api import FirecrackerApi
 from nova.execution.backends.firecracker.backend import FirecrackerBackend
@@ -24,11 +24,11 @@ from nova.execution.backends.firecracker.machine import Machine
 from nova.execution.backends.firecracker.vm import MicroVm
 from nova.execution.backends.vm.network import VmNetwork
 from nova.execution.channel import DirectChannel, FreezeRefused
+from nova.execution.images import ImageFile
 from tests.agent.harness import spec_of
-from tests.backends.firecracker import programs
-from tests.backends.firecracker.hosting import Ground, ground
+from tests.backends.firecracker.hosting import OFFLINE, Ground, ground
 
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(bool(programs.missing()), reason=programs.missing())]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("firecracker_here")]
 
 
 @pytest.fixture(scope="module")
@@ -110,29 +110,47 @@ async def test_two_machines_go_on_from_one_with_tokens_and_names_of_their_own(
 
 
 async def test_a_snapshot_of_something_else_is_never_gone_on_from(
-    backend: FirecrackerBackend,
-    place: Ground,
-    spec: InstanceSpec,
-    thaws: list[ThawHead],
-    monkeypatch: pytest.MonkeyPatch,
+    backend: FirecrackerBackend, place: Ground, spec: InstanceSpec, thaws: list[ThawHead]
 ) -> None:
     """BE9."""
-    changes: list[Callable[[pytest.MonkeyPatch], object]] = [
-        lambda patch: patch.setattr(fingerprint, "processor", lambda: "another"),
-        lambda patch: patch.setattr(fingerprint, "_digest", lambda path: f"another {path.name}"),
-        lambda _: _overwrite(place),
-    ]
-    for change in changes:
-        await backend.snapshot("k", spec, spec_of("python"))
-        with monkeypatch.context() as patch:
-            change(patch)
-            assert await backend.restore("k", spec) is None
-        assert await backend.snapshot_memory("k") == 0, "it is gone"
-    for other in (replace(spec, limits=Limits(memory_mb=64)), replace(spec, code=place.folder / "other")):
-        await backend.snapshot("k", spec, spec_of("python"))
-        assert await backend.restore("k", other) is None
+    await backend.snapshot("k", spec, spec_of("python"))
+    assert await backend.restore("k", replace(spec, limits=Limits(memory_mb=64))) is None
+    assert await backend.snapshot_memory("k") == 0, "it is gone"
+    await backend.snapshot("k", spec, spec_of("python"))
+    _overwrite(place)
+    assert await backend.restore("k", spec) is None
     assert thaws == []
     assert place.leftovers() == []
+
+
+def test_whatever_a_machine_is_made_with_has_another_fingerprint(
+    place: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BE9."""
+    program, kernel = tmp_path / "firecracker", tmp_path / "vmlinux"
+    program.write_text("program")
+    kernel.write_text("kernel")
+    image = ImageFile("python", "3.11", "0" * 12, tmp_path / "rootfs.ext4", "ext4", 1)
+    spec = place.spec()
+
+    def print_of(image: ImageFile = image, spec: InstanceSpec = spec) -> str:
+        return fingerprint.fingerprint(program, kernel, image, spec)
+
+    prints = [
+        print_of(),
+        print_of(replace(image, digest="1" * 12)),
+        print_of(spec=replace(spec, limits=Limits(memory_mb=64))),
+        print_of(spec=replace(spec, code=tmp_path)),
+        print_of(spec=replace(spec, network=OFFLINE)),
+        print_of(spec=replace(spec, layers=(LayerMount(tmp_path, "/layers/0"),))),
+    ]
+    for path in (program, kernel):
+        path.write_text("another")
+        prints.append(print_of())
+    monkeypatch.setattr(fingerprint, "processor", lambda: "another")
+    prints.append(print_of())
+    assert len(set(prints)) == len(prints)
+    assert print_of(spec=replace(spec, instance_id="another")) == prints[-1]
 
 
 def _overwrite(place: Ground) -> None:
