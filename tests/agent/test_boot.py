@@ -415,6 +415,27 @@ async def test_what_cannot_be_kept_in_a_snapshot_says_why(booted: Booted, port: 
     assert await booted.ended() == 0
 
 
+async def test_another_language_behind_a_port(port: int, tmp_path: Path) -> None:
+    """A worker that is a program of its own; its kind is in no snapshot."""
+    write_files(
+        tmp_path / "code", {"index.js": "exports.handler = async (event) => { console.log('js'); return event }"}
+    )
+    booted = Booted(tmp_path, "node")
+    try:
+        booted.start(f"tcp:{port}", thaws=tmp_path / "thaws")
+        instance = await booted.reach(await relayed(await connected(port)))
+        await instance.init()
+        large = "x" * 1_000_000
+        result = await instance.call(large)
+        assert (result.output, result.stdout) == (f'"{large}"'.encode(), "js\n")
+        with pytest.raises(FreezeRefused, match="workers of node cannot renew"):
+            await instance.channel.freeze()
+        assert await instance.value(1) == 1
+    finally:
+        booted.close()
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize(
     ("environment", "text"),
     [

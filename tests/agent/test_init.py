@@ -191,8 +191,12 @@ async def test_a_machines_life(booted: Booted, tmp_path: Path) -> None:
     await instance.channel.stop(2000)
     instance.channel.close()
     assert await asyncio.to_thread(booted.process.wait, 30) == 0
-    listing = ["debugfs", "-R", "cat /x", str(tmp_path / "data.ext4")]
-    assert (await asyncio.to_thread(subprocess.run, listing, capture_output=True, check=True)).stdout == b"x"
+    assert await output("debugfs", "-R", "cat /x", str(tmp_path / "data.ext4")) == "x"
+    assert "needs_recovery" not in await output("dumpe2fs", "-h", str(tmp_path / "data.ext4"))  # it was unmounted
+
+
+async def output(*argv: str) -> str:
+    return (await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=True)).stdout.decode()
 
 
 def test_the_kernels_command_line(tmp_path: Path) -> None:

@@ -28,12 +28,15 @@ _NETLINK_KOBJECT_UEVENT: Final = 15
 _GROUPS: Final = "/sys/fs/cgroup"
 _DEVICE_S: Final = 10.0
 """How long a device may take to appear."""
+_DYING_S: Final = 3.0
+"""How long killed processes may take to be gone."""
 _FILESYSTEM: Final = "ext4"
 _TARGET: Final = re.compile(r"/(layers|mnt)/[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _FOLDERS: Final = "mode=755,size=1m"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.reboot.argtypes = [ctypes.c_int]
 
 
@@ -194,9 +197,27 @@ def end(*, restart: bool) -> NoReturn:
     if os.getpid() == 1:
         with contextlib.suppress(OSError):
             os.kill(-1, signal.SIGKILL)
+        _bury_all()
+        for target in _writable_disks():
+            _libc.umount2(target.encode(), 0)
         os.sync()
         _libc.reboot(_RB_AUTOBOOT if restart else _RB_POWER_OFF)
     os._exit(1)
+
+
+def _bury_all() -> None:
+    """Until nobody has a file open any more; every process is a child of the first one in the end."""
+    until = time.monotonic() + _DYING_S
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < until:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.002)
+
+
+def _writable_disks() -> list[str]:
+    with open("/proc/mounts") as table:
+        rows = [line.split() for line in table]
+    return [row[1] for row in rows if row[2] == _FILESYSTEM and "rw" in row[3].split(",")]
 
 
 def _write(path: str, text: str) -> None:

@@ -23,7 +23,7 @@ from typing import Final
 from nova.agent import relay_codec as codec
 from nova.agent.reactor import Reactor
 from nova.agent.relay_codec import CONTROL, MAX_DATA, WINDOW, Packet, PacketDecoder, PacketError
-from nova.agent.relay_stream import Piece, Stream
+from nova.agent.relay_stream import Piece, Stream, group
 
 MAX_STREAMS: Final = 1024
 _MAX_ARRIVED: Final = 16
@@ -163,7 +163,7 @@ class Relay:
             raise PacketError(f"stream {stream.number} sent more than it had credit for")
         piece = Piece(data)
         if stream is self._control and self._arrived:
-            _group(self._arrived)
+            group(self._arrived)
             piece.fds = self._theirs
             self._arrived, self._theirs = [], []
         stream.put(piece)
@@ -273,7 +273,7 @@ class Relay:
         if piece is None:
             return
         fresh = [self._adopt(fd) for fd in piece.fds]
-        _group(fresh)
+        group(fresh)
         self._send(codec.encode(codec.DATA, stream.number, piece.data))
         for one in (stream, *fresh):
             self._watch(one)
@@ -394,11 +394,3 @@ class Relay:
         if self._wire < 0 and not self._streams:
             ended, self._ended = self._ended, lambda: None
             ended()
-
-
-def _group(streams: list[Stream]) -> None:
-    """They belong together: what comes through the pipes comes before what comes through the sockets."""
-    pipes = tuple(stream for stream in streams if not stream.is_socket)
-    for stream in streams:
-        if stream.is_socket:
-            stream.pipes = pipes

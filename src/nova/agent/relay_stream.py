@@ -6,7 +6,7 @@ import select
 import socket
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -140,3 +140,11 @@ class Stream:
             yield sock
         finally:
             sock.detach()
+
+
+def group(streams: Sequence[Stream]) -> None:
+    """They belong together: what comes through the pipes comes before what comes through the sockets."""
+    pipes = tuple(stream for stream in streams if not stream.is_socket)
+    for stream in streams:
+        if stream.is_socket:
+            stream.pipes = pipes
