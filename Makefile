@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 INPUT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run demo build build-linux deploy test lint format bench lock clean coverage
+.PHONY: help setup setup-dev run demo build build-linux rootfs deploy test lint format bench lock clean coverage
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ build: setup ## Set up and make bin/: the commands nova, comet, corona, nebula, 
 
 build-linux: build ## Pack what a Linux server needs into dist/; container images are made from it too
 	@bash scripts/build-linux.sh
+
+rootfs: setup ## Make the images of all runtimes, for containers and machines
+	@$(VENV)/bin/nova runtime build all
 
 deploy: ## Install dist/ on a server over ssh, with units for systemd (SERVER=user@host)
 	@bash scripts/deploy.sh "$(SERVER)"

@@ -82,7 +82,8 @@ def test_no_container_is_privileged() -> None:
 
 def test_every_service_heals_and_waits_for_what_it_needs() -> None:
     for name, service in services().items():
-        assert service["restart"] == ("on-failure" if name == "seeder" else "unless-stopped"), name
+        once = name in ("seeder", "rootfs-builder")
+        assert service["restart"] == ("on-failure" if once else "unless-stopped"), name
     assert set(services()["zenith"]["depends_on"]) == {"nova", "comet"}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ FORMS: Final[tuple[Form, ...]] = ("tar", "ext4")
 _ALIASES: Final = {"base": "custom"}
 """``base`` is the image that holds no language but the agent's."""
 _ABOUT: Final = "image.json"
+_NEW_S: Final = 1.0
+"""A folder so young may not have been locked yet by who made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +202,30 @@ class Images:
     def _workshop(self) -> Iterator[Path]:
         """A folder beside the images, so that what is made there can be renamed into place."""
         self._forget_the_killed()
-        work = Path(tempfile.mkdtemp(prefix=f".making-{os.getpid()}-", dir=self.folder))
+        work = Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder))
+        held = os.open(work, os.O_RDONLY)
         try:
+            fcntl.flock(
+                held, fcntl.LOCK_EX
+            )  # the kernel's: it ends with this process, also seen from another container
             yield work
         finally:
             packing.remove(work)
+            os.close(held)
 
     def _forget_the_killed(self) -> None:
         """What processes left that were killed while they made an image."""
         for work in self.folder.glob(".making-*"):
-            if not os.path.exists(f"/proc/{work.name.split('-')[1]}"):
-                packing.remove(work)
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                if time.time() - work.stat().st_mtime > _NEW_S and _let_go(work):
+                    packing.remove(work)
+
+
+def _let_go(folder: Path) -> bool:
+    """Raises BlockingIOError when a process has it."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(held)
+    return True
