@@ -26,7 +26,7 @@ if __name__ == "__main__":
     try:
         with open(os.path.join(code, entry), "rb") as source:
             module = engine.compile_module(engine.make_engine(fuel=fuel), source.read())
-    except WasmtimeError as error:
+    except (WasmtimeError, OSError) as error:
         print(f"{entry}: {error}", file=sys.stderr)
         sys.exit(1)
     with open(os.path.join(code, engine.compiled_name(entry, version, fuel=fuel)), "xb") as compiled:

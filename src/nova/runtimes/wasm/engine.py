@@ -4,6 +4,7 @@ A compiled module is machine code: whoever loads one trusts it. Builds write it,
 name says for which engine it is, so that another version of the engine compiles again instead of failing.
 """
 
+import hashlib
 import os
 import platform
 from pathlib import Path
@@ -57,7 +58,7 @@ def make_engine(*, fuel: bool = False, slots: int = 1) -> Engine:
 def compiled_name(entry: str, version: str, *, fuel: bool = False) -> str:
     """Where a build leaves the compiled form of the module ``entry``, relative to the code. ``version`` is the engine's."""
     kind = "fuel" if fuel else "plain"
-    name = entry.replace("/", "--")
+    name = hashlib.sha256(entry.encode()).hexdigest()[:16]  # a path may be longer than a name
     return f"{COMPILED_FOLDER}/{name}.{version}-{_RECIPE}-{platform.machine()}-{kind}.cwasm"
 
 
