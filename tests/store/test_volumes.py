@@ -1,9 +1,14 @@
 """The right to write to a volume: one instance at a time, until it gives it back or its time is over."""
 
+from typing import Any
+
 import pytest
 
 from nova.domain.identity import Scope
+from nova.store.blobs import BlobStore
 from nova.store.db import Database
+from nova.store.layers import LayerStore
+from nova.store.tenants import TenantStore
 from nova.store.volumes import VolumeHost, VolumeStore
 
 pytestmark = pytest.mark.anyio
@@ -61,3 +66,18 @@ async def test_a_volume_stays_on_the_node_that_took_it_first(database: Database,
     assert found is not None
     assert (found.node, found.used_bytes) == ("a", 1 << 19)
     assert await here.existing([volume, "01a2052c-1ba0-71e5-b147-a7171a26e886"]) == {volume}
+
+
+async def test_a_tenant_that_is_erased_leaves_neither_layers_nor_volumes(database: Database) -> None:
+    tenants, scope = TenantStore(database), Scope("acme", "default")
+    async with database.transaction() as conn:
+        await tenants.insert(conn, "acme", "Acme", "active", "standard")
+    await VolumeStore(database).insert(scope, "data", size_mb=1, shared=False, description="", created_by="test")
+    async with database.transaction() as conn:
+        artifact = await BlobStore(database).put(b"a tree", conn=conn)
+        made: dict[str, Any] = {"size": 6, "files": 1, "runtimes": (), "description": "", "created_by": "test"}
+        await LayerStore(database).publish(conn, scope, "deps", artifact=artifact, **made)
+        assert await tenants.content(conn, "acme", "default") == ["layer:deps", "volume:data"]
+        await tenants.erase(conn, "acme")
+    for table in ("layers", "layer_versions", "volumes"):
+        assert await database.one(f"SELECT count(*) AS n FROM {table}") == {"n": 0}
