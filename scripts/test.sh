@@ -22,6 +22,7 @@ else
   trap 'rm -f "$log"' EXIT
   cat "$log"
   ((failed == 0)) || exit "$failed"
+  .venv/bin/python scripts/backends_table.py
 fi
 bash scripts/test-postgres15.sh
 .venv/bin/coverage combine --quiet
