@@ -132,10 +132,6 @@ class FirecrackerApi:
         }
         await self._put("/snapshot/load", body, SNAPSHOT_S)
 
-    async def change_drive(self, drive_id: str, path: str) -> None:
-        """The machine sees another file from now on."""
-        await self._send("PATCH", f"/drives/{drive_id}", {"drive_id": drive_id, "path_on_host": path})
-
     async def state(self) -> Literal["Not started", "Running", "Paused"]:
         answer = await self._send("GET", "/")
         found: Literal["Not started", "Running", "Paused"] = answer["state"]

@@ -23,7 +23,6 @@ import structlog
 from nova.domain.function import NetworkPolicy
 from nova.execution.backends.sandbox import kernel, names, rules
 from nova.execution.backends.sandbox.namespaces import loopback_up
-from nova.execution.backends.sandbox.netlink import Netlink
 from nova.execution.backends.sandbox.nftables import Nftables
 from nova.execution.backends.sandbox.rootfs import host_resolvers
 from nova.execution.backends.vm import bridge, filtering
@@ -98,17 +97,17 @@ class VmNetwork:
         await self._run(self._close)
         self._thread.shutdown()
 
-    async def lease(self, policy: NetworkPolicy, owner: int, net_mbps: int = 0) -> Line:
+    async def lease(self, policy: NetworkPolicy, owner: int) -> Line:
         """A namespace confined to ``policy``; its TAP may be opened by the host user ``owner``. An offline one has no TAP.
 
-        ``net_mbps``: Mbit/s each way (0: not limited). Raises NovaError ``capacity`` or ``unsupported``, OSError.
+        Raises NovaError ``capacity`` or ``unsupported``, OSError.
         """
         if policy.offline:
             return Line(await self._made(self._namespace))
         chain = rules.compile_policy(
             policy, slot=filtering.SLOT, use=next(self._uses) & 0xFFFFFFFF or 1, private=self._private
         )
-        line = await self._made(functools.partial(self._make, chain, owner, net_mbps))
+        line = await self._made(functools.partial(self._make, chain, owner))
         if chain is not None and line.sockets is not None:
             line.server = self._name_server(line, chain)
             await line.server.start(*line.sockets)
@@ -120,10 +119,6 @@ class VmNetwork:
             await line.server.close()
             line.server = None
         await self._run(lambda: self._end(line))
-
-    def usable_addresses(self) -> int:
-        """How many machines with a network there can be at once."""
-        return self._subnet.num_addresses - 3
 
     async def _made(self, make: Callable[[], T]) -> T:
         """A cancellation waits for what is being made and takes it back."""
@@ -193,7 +188,7 @@ class VmNetwork:
         finally:
             kernel.setns(self._own, kernel.CLONE_NEWNET)
 
-    def _make(self, chain: rules.Chain | None, owner: int, net_mbps: int) -> Line:
+    def _make(self, chain: rules.Chain | None, owner: int) -> Line:
         number = self._leases.take(ADDRESS, 2, self._subnet.num_addresses - 2)
         with contextlib.ExitStack() as undo:
             undo.callback(self._leases.release, ADDRESS, number)
@@ -202,12 +197,12 @@ class VmNetwork:
             line.port = f"{self._bridge[:9]}-{number:x}"
             bridge.attach(self._bridge, line.port, line.namespace)
             with self._inside(line.namespace):
-                self._furnish(line, chain, owner, number, net_mbps)
+                self._furnish(line, chain, owner, number)
             line.number = number
             undo.pop_all()
         return line
 
-    def _furnish(self, line: Line, chain: rules.Chain | None, owner: int, number: int, net_mbps: int) -> None:
+    def _furnish(self, line: Line, chain: rules.Chain | None, owner: int, number: int) -> None:
         line.filter = Nftables()
         line.filter.apply(
             filtering.machine_rules(
@@ -217,10 +212,6 @@ class VmNetwork:
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         bridge.furnish(self._subnet.network_address + number, self._subnet.prefixlen, self._subnet.network_address + 1)
         bridge.add_tap(GATEWAY, GUEST_PREFIX, owner)
-        if net_mbps:
-            with Netlink() as netlink:
-                netlink.shape(bridge.TAP, net_mbps)
-                netlink.shape(bridge.UPLINK, net_mbps)
         if chain is not None and chain.names:
             line.sockets = _listen()
 
