@@ -90,7 +90,7 @@ class Images:
 
     def list(self) -> Sequence[ImageFile]:
         """Every image that is there, also those of older parts, by runtime and form."""
-        places = self.folder.glob(f"*/{_ABOUT}")
+        places = self.folder.glob(f"[!.]*/{_ABOUT}")
         found = (self._read(place.parent, form) for place in sorted(places) for form in FORMS)
         return [image for image in found if image is not None]
 
