@@ -10,7 +10,8 @@ from nova.execution.images.kernel import Kernel, Kernels
 from nova.execution.images.packing import remove
 from nova.runtimes.registry import Runtimes
 
-_UNUSED_S = 43_200
+_KEPT = 2
+_IN_USE_S = 3600
 _PROGRAMS = {"tar": ("mmdebstrap",), "ext4": ("mmdebstrap", "mkfs.ext4")}
 
 
@@ -34,14 +35,15 @@ def image(runtime: str, form: Form) -> ImageFile:
     first one after a change of the agent a few seconds."""
     built = images().build_now(runtime, form, lambda _step: None)
     os.utime(built.path.parent)
-    _forget()
+    _forget(built.runtime)
     return built
 
 
-def _forget() -> None:
-    """Images that no test asked for in half a day: each change of the agent makes new ones."""
-    for folder in cache().glob("*-*"):
-        if folder.name[0] != "." and folder.stat().st_mtime < time.time() - _UNUSED_S:
+def _forget(runtime: str) -> None:
+    """Each change of the agent makes another image: the newest are kept, and those that a test run may be using."""
+    folders = sorted(cache().glob(f"{runtime}-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in folders[_KEPT:]:
+        if folder.stat().st_mtime < time.time() - _IN_USE_S:
             remove(folder)
 
 
