@@ -271,7 +271,9 @@ class DockerSettings(Section):
         " no templates and no egress then",
     )
     network: str = Field(
-        "nova-net", pattern=r"^[a-z][a-z0-9-]{0,14}$", description="with channel tcp: the engine's network, made if missing"
+        "nova-net",
+        pattern=r"^[a-z][a-z0-9-]{0,14}$",
+        description="with channel tcp: the engine's network, made if missing",
     )
     port_range_min: int = Field(10_000, ge=1024, le=65_535, description="with channel tcp: the first port")
     port_range_max: int = Field(20_000, ge=1024, le=65_535, description="with channel tcp: the last port")
@@ -286,7 +288,9 @@ class DockerSettings(Section):
 class FirecrackerSettings(Section):
     firecracker_bin: Path = Field(Path("/opt/nova/bin/firecracker"), description="the program")
     jailer_bin: Path = Field(Path("/opt/nova/bin/jailer"), description="its jailer, of the same version")
-    kernel_path: Path = Field(Path("/opt/nova/kernel/vmlinux"), description="the kernel that machines boot, uncompressed")
+    kernel_path: Path = Field(
+        Path("/opt/nova/kernel/vmlinux"), description="the kernel that machines boot, uncompressed"
+    )
     snapshot_dir: Path = Field(Path("/opt/nova/snapshots"), description="where functions are kept that stay loaded")
     socket_dir: Path = Field(
         Path("/tmp/nova/sockets"),
@@ -309,7 +313,8 @@ class FirecrackerSettings(Section):
 class QemuSettings(Section):
     bin: str = Field("qemu-system-x86_64", min_length=1, description="the program, by name or path")
     accel: Literal["auto", "kvm", "tcg"] = Field(
-        "auto", description="kvm: this processor's virtualisation; tcg: emulation; auto: kvm if a guest has run with it here"
+        "auto",
+        description="kvm: this processor's virtualisation; tcg: emulation; auto: kvm if a guest has run with it here",
     )
     boot_timeout: Seconds = Field(60.0, gt=0, le=600, description="how long a machine has until its agent answers")
     uid: int = Field(402_000, ge=65_536, description="first of 1000 host users, one for each machine, if nova is root")

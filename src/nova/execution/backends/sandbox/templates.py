@@ -36,11 +36,14 @@ class AnyKind(Hashable, Protocol):
 KindT = TypeVar("KindT", bound=AnyKind)
 
 
-class Blank(Protocol[KindT]):
+AnyKindT = TypeVar("AnyKindT", bound=AnyKind, covariant=True)
+
+
+class Blank(Protocol[AnyKindT]):
     """A place that waits; ``ended`` is done when it is dead."""
 
     @property
-    def kind(self) -> KindT: ...
+    def kind(self) -> AnyKindT: ...
 
     @property
     def channel(self) -> Channel: ...
