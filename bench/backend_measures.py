@@ -1,12 +1,14 @@
 """Other ways to isolate a function than the sandbox: what they cost, each with what it is measured against."""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Collection
 from contextlib import ExitStack
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-from bench.driving import Target
+from bench.driving import DriveError, Target
 from bench.measures import Run, must_be_cold
 from bench.processes import calm
 from bench.stats import middle, percentile
@@ -14,15 +16,73 @@ from bench.subjects.base import SetupFailed
 from bench.subjects.control import PYTHON
 from bench.subjects.nova import NAME, Nova
 
+if TYPE_CHECKING:
+    from tests.backends.qemu.case import Case
+
 PLAIN = "docker run"
+KEPT = "bench"
 _PLAIN_LIMIT_S = 60.0
 _TEMPLATE_S = 5.0
 """How long a template may take to be there again."""
 
 
 def backends(run: Run, only: Collection[str]) -> None:
+    if "machine_restore" in only:
+        machine_restore(run)
     if {"docker_cold", "docker_warm"} & set(only):
         docker(run, only)
+
+
+def machine_restore(run: Run) -> None:
+    """An emulated machine with a function loaded: booted, and gone on with from a snapshot, in turns."""
+    measure = "machine_restore"
+    with run.attempt(NAME, measure):
+        from tests.backends.qemu.case import Case
+
+        case = Case()
+        if reason := case.missing():
+            raise SetupFailed(reason)
+        booted, restored = asyncio.run(_machines(run, case))
+        times = [boot / restore for boot, restore in zip(booted, restored, strict=True)]
+        run.add(measure, "boot", NAME, middle(booted), "s", rounds=booted)
+        run.add(measure, "restore", NAME, middle(restored), "s", rounds=restored)
+        run.add(measure, "times_boot", NAME, middle(times), "×", better="higher", rounds=times)
+
+
+async def _machines(run: Run, case: "Case") -> tuple[list[float], list[float]]:
+    """Seconds from asking for an instance to its function being loaded: booted, restored."""
+    from tests.backends.harness import Maker
+
+    from nova.execution.backends.base import Snapshotter
+
+    booted: list[float] = []
+    restored: list[float] = []
+    folder = run.folder / "machines"
+    folder.mkdir(mode=0o755)
+    run.folder.chmod(0o755)
+    async with case.backend(folder, "bench") as backend:
+        maker = Maker(case, backend, folder)
+        assert isinstance(backend, Snapshotter)
+        run.say("keeping a machine with a function loaded")
+        await maker.keep(KEPT)
+        for number in range(run.plan.machines):
+            run.say(f"machines: boot and restore {number + 1}/{run.plan.machines}")
+            await asyncio.to_thread(calm)
+            start = perf_counter()
+            function = await maker.load()
+            booted.append(perf_counter() - start)
+            await function.stop()
+            await asyncio.to_thread(calm)
+            start = perf_counter()
+            spec = maker.spec()
+            instance = await backend.restore(KEPT, spec)
+            if instance is None:
+                raise DriveError("the snapshot is gone")
+            await instance.channel.init(maker.init())
+            restored.append(perf_counter() - start)
+            await backend.stop(instance, reason="bench")
+        await backend.drop_snapshot(KEPT)
+    return booted, restored
 
 
 def docker(run: Run, only: Collection[str]) -> None:

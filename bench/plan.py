@@ -25,6 +25,7 @@ MEASURES = {
     "async_ack": "accepting a job, one caller",
     "async_rate": "jobs from being accepted to having succeeded",
     "wasm_rate": "calls of WebAssembly modules in workers, a fresh store for each",
+    "machine_restore": "an emulated machine with a function loaded: from a snapshot beside booted",
     "docker_cold": "first call of a function in a container, from a template, beside a plain docker run",
     "docker_warm": "one caller, a function in a container beside one in the sandbox",
     "chaos": "jobs lost, ended twice or dead while comets and nebulas are killed",
@@ -33,7 +34,7 @@ GROUPS = {
     "pool": ("burst", "density", "cold_numpy", "churn"),
     "planes": ("planes_latency", "planes_throughput", "two_comets", "restarts"),
     "cores": ("two_cores",),
-    "backends": ("docker_cold", "docker_warm"),
+    "backends": ("docker_cold", "docker_warm", "machine_restore"),
     "queue": ("async_ack", "async_rate", "chaos"),
     "wasm": ("wasm_rate",),
 }
@@ -85,6 +86,7 @@ class Plan:
     churn_functions: int = 20
     docker_cold: int = 20
     docker_plain: int = 5
+    machines: int = 3
     wasm_calls: int = 30_000
     """per round, of all workers together"""
     cold_call_limit_s: float = 30.0
@@ -153,6 +155,7 @@ BARS = {
     ("two_cores", "times_one"): Bar(limit=1.6),
     ("restarts", "failed"): Bar(limit=0),
     ("docker_cold", "p50"): Bar(limit=20),
+    ("machine_restore", "times_boot"): Bar(limit=4),
     ("docker_warm", "times_sandbox"): Bar(limit=1.5),
     ("async_ack", "p50"): Bar(limit=2000),
     ("async_rate", "rate"): Bar(limit=2000),

@@ -85,6 +85,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.when == "call":
         item.stash[_REPORT] = report
+        for side in item.iter_markers("host_side"):
+            backend, capability, result = (*side.args, "passed")[:3]
+            note(
+                backend,
+                capability,
+                result if report.passed else "failed",
+                "" if result == "refused" else "the host's side",
+            )
     marker = item.get_closest_marker("capability")
     if report.when == "setup" and report.failed and marker is not None and isinstance(item, pytest.Function):
         note(item.callspec.params["case"].name, marker.args[0], "failed")

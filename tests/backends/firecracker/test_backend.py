@@ -54,6 +54,7 @@ async def make(backend: FirecrackerBackend, spec: InstanceSpec) -> MicroVm:
     return cast(MicroVm, await backend.create(spec))
 
 
+@pytest.mark.host_side("firecracker", "invoke")
 async def test_a_machine_has_its_drives_and_limits_and_answers_calls(
     backend: FirecrackerBackend, place: Ground
 ) -> None:
@@ -94,6 +95,7 @@ async def test_no_secret_is_where_others_can_read_it(
     await backend.stop(vm, reason="test")
 
 
+@pytest.mark.host_side("firecracker", "crash")
 async def test_a_machine_that_ends_by_itself_loses_its_channel(backend: FirecrackerBackend, place: Ground) -> None:
     vm = await make(backend, place.spec(network=OFFLINE))
     await vm.channel.init(spec_of("python"))
@@ -116,6 +118,7 @@ STEPS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.host_side("firecracker", "failed create")
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_fault_at_any_step_of_making_leaves_nothing(
     backend: FirecrackerBackend, place: Ground, step: str, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +160,7 @@ STOPS: dict[str, tuple[type, str, set[str]]] = {
 }
 
 
+@pytest.mark.host_side("firecracker", "stop")
 @pytest.mark.parametrize("step", STOPS)
 async def test_a_fault_at_a_step_of_stopping_does_not_keep_the_others_from_running(
     place: Ground, step: str, monkeypatch: pytest.MonkeyPatch
@@ -188,6 +192,7 @@ async def test_a_fault_at_a_step_of_stopping_does_not_keep_the_others_from_runni
         assert place.leftovers(node) == []
 
 
+@pytest.mark.host_side("firecracker", "volumes", "refused")
 async def test_what_a_machine_cannot_have_is_refused_by_name(backend: FirecrackerBackend, place: Ground) -> None:
     """BE6."""
     folder = place.folder / "code"
@@ -202,6 +207,7 @@ async def test_what_a_machine_cannot_have_is_refused_by_name(backend: Firecracke
     assert place.leftovers() == []
 
 
+@pytest.mark.host_side("firecracker", "layers")
 async def test_layers_are_drives_after_the_code(backend: FirecrackerBackend, place: Ground) -> None:
     layers = (LayerMount(place.folder / "code", "/layers/0"), LayerMount(place.folder / "code", "/layers/1"))
     vm = await make(backend, place.spec(layers=layers, network=OFFLINE))
@@ -274,6 +280,7 @@ async def make_and_sleep(folder: str, namespace: str, node: str) -> None:
         await asyncio.sleep(600)
 
 
+@pytest.mark.host_side("firecracker", "killed daemon")
 async def test_machines_of_a_killed_daemon_are_gone_after_its_next_start_and_no_other_s(
     backend: FirecrackerBackend, place: Ground
 ) -> None:

@@ -104,6 +104,7 @@ async def test_a_machine_runs_jailed_as_its_own_user_in_its_group(base: Path, gr
     assert not Path(f"/proc/{made.pid}").exists()
 
 
+@pytest.mark.host_side("firecracker", "snapshot")
 async def test_a_machine_goes_on_in_another_process_where_its_snapshot_was_taken(
     base: Path, groups: Groups, vmlinux: Path
 ) -> None:

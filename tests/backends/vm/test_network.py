@@ -85,6 +85,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.host_side("firecracker", "network")
 @pytest.mark.parametrize("name", POLICIES)
 async def test_a_machine_reaches_what_its_policy_allows_and_nothing_else(network: VmNetwork, name: str) -> None:
     """BE3."""

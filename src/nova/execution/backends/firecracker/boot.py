@@ -79,6 +79,7 @@ def boot_args(spec: InstanceSpec, token_sha256: str, port: int) -> str:
         "panic=1",
         "pci=off",
         "quiet",
+        "sysctl.user.max_user_namespaces=0",
         "init=/opt/nova/init",
         f"nova.token_sha256={token_sha256}",
         f"nova.instance_id={spec.instance_id}",
