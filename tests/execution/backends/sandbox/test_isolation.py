@@ -197,11 +197,12 @@ async def test_the_host_is_not_visible(sandbox: SandboxBackend, tmp_path: Path) 
         f"""
         import os, socket
         def handler():
-            gone = ["/etc/shadow", "/etc/hostname.real", "/root", "/home", "/var/lib", "/var/log", "/sys", "/boot", "/mnt",
+            gone = ["/etc/shadow", "/etc/hostname.real", "/root", "/home", "/var/lib", "/var/log", "/sys", "/boot",
                     "/opt", "/srv", "/work", {str(tmp_path)!r}]
             return {{
                 "there": [path for path in gone if os.path.exists(path)],
                 "root": sorted(os.listdir("/")),
+                "mounts": os.listdir("/mnt") + os.listdir("/layers"),
                 "dev": sorted(os.listdir("/dev")),
                 "processes": sorted(int(name) - os.getpid() for name in os.listdir("/proc") if name.isdigit()),
                 "hostname": socket.gethostname(),
@@ -210,10 +211,10 @@ async def test_the_host_is_not_visible(sandbox: SandboxBackend, tmp_path: Path) 
         """,
     )
     seen = await function.value()
-    assert seen["there"] == []
+    assert seen["there"] == seen["mounts"] == []
     assert {"tmp", "proc", "dev", "usr", "code", "etc"} <= set(seen["root"])
     assert set(seen["root"]) <= {
-        "bin", "code", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "tmp", "usr", "var",
+        "bin", "code", "dev", "etc", "layers", "lib", "lib32", "lib64", "libx32", "mnt", "proc", "run", "sbin", "tmp", "usr", "var",
     }  # fmt: skip
     assert seen["dev"] == [
         "fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero",
