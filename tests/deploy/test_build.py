@@ -51,7 +51,12 @@ async def test_the_agent_in_one_file_runs_a_function(
     bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spawn(
-        runtime: str, code: Path, *, hello_deadline_s: float = 60.0, reload_dir: Path | None = None
+        runtime: str,
+        code: Path,
+        *,
+        hello_deadline_s: float = 60.0,
+        reload_dir: Path | None = None,
+        relayed: bool = False,
     ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         resolved = harness.RUNTIMES.resolve(runtime)
         config = {
