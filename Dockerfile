@@ -60,15 +60,6 @@ HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["pyth
 ENTRYPOINT ["sh", "/opt/nova/bin/comet.sh"]
 CMD ["daemon", "--grpc", "0.0.0.0:9090"]
 
-# Makes images of runtimes into the data directory of comet, which docker-compose mounts here.
-FROM runtimes AS rootfs-builder
-USER root
-RUN if ! command -v mmdebstrap || ! command -v mkfs.ext4; then \
-      apt-get update && apt-get install -y --no-install-recommends e2fsprogs mmdebstrap && rm -rf /var/lib/apt/lists/*; \
-    fi >/dev/null
-ENTRYPOINT ["nova"]
-CMD ["runtime", "build", "all"]
-
 FROM plane AS corona-runtime
 EXPOSE 9003
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "grpc://127.0.0.1:9003"]
@@ -92,3 +83,12 @@ EXPOSE 9000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "/opt/nova/bin/health.py", "http://127.0.0.1:9000/health/ready"]
 ENTRYPOINT ["zenith"]
 CMD ["serve", "--listen", ":9000", "--nova-url", "http://nova:9001", "--comet-grpc", "comet:9090"]
+
+# Makes images of runtimes into the data directory of comet, which docker-compose mounts here.
+FROM runtimes AS rootfs-builder
+USER root
+RUN if ! command -v mmdebstrap || ! command -v mkfs.ext4; then \
+      apt-get update && apt-get install -y --no-install-recommends e2fsprogs mmdebstrap && rm -rf /var/lib/apt/lists/*; \
+    fi >/dev/null
+ENTRYPOINT ["nova"]
+CMD ["runtime", "build", "all"]

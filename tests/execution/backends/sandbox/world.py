@@ -59,8 +59,10 @@ def world(net: int = 213) -> Iterator[World]:
         _ip("-n", namespace, "link", "set", "lo", "up")
         _ip("-n", namespace, "link", "set", there, "up")
         _ip("-n", namespace, "route", "add", "default", "via", place.router)
+        # Other tests may have a world at this moment: the metadata service is in any of them.
+        metric = str(1000 + int(tag[:4], 16))
         for address in (place.far, place.metadata):
-            _ip("route", "add", f"{address}/32", "via", place.near, "dev", here)
+            _ip("route", "add", f"{address}/32", "via", place.near, "dev", here, "metric", metric)
         server = subprocess.Popen(
             [
                 "ip",
