@@ -20,7 +20,7 @@ from tests import imaging
 from tests.deploy import engine as engines
 from tests.deploy.engine import Engine
 
-_ENV: Final = "NOVA_TEST_ENGINE"
+_ENV: Final = "ENGINE_OF_THE_TESTS"
 
 
 def missing() -> str:
