@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "backends.md"
 KEPT = ROOT / "docs" / "backends.json"
-RESULTS = Path(os.environ.get("NOVA_CONFORMANCE_DIR", ROOT / "build" / "conformance"))
+RESULTS = Path(os.environ.get("CONFORMANCE_RESULTS", ROOT / "build" / "conformance"))
 BACKENDS = ("firecracker", "qemu", "sandbox", "docker", "wasm")
 CAPABILITIES = (
     ("invoke", "calls, prints, errors, environment"),

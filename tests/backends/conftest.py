@@ -13,7 +13,7 @@ from nova.execution.backends.base import Capabilities
 from tests.backends.cases import Case, cases
 from tests.backends.harness import Function, Maker
 
-RESULTS = Path(os.environ.get("NOVA_CONFORMANCE_DIR", Path(__file__).parents[2] / "build" / "conformance"))
+RESULTS = Path(os.environ.get("CONFORMANCE_RESULTS", Path(__file__).parents[2] / "build" / "conformance"))
 """Where ``scripts/backends_table.py`` looks."""
 
 

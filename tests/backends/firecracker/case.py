@@ -18,7 +18,7 @@ from tests import imaging
 from tests.backends.firecracker import programs
 from tests.backends.harness import write_code
 
-KERNEL = "NOVA_TEST_FIRECRACKER_KERNEL"
+KERNEL = "FIRECRACKER_TEST_KERNEL"
 """An uncompressed kernel that boots here, an ``initrd`` beside it if it needs one."""
 _JAILS = Path("/run/nova-test-jails")
 
