@@ -102,9 +102,12 @@ class Launcher:
     def _end_all(self) -> None:
         for child in self._children.values():
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        for child in list(self._children.values()):
-            os.waitpid(child.pid, 0)
-            self._dying.append(child.group)
+        # In the order in which they die: one from which others came ends only when those below it are buried.
+        left = {child.pid: child for child in self._children.values()}
+        while left:
+            pid, _ = os.waitpid(-1, 0)
+            if (child := left.pop(pid, None)) is not None:
+                self._dying.append(child.group)
         waiter = select.poll()
         for _ in range(100):
             self._dying = [group for group in self._dying if not group.destroy()]
