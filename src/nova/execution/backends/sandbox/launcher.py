@@ -106,8 +106,8 @@ class Launcher:
         left = {child.pid: child for child in self._children.values()}
         while left:
             pid, _ = os.waitpid(-1, 0)
-            if (child := left.pop(pid, None)) is not None:
-                self._dying.append(child.group)
+            if (dead := left.pop(pid, None)) is not None:
+                self._dying.append(dead.group)
         waiter = select.poll()
         for _ in range(100):
             self._dying = [group for group in self._dying if not group.destroy()]
