@@ -1,19 +1,22 @@
 """A daemon for tests that kill it or run it as an ordinary user: ``daemon.py FOLDER NODE``.
 
-Makes two templates and one loaded instance whose handler has begun to sleep, prints one line of JSON about it, and waits.
+Makes two templates, one loaded instance whose handler has begun to sleep and, as root, one from a snapshot; prints one line of JSON
+about it, and waits.
 """
 
 import asyncio
 import json
 import os
 import sys
+import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nova.domain.function import Limits
 from nova.execution.backends.sandbox.backend import SandboxBackend
 from nova.telemetry import configure_logging
-from tests.execution.backends.sandbox.harness import PythonOnly, descendants, load, options
+from tests.execution.backends.sandbox.harness import PythonOnly, descendants, described, load, options
 
 SOURCE = """
     import os, subprocess, sys, time
@@ -75,12 +78,23 @@ async def main(folder: Path, node: str) -> None:
         task = asyncio.ensure_future(sleeping.answer("sleep", timeout_s=600))
         while len(descendants(sleeping.instance.pid)) < 2:
             await asyncio.sleep(0.01)
+        if os.geteuid() == 0:
+            await keep_and_restore(backend, folder)
         while any(ready < target for ready, target in backend._templates.counts().values()):
             await asyncio.sleep(0.01)
         report["pids"] = sorted(descendants(os.getpid()))
         print(json.dumps(report), flush=True)
         await task
     print(json.dumps(report), flush=True)
+
+
+async def keep_and_restore(backend: SandboxBackend, folder: Path) -> None:
+    """A function that is kept loaded, and an instance from it, which lives below it."""
+    spec, init = described(folder, SOURCE)
+    await backend.snapshot("kept", replace(spec, instance_id=uuid.uuid4().hex), init)
+    instance = await backend.restore("kept", spec)
+    assert instance is not None
+    await instance.channel.init(init)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,22 @@ async def load(
     env: dict[str, str] | None = None,
 ) -> Function:
     """Deploy and load ``source`` (a module with ``handler``)."""
+    spec, init = described(folder, source, limits, network, mode, env)
+    instance = await (restore(backend, spec, init) if FROM_SNAPSHOT else backend.create(spec))
+    assert isinstance(instance, Cell)
+    await instance.channel.init(init)
+    return Function(backend, instance)
+
+
+def described(
+    folder: Path,
+    source: str,
+    limits: Limits = ROOMY,
+    network: NetworkPolicy = OFFLINE,
+    mode: Mode = "persistent",
+    env: dict[str, str] | None = None,
+) -> tuple[InstanceSpec, InitSpec]:
+    """What an instance for ``source`` is like, and what it is told to load."""
     code = write_code(folder, source)
     spec = InstanceSpec(uuid.uuid4().hex, "python", "3.11", code, limits, network)
     init = InitSpec(
@@ -102,10 +118,7 @@ async def load(
         concurrency=1,
         open_files=limits.open_files,
     )
-    instance = await (restore(backend, spec, init) if FROM_SNAPSHOT else backend.create(spec))
-    assert isinstance(instance, Cell)
-    await instance.channel.init(init)
-    return Function(backend, instance)
+    return spec, init
 
 
 async def restore(backend: SandboxBackend, spec: InstanceSpec, init: InitSpec) -> Instance:
