@@ -1,7 +1,7 @@
 """A daemon for tests that kill it or run it as an ordinary user: ``daemon.py FOLDER NODE``.
 
-Makes two templates, one loaded instance whose handler has begun to sleep and, as root, one from a snapshot; prints one line of JSON
-about it, and waits.
+Makes two templates, one loaded instance whose handler has begun to sleep and, as root, one from a snapshot; prints one
+line of JSON about it, and waits.
 """
 
 import asyncio
