@@ -41,6 +41,11 @@ if [ "$profile" = dev ]; then
   command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
   [ -x /usr/sbin/mkfs.ext4 ] || command -v mkfs.ext4 >/dev/null || missing+=(e2fsprogs)
   command -v as >/dev/null || missing+=(binutils)
+  # brokers that triggers listen to
+  [ -x /usr/bin/redis-server ] || missing+=(redis-server)
+  [ -x /usr/sbin/rabbitmq-server ] || missing+=(rabbitmq-server)
+  [ -x /usr/sbin/nats-server ] || missing+=(nats-server)
+  [ -x /usr/sbin/mosquitto ] || missing+=(mosquitto)
   [ -x /usr/sbin/iptables ] || missing+=(iptables)
   [ -x /usr/sbin/sshd ] || missing+=(openssh-server)
   command -v ssh >/dev/null || missing+=(openssh-client)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from nova.api.table import routes
+from nova.app import bus, durable, triggers, workflows
 from nova.app.core import Known, Stores
 from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
@@ -64,6 +65,7 @@ def control_handlers(
         WindowHandlers(functions, SYSTEM_CLOCK),
         ClusterHandlers(stores.db, NodeStore(stores.db)),
         TenantHandlers(stores.db, stores.tenants, known.directory, rates),
+        *(handler for part in (bus, workflows, durable, triggers) for handler in part.handlers(settings, stores)),
     ]
 
 

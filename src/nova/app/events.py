@@ -1,9 +1,9 @@
 """Asynchronous calls: the end of the queue that accepts, and the end that works."""
 
+from nova.app import bus, durable, triggers, workflows
 from nova.app.core import Stores
+from nova.app.workshop import Workshop
 from nova.clock import SYSTEM_CLOCK
-from nova.config import Settings
-from nova.domain.ports import Invoker
 from nova.events.accept import Queue
 from nova.events.accepting import AcceptHandlers
 from nova.events.asyncs import AsyncHandlers
@@ -42,20 +42,22 @@ class Accepting:
         return [AcceptHandlers(self.queue), AsyncHandlers(stores.db, self._endings, WebhookSecrets(stores.db))]
 
 
-async def work_off(
-    settings: Settings, stores: Stores, metrics: Metrics, services: ServiceGroup, notices: Notices, invoker: Invoker
-) -> None:
-    """Run the jobs of the queue, and send what they ended with to where it belongs."""
-    jobs = await services.start(AsyncJobs(JobStore(stores.db), invoker, notices, events=metrics))
+async def work_off(shop: Workshop) -> None:
+    """Do nebula's work: run the jobs of the queue, send what they ended with to where it belongs, and what else waits."""
+    settings, stores, services = shop.settings, shop.stores, shop.services
+    jobs = await services.start(AsyncJobs(JobStore(stores.db), shop.invoker, shop.notices, events=shop.metrics))
     sender = await services.start(
         WebhookSender(egress.client(settings.egress, timeout_s=_WEBHOOK_TIMEOUT_S), SYSTEM_CLOCK)
     )
-    deliveries = Deliveries(stores.db, sender, WebhookSecrets(stores.db), events=metrics)
+    deliveries = Deliveries(stores.db, sender, WebhookSecrets(stores.db), events=shop.metrics)
+    kinds = {KIND: jobs.kind(lambda: settings.queue.workers), DELIVERY: deliveries.kind()}
+    for part in (bus, workflows, durable, triggers):
+        kinds |= await part.work(shop)
     await services.start(
         Runner(
             stores.db,
             stores.listener,
-            {KIND: jobs.kind(lambda: settings.queue.workers), DELIVERY: deliveries.kind()},
+            kinds,
             lease_s=settings.queue.lease,
             batch=settings.queue.batch,
             grace_s=settings.daemon.drain_s,

@@ -15,6 +15,7 @@ from nova.app.home import take_home
 from nova.app.http import HttpSide
 from nova.app.process import Process, Progress
 from nova.app.reach import Reach, Seat, alone
+from nova.app.workshop import Workshop
 from nova.config_sources import Loaded
 from nova.control.settings import LiveSettings
 from nova.domain.ownership import Ownership
@@ -95,8 +96,11 @@ class Nova(Process):
             modes=UrlModes(stores.functions, stores.listener),
         )
         if seat is None or seat.first:
-            await work_off(settings, stores, metrics, services, accepting.notices, reach.invoker)
             leases = await open_leases(self, stores)
+            shop = Workshop(
+                settings, stores, metrics, services, accepting.notices, reach.invoker, accepting.queue, leases
+            )
+            await work_off(shop)
             await schedule(self, stores, leases, reach.scaler, metrics)
             await observe(self, stores, leases, metrics)
         if settings.grpc.enabled:

@@ -13,8 +13,10 @@ from nova.app.execution import ExecutionPlane
 from nova.app.home import take_home
 from nova.app.process import Process, Progress
 from nova.app.remote import open_comets
+from nova.app.workshop import Workshop
 from nova.config_sources import Loaded
 from nova.domain.ports import Invoker, Scaler
+from nova.events.accept import Queue
 from nova.execution.exposition import Exposition
 from nova.execution.metrics import Metrics
 from nova.rpc.server import RpcServer
@@ -96,4 +98,6 @@ class Nebula(Worker):
 
     async def work(self, stores: Stores, invoker: Invoker, scaler: Scaler, metrics: Metrics) -> None:
         notices = await self.services.start(Notices(stores.db))
-        await work_off(self.settings, stores, metrics, self.services, notices, invoker)
+        queue = await self.services.start(Queue(stores.db, notices, events=metrics))
+        leases = await open_leases(self, stores)
+        await work_off(Workshop(self.settings, stores, metrics, self.services, notices, invoker, queue, leases))

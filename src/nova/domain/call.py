@@ -7,7 +7,9 @@ from typing import Literal
 from nova.domain.identity import Identity, Scope
 from nova.errors import FunctionError, NovaError
 
-Trigger = Literal["http", "url", "grpc", "async", "schedule", "function", "shadow"]
+Trigger = Literal[
+    "http", "url", "grpc", "async", "schedule", "function", "shadow", "event", "workflow", "durable", "trigger"
+]
 StartSource = Literal["warm", "snapshot", "template", "boot"]
 MAX_DEPTH = 32
 """Calls of functions by functions, one inside the other, at most."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope
+from nova.domain.message import NewMessage, Published
 from nova.domain.stream import Sink
 from nova.errors import NovaError
 
@@ -96,4 +97,37 @@ class Acceptor(Protocol):
 
     async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
         """Commit the call to the queue, then return. Raises NovaError: ``not_found``, ``validation_failed``."""
+        ...
+
+
+class Publisher(Protocol):
+    """The port through which messages get into a topic."""
+
+    async def publish(
+        self, scope: Scope, topic: str, messages: Sequence[NewMessage], *, caller: str
+    ) -> Sequence[Published]:
+        """Returns when they are committed, in their order. Raises ``not_found``, ``validation_failed`` (the topic's schema),
+        ``payload_too_large`` or ``dependency_unavailable``."""
+        ...
+
+
+class WorkflowStarter(Protocol):
+    """The port through which runs of workflows begin that no person asked for."""
+
+    async def start(
+        self,
+        scope: Scope,
+        workflow: str,
+        payload: bytes,
+        *,
+        key: str,
+        caller: str,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+    ) -> str:
+        """Begin a run, once for each ``key`` of the workflow; its id, when it is committed.
+
+        ``payload`` is the run's input. ``caller`` is the subject in whose name it runs. Raises ``not_found``,
+        ``inflight_limit``, ``halted`` or ``dependency_unavailable``.
+        """
         ...

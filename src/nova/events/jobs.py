@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
 
 import psycopg
 import structlog
@@ -18,10 +17,10 @@ from nova import payload
 from nova.clock import SYSTEM_CLOCK, Clock, rfc3339
 from nova.domain.asyncs import JobError, Outcome, backoff_s
 from nova.domain.call import CallRequest, CallResult, Trigger, chain_of
-from nova.domain.identity import Grant, Identity, Scope
 from nova.domain.ports import Invoker
 from nova.errors import NovaError
 from nova.events import envelope
+from nova.events.acting import acting_for
 from nova.events.observers import JobEvents, NoEvents
 from nova.ids import new_id
 from nova.service import Background
@@ -300,7 +299,7 @@ def _call(attempt: _Attempt) -> CallRequest:
         scope=job.scope,
         function=job.function,
         payload=job.payload,
-        identity=_identity(job.caller, job.scope),
+        identity=acting_for(job.caller, job.scope),
         received=attempt.began,
         qualifier=job.qualifier,
         trigger=trigger,
@@ -309,21 +308,6 @@ def _call(attempt: _Attempt) -> CallRequest:
         attempt=job.attempt,
         caller=f"async:{job.id}" if job.source == "api" else job.source,
         chain=chain_of(job.source),
-    )
-
-
-_MAY_INVOKE = Grant(frozenset({"function:invoke"}))
-
-
-@lru_cache(maxsize=1024)
-def _identity(subject: str, scope: Scope) -> Identity:
-    """One object for many jobs: what is signed of it is remembered by the object."""
-    return Identity(
-        subject=subject,
-        tenants=frozenset({scope.tenant}),
-        namespaces=frozenset({scope.namespace}),
-        grants=(_MAY_INVOKE,),
-        default_scope=scope,
     )
 
 

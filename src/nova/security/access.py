@@ -25,6 +25,9 @@ _READ = {
     "snapshot:read",
     "layer:read",
     "volume:read",
+    "event:read",
+    "workflow:read",
+    "trigger:read",
 }
 _RUN = _READ | {
     "function:invoke",
@@ -37,8 +40,13 @@ _RUN = _READ | {
     "state:read",
     "state:write",
     "snapshot:write",
+    "event:publish",
+    "event:manage",
+    "workflow:invoke",
+    "workflow:approve",
+    "trigger:manage",
 }
-_DEVELOP = _RUN | {"function:create", "function:delete", "layer:write", "volume:write"}
+_DEVELOP = _RUN | {"function:create", "function:delete", "layer:write", "volume:write", "workflow:manage"}
 _ADMIN = _DEVELOP | {"apikey:manage", "tenant:manage"}
 _PLATFORM = {"config:read", "config:write", "cluster:read", "cluster:manage"}
 

@@ -36,6 +36,11 @@ class Channel(StrEnum):
     SCHEDULES = "nova_schedules"
     NODES = "nova_nodes"
     LEASES = "nova_leases"
+    TOPICS = "nova_topics"
+    SUBSCRIPTIONS = "nova_subscriptions"
+    RUNS = "nova_runs"
+    DURABLE = "nova_durable"
+    TRIGGERS = "nova_triggers"
 
 
 class Listener:
