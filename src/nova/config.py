@@ -404,6 +404,12 @@ class SchedulesSettings(Section):
     lookahead: Seconds = Field(1.0, description="how far ahead due schedules are read")
 
 
+class TriggerSettings(Section):
+    fs_roots: list[Path] = Field(
+        default=[], description="directories of this machine that filesystem triggers may watch; empty: none"
+    )
+
+
 class RetentionSettings(Section):
     async_days: int = Field(
         7, ge=1, le=3650, description="finished async calls are kept so long", json_schema_extra=HOT
@@ -456,6 +462,7 @@ class Settings(Section):
     execution: ExecutionSettings = ExecutionSettings()
     queue: QueueSettings = QueueSettings()
     schedules: SchedulesSettings = SchedulesSettings()
+    triggers: TriggerSettings = TriggerSettings()
     cluster: ClusterSettings = ClusterSettings()
     retention: RetentionSettings = RetentionSettings()
     egress: EgressSettings = EgressSettings()
