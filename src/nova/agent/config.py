@@ -64,5 +64,7 @@ class AgentConfig:
     relayed: bool = False
     """The host is behind a relay, which reads a worker's descriptors from the moment it gets them. So it gets them when the
     worker has loaded and not before, and the agent keeps copies for the next host."""
+    blank: bool = False
+    """Booted for nobody: no worker stands, and the first thing it is told is to be kept in a snapshot."""
     term_grace_ms: int = 0
     """What workers have to end in when the agent gets SIGTERM; 0: it ends at once, or not at all as the first process."""

@@ -10,12 +10,14 @@ nova.tmp_mb            size of ``/tmp``; default 64
 nova.memory_mb         memory of the workers together; default: what the machine has
 nova.pids              processes at once; default 256
 nova.mounts            further drives: ``vdc:/layers/0:ro,vdd:/mnt/data:rw``
+nova.template          with it the machine is booted for nobody: it mounts no drives until it goes on from a snapshot
 reboot                 with it the machine ends by a restart (Firecracker), else by switching power off
 =====================  ===============================================================================================
 
 ``/dev/vdb``, when there is one, is the code: read-only at ``/code``. The kernel sets the address (``ip=``).
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -24,6 +26,7 @@ from typing import Final, NoReturn
 
 from nova.agent import machine, preload, privileges
 from nova.agent.entry import BadEntry, Entry, describe, listen_at
+from nova.agent.messages import ThawHead
 from nova.agent.outpost import Outpost
 
 UID: Final = 65534
@@ -55,8 +58,10 @@ def command_line(path: str = "/proc/cmdline") -> dict[str, str]:
 def _serve(words: Mapping[str, str]) -> None:
     entry = Entry.of(words)
     config = entry.config(describe(), relayed=True, reload_dir=RELOAD_DIR)
+    config = dataclasses.replace(config, blank="template" in words)
     machine.mount_rest(int(words.get("tmp_mb", "64")), UID, RELOAD_DIR)
-    machine.mount_drives(words.get("mounts", ""), UID)
+    if not config.blank:
+        machine.mount_drives(words.get("mounts", ""), UID)
     machine.loopback_up()
     group = machine.limit(int(words.get("memory_mb", "0")), int(words.get("pids", "256")))
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -68,9 +73,14 @@ def _serve(words: Mapping[str, str]) -> None:
         os.setsid()
         privileges.drop(UID)
 
+    def awaken(thaw: ThawHead) -> None:
+        machine.awaken(thaw)
+        if thaw.place is not None:
+            machine.furnish(thaw.place, group, UID)
+
     kind, _, where = entry.listen.partition(":")
     if kind == "serial":
-        outpost = Outpost(config, None, machine.wait_for_port(where), become=become, awaken=machine.awaken)
+        outpost = Outpost(config, None, machine.wait_for_port(where), become=become, awaken=awaken)
     else:
-        outpost = Outpost(config, listen_at(entry.listen), become=become, awaken=machine.awaken)
+        outpost = Outpost(config, listen_at(entry.listen), become=become, awaken=awaken)
     outpost.run()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from nova.agent.entry import BadEntry, open_port
-from nova.agent.messages import ThawHead
+from nova.agent.messages import PlaceHead, ThawHead
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 1, 2, 4, 8, 32
 _EBUSY: Final = 16
@@ -23,6 +23,7 @@ _RB_AUTOBOOT: Final = 0x01234567
 _RB_POWER_OFF: Final = 0x4321FEDC
 _RNDADDENTROPY: Final = 0x40085203
 _RNDRESEEDCRNG: Final = 0x5207
+_BLKFLSBUF: Final = 0x1261
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 _NETLINK_KOBJECT_UEVENT: Final = 15
 _GROUPS: Final = "/sys/fs/cgroup"
@@ -170,12 +171,16 @@ def limit(memory_mb: int, pids: int) -> str:
         _write(f"{_GROUPS}/cgroup.subtree_control", "+memory +pids")
         group = f"{_GROUPS}/instance"
         os.mkdir(group)
-        if pids:
-            _write(f"{group}/pids.max", str(pids))
-        if memory_mb:
-            _write(f"{group}/memory.max", str(memory_mb << 20))
+        _hold(group, memory_mb, pids)
         return group
     return ""
+
+
+def _hold(group: str, memory_mb: int, pids: int) -> None:
+    if pids:
+        _write(f"{group}/pids.max", str(pids))
+    if memory_mb:
+        _write(f"{group}/memory.max", str(memory_mb << 20))
 
 
 def join(group: str) -> None:
@@ -189,6 +194,26 @@ def awaken(thaw: ThawHead) -> None:
     with open("/dev/urandom", "wb", buffering=0) as device:
         fcntl.ioctl(device, _RNDADDENTROPY, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
         fcntl.ioctl(device, _RNDRESEEDCRNG)
+
+
+def furnish(place: PlaceHead, group: str, uid: int) -> None:
+    """A machine that was booted for nobody becomes somebody's: its drives, and what it may have. Raises BadEntry, OSError."""
+    for name in os.listdir("/sys/block"):
+        if name.startswith("vd") and name != "vda":
+            _forget(f"/dev/{name}")
+    mount_drives(place.mounts, uid)
+    mount("tmpfs", "/tmp", "tmpfs", _MS_REMOUNT | _MS_NOSUID | _MS_NODEV, f"mode=1777,size={place.tmp_mb}m")
+    if group:
+        _hold(group, place.memory_mb, place.pids)
+
+
+def _forget(device: str) -> None:
+    """What was read of a disk while there was nothing on it."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, _BLKFLSBUF)
+    finally:
+        os.close(descriptor)
 
 
 def end(*, restart: bool) -> NoReturn:

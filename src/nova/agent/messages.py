@@ -279,17 +279,42 @@ class ReloadHead:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceHead:
+    """What a machine that was booted for nobody is to be. ``mounts``: further drives, as ``nova.mounts`` of the kernel's command
+    line. ``tmp_mb``, ``memory_mb`` and ``pids``: limits, in MB and processes."""
+
+    mounts: str
+    tmp_mb: int
+    memory_mb: int
+    pids: int
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Self:
+        place = cls(
+            mounts=take(head, "mounts", str),
+            tmp_mb=take(head, "tmp_mb", int),
+            memory_mb=take(head, "memory_mb", int),
+            pids=take(head, "pids", int),
+        )
+        if min(place.tmp_mb, place.memory_mb, place.pids) < 1:
+            raise FrameError("bad_head", "tmp_mb, memory_mb and pids are positive")
+        return place
+
+
+@dataclass(frozen=True, slots=True)
 class ThawHead:
     """The machine goes on from a snapshot, as another instance.
 
     ``token_sha256`` (hex) replaces the snapshot's own, which is good for nothing from here on. ``now_ns`` is Unix time in
-    nanoseconds, ``seed`` 64 random bytes in hex for the machine's random numbers.
+    nanoseconds, ``seed`` 64 random bytes in hex for the machine's random numbers. ``place`` is for machines that were booted
+    for nobody, and for no others.
     """
 
     instance_id: str
     token_sha256: str
     now_ns: int
     seed: str
+    place: PlaceHead | None = None
 
     def as_head(self) -> dict[str, Any]:
         return asdict(self)
@@ -301,6 +326,7 @@ class ThawHead:
             token_sha256=take(head, "token_sha256", str),
             now_ns=take(head, "now_ns", int),
             seed=take(head, "seed", str),
+            place=None if head.get("place") is None else PlaceHead.of(take(head, "place", dict)),
         )
         try:
             sizes = len(bytes.fromhex(thaw.token_sha256)), len(bytes.fromhex(thaw.seed))

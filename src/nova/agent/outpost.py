@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 
 from nova.agent import resumable
 from nova.agent.config import AgentConfig
+from nova.agent.entry import BadEntry
 from nova.agent.messages import ThawHead
 from nova.agent.process import adopt_orphans, kill_children, set_dumpable
 from nova.agent.reactor import PollReactor, watch_signals
@@ -165,8 +166,8 @@ class Outpost:
             )
             try:
                 self._awaken(thaw)
-            except OSError as error:
-                self._answer(f"{error.strerror}".encode())
+            except (OSError, BadEntry) as error:
+                self._answer(str(error).encode())
             else:
                 self._answer(b"ok")
 

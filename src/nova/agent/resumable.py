@@ -1,9 +1,10 @@
-"""An agent that may be kept in a snapshot of its machine, loaded, and go on from there as any number of instances.
+"""An agent that may be kept in a snapshot of its machine, loaded or blank, and go on from there as any number of instances.
 
 Freeze: the function's ``before_snapshot`` hook runs, the host goes away, and the agent waits for another host for as long as
 it takes. Thaw is that host's first frame after Hello: the agent gets another name and token, the machine another clock and
 other random numbers. Then Init makes the loaded worker serve: it takes the new environment over, renews what must not be
-the same in two instances, and runs ``after_restore``.
+the same in two instances, and runs ``after_restore``. A blank one has no worker: its first starts after Thaw, when the
+machine's random numbers are its own and its drives are mounted, and Init loads the code into it as after a boot.
 """
 
 import dataclasses
@@ -82,6 +83,10 @@ class Resumable(Supervisor):
         except OSError as error:
             self._done(frame.id, GuestError("Nova.Unsupported", f"{error.strerror or error}"))
             return
+        if self._config.blank:
+            self._done(frame.id)
+            self._leave()
+            return
         (worker,) = self._workers.values()
         assert self._code is not None
         self._freezing = Loading(worker, self._code, frame.id, with_descriptors=False)
@@ -91,6 +96,8 @@ class Resumable(Supervisor):
         """Why no snapshot can be taken now; empty when it can."""
         if self._line is None:
             return "this instance is not on a machine of its own"
+        if self._config.blank:
+            return ""
         if self._config.worker.kind != "fork":
             return f"workers of {self._config.runtime} cannot renew what must differ between instances"
         code = self._code
@@ -109,11 +116,16 @@ class Resumable(Supervisor):
             return
         self._freezing = None
         self._done(loading.frame_id, head.error)
-        if head.ok and self._line is not None:
-            self._control.rest()
-            self._poller.watch(self._line.fileno(), self._host_came)
+        if head.ok:
+            self._leave()
         else:
             self._ask(REFUSED)
+
+    def _leave(self) -> None:
+        """Let go of this host, and wait for the next."""
+        assert self._line is not None
+        self._control.rest()
+        self._poller.watch(self._line.fileno(), self._host_came)
 
     # -- after it ------------------------------------------------------------------------------------------------
 
@@ -135,21 +147,31 @@ class Resumable(Supervisor):
             self._done(frame.id, GuestError("Nova.InvalidState", "this instance does not come from a snapshot"))
             return
         thaw = ThawHead.of(frame.head)
+        blank = self._config.blank
+        if blank != (thaw.place is not None):
+            self._done(
+                frame.id,
+                GuestError("Nova.ValidationFailed", "a place is for machines booted for nobody, and needed there"),
+            )
+            return
         try:
             self._ask(thaw_message(thaw))
         except OSError as error:
             self._done(frame.id, GuestError("Nova.Unsupported", f"{error.strerror or error}"))
             return
         self._config = dataclasses.replace(
-            self._config, instance_id=thaw.instance_id, token_sha256=bytes.fromhex(thaw.token_sha256)
+            self._config, instance_id=thaw.instance_id, token_sha256=bytes.fromhex(thaw.token_sha256), blank=False
         )
         self._control.become(self._config)
         self._guest.renew()
-        self._resumed, self._thawed = False, True
+        self._resumed, self._thawed = False, not blank
         self._done(frame.id)
 
     def _load(self, frame: Frame) -> None:
         """Init of a thawed instance is for the worker that has the function loaded."""
+        if self._config.blank:
+            self._refuse(frame, "Nova.InitError", "this machine was booted for nobody")
+            return
         if not self._thawed:
             super()._load(frame)
             return

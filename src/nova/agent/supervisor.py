@@ -77,7 +77,7 @@ class Supervisor:
     def run(self) -> int:
         """The loop; returns the exit code."""
         self._settle()
-        if self._config.worker.kind in ("fork", "exec"):
+        if self._config.worker.kind in ("fork", "exec") and not self._config.blank:
             self._start(standing_main(self._config))
         rehearsal.codecs()
         self._control.open()

@@ -131,6 +131,7 @@ def options_in(folder: Path) -> FirecrackerOptions:
         runtimes=("python",),
         leases=folder / "leases",
         boot_timeout_s=20,
+        templates=False,
     )
 
 

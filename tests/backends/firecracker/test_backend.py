@@ -20,12 +20,12 @@ from nova.domain.function import EgressRule, Limits, NetworkPolicy
 from nova.errors import NovaError
 from nova.execution.backends.base import InstanceSpec, LayerMount, VolumeMount, WorkerCall
 from nova.execution.backends.firecracker import backend as backend_module
-from nova.execution.backends.firecracker import boot
 from nova.execution.backends.firecracker.api import FirecrackerApi
-from nova.execution.backends.firecracker.backend import FirecrackerBackend
+from nova.execution.backends.firecracker.backend import FirecrackerBackend, MicroVm
 from nova.execution.backends.firecracker.jail import Jail, Programs
 from nova.execution.backends.firecracker.machine import Machine
-from nova.execution.backends.firecracker.vm import MicroVm
+from nova.execution.backends.vm import backend as machines
+from nova.execution.backends.vm import drives, shape
 from nova.execution.backends.vm.network import VmNetwork
 from nova.execution.channel import DirectChannel
 from tests.agent.harness import spec_of
@@ -65,11 +65,11 @@ async def test_a_machine_has_its_drives_and_limits_and_answers_calls(
     result = await vm.channel.call(WorkerCall("r", b'{"a": 1}', b'{"request_id": "r"}', time.monotonic() + 10))
     assert json.loads(result.output or b"") == {"a": 1}
     config = ask(vm.machine.jail.root / "api.sock", "/vm/config")
-    assert config["machine-config"]["mem_size_mib"] == 32 + boot.GUEST_MB
+    assert config["machine-config"]["mem_size_mib"] == 32 + shape.GUEST_MB
     assert config["machine-config"]["vcpu_count"] == 1
     assert {drive["drive_id"]: drive["is_read_only"] for drive in config["drives"]} == {"rootfs": True, "code": True}
     assert config["network-interfaces"][0]["tx_rate_limiter"]["bandwidth"]["size"] == 1_000_000
-    assert (vm.machine.jail.root / boot.CODE).stat().st_mode & 0o777 == 0o440
+    assert (vm.machine.jail.root / drives.CODE).stat().st_mode & 0o777 == 0o440
     stats = await backend.stats(vm)
     assert stats.pids >= 2
     assert stats.memory_bytes > 1 << 17
@@ -109,8 +109,8 @@ STEPS: dict[str, tuple[Any, str]] = {
     "network": (VmNetwork, "lease"),
     "jail": (Jail, "make"),
     "shared files": (Jail, "share"),
-    "drives": (backend_module, "make_drive"),
-    "control group": (backend_module, "_limit"),
+    "drives": (drives, "make_drive"),
+    "control group": (backend_module, "limit"),
     "process": (Machine, "launch"),
     "configuration": (FirecrackerApi, "configure"),
     "start": (FirecrackerApi, "start"),
@@ -154,7 +154,7 @@ STOPS: dict[str, tuple[type, str, set[str]]] = {
     "asking the agent": (DirectChannel, "stop", set()),
     "closing the channel": (DirectChannel, "close", set()),
     "ending the process": (Machine, "end", {"process", "group"}),
-    "destroying the group": (backend_module, "_destroy", {"group"}),  # type: ignore[dict-item]
+    "destroying the group": (backend_module, "destroy", {"group"}),  # type: ignore[dict-item]
     "removing the jail": (Jail, "remove", {"jail"}),
     "releasing the network": (VmNetwork, "release", {"port", "address"}),
 }
@@ -320,7 +320,7 @@ async def test_an_instance_that_nobody_owns_any_more_is_stopped(
 ) -> None:
     kept, lost = await backend.create(place.spec(network=OFFLINE)), await backend.create(place.spec(network=OFFLINE))
     assert await backend.reconcile({kept.instance_id}) == []
-    monkeypatch.setattr(backend_module, "RECONCILE_AGE_S", 0.0)
+    monkeypatch.setattr(machines, "RECONCILE_AGE_S", 0.0)
     assert await backend.reconcile({kept.instance_id}) == [lost.instance_id]
     assert await kept.channel.ping(5)
     await backend.stop(kept, reason="test")

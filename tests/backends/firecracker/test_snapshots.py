@@ -15,18 +15,15 @@ import pytest
 from nova.agent.messages import ThawHead
 from nova.domain.function import Limits
 from nova.errors import NovaError
-from nova.execution.backends.base import InstanceSpec, LayerMount, SnapshotRefused, WorkerCall
-from nova.execution.backends.firecracker import fingerprint
+from nova.execution.backends.base import InstanceSpec, SnapshotRefused, WorkerCall
 from nova.execution.backends.firecracker.api import FirecrackerApi
-from nova.execution.backends.firecracker.backend import FirecrackerBackend
+from nova.execution.backends.firecracker.backend import FirecrackerBackend, MicroVm
 from nova.execution.backends.firecracker.jail import Jail
 from nova.execution.backends.firecracker.machine import Machine
-from nova.execution.backends.firecracker.vm import MicroVm
 from nova.execution.backends.vm.network import VmNetwork
 from nova.execution.channel import DirectChannel, FreezeRefused
-from nova.execution.images import ImageFile
 from tests.agent.harness import spec_of
-from tests.backends.firecracker.hosting import OFFLINE, Ground, ground
+from tests.backends.firecracker.hosting import Ground, ground
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("firecracker_here")]
 
@@ -121,36 +118,6 @@ async def test_a_snapshot_of_something_else_is_never_gone_on_from(
     assert await backend.restore("k", spec) is None
     assert thaws == []
     assert place.leftovers() == []
-
-
-def test_whatever_a_machine_is_made_with_has_another_fingerprint(
-    place: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """BE9."""
-    program, kernel = tmp_path / "firecracker", tmp_path / "vmlinux"
-    program.write_text("program")
-    kernel.write_text("kernel")
-    image = ImageFile("python", "3.11", "0" * 12, tmp_path / "rootfs.ext4", "ext4", 1)
-    spec = place.spec()
-
-    def print_of(image: ImageFile = image, spec: InstanceSpec = spec) -> str:
-        return fingerprint.fingerprint(program, kernel, image, spec)
-
-    prints = [
-        print_of(),
-        print_of(replace(image, digest="1" * 12)),
-        print_of(spec=replace(spec, limits=Limits(memory_mb=64))),
-        print_of(spec=replace(spec, code=tmp_path)),
-        print_of(spec=replace(spec, network=OFFLINE)),
-        print_of(spec=replace(spec, layers=(LayerMount(tmp_path, "/layers/0"),))),
-    ]
-    for path in (program, kernel):
-        path.write_text("another")
-        prints.append(print_of())
-    monkeypatch.setattr(fingerprint, "processor", lambda: "another")
-    prints.append(print_of())
-    assert len(set(prints)) == len(prints)
-    assert print_of(spec=replace(spec, instance_id="another")) == prints[-1]
 
 
 def _overwrite(place: Ground) -> None:

@@ -35,6 +35,7 @@ def options(folder: Path, node: str, **more: Any) -> QemuOptions:
         "leases": folder / "leases",
         "runtimes": ("python", "node"),
         "accel": "tcg",
+        "templates": False,
     }
     return QemuOptions(**(fixed | more))
 

@@ -21,9 +21,8 @@ import pytest
 from nova.domain.function import NetworkPolicy
 from nova.errors import NovaError
 from nova.execution.backends.base import InitSpec, LayerMount, VolumeMount
-from nova.execution.backends.qemu.backend import QemuBackend
-from nova.execution.backends.qemu.snapshots import Saved, stamps
-from nova.execution.backends.qemu.vm import QemuVm
+from nova.execution.backends.qemu.backend import STATE, QemuBackend, QemuVm
+from nova.execution.backends.vm import snapshots
 from tests.backends.cases import Case
 from tests.backends.harness import TIGHT, Function, Maker, write_code
 from tests.backends.qemu import case as qemu_case
@@ -70,19 +69,15 @@ class Kept:
         await instance.channel.init(self.init())
         return Function(self.backend, instance)
 
-    def copy(self, key: str) -> Saved:
+    def copy(self, key: str) -> snapshots.Kept:
         """The snapshot once more, with files of its own."""
-        store = self.backend._snapshots
-        saved = store.find(KEY)
-        assert saved is not None
+        store = self.backend._kept
+        saved = store._kept[KEY]
         work = store.workshop()
-        for path in (saved.state, *saved.drives[1:]):
+        for path in saved.files:
             shutil.copyfile(path, work / path.name)
-        drives = (saved.drives[0], *(work / path.name for path in saved.drives[1:]))
-        store.keep(key, work, name=saved.name, token=saved.token, command_line=saved.command_line, drives=drives)
-        copied = store.find(key)
-        assert copied is not None
-        return copied
+        store.keep(key, work, name=saved.name, token=saved.token, fingerprint=saved.fingerprint)
+        return store._kept[key]
 
     def left(self) -> list[str]:
         return ground.processes(self.node) + ground.groups(self.node) + ground.files(self.folder)
@@ -171,8 +166,8 @@ async def test_a_snapshot_whose_files_changed_is_of_no_use(kept: Kept) -> None:
     backend, key = kept.backend, "changed"
     other = kept.copy(key)
     assert await backend.snapshot_memory(key) > 0
-    other.drives[1].unlink()
-    other.drives[1].write_bytes(b"another")
+    (other.folder / "code.ext4").unlink()
+    (other.folder / "code.ext4").write_bytes(b"another")
     assert await backend.restore(key, kept.maker.spec()) is None
     assert not other.folder.exists()
     assert await backend.snapshot_memory(key) == 0
@@ -221,8 +216,8 @@ async def test_a_snapshot_that_cannot_be_read_is_of_no_use(kept: Kept) -> None:
     """QEMU ends of it; the caller boots instead, and nothing stays."""
     key = "truncated"
     saved = kept.copy(key)
-    os.truncate(saved.state, 1 << 20)
-    kept.backend._snapshots._saved[key] = replace(saved, stamps=stamps([*saved.drives, saved.state]))
+    os.truncate(saved.folder / STATE, 1 << 20)
+    kept.backend._kept._kept[key] = replace(saved, stamps=snapshots._stamps(saved.folder))
     assert await kept.backend.restore(key, kept.maker.spec()) is None
     await kept.backend.drop_snapshot(key)
     assert kept.left() == []

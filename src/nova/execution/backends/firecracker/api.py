@@ -109,6 +109,16 @@ class FirecrackerApi:
             await self._put(f"/network-interfaces/{setup.network.iface_id}", asdict(setup.network))
         await self._put("/vsock", asdict(setup.vsock))
 
+    async def limit_interface(self, interface: NetworkInterface) -> None:
+        """Hold an interface of a machine that goes on from another, whose limits it has else. Absent limits end old ones."""
+        unlimited = {"bandwidth": {"size": 0, "refill_time": 0}}
+        body = {
+            "iface_id": interface.iface_id,
+            "rx_rate_limiter": asdict(interface.rx_rate_limiter) if interface.rx_rate_limiter else unlimited,
+            "tx_rate_limiter": asdict(interface.tx_rate_limiter) if interface.tx_rate_limiter else unlimited,
+        }
+        await self._send("PATCH", f"/network-interfaces/{interface.iface_id}", body)
+
     async def start(self) -> None:
         await self._put("/actions", {"action_type": "InstanceStart"})
 

@@ -46,6 +46,12 @@ class FirecrackerOptions:
     leases: Path = DEFAULT_FOLDER
     snapshots_mb: int = 10_240
     """what snapshots may take on disk; those not used for longest go first"""
+    templates: bool = True
+    """keep machines that were booted for nobody, so that cold starts need not boot"""
+    drive_mbps: int = 0
+    """what a machine may read from each of its drives, in MB a second; 0: not limited"""
+    drive_ops: int = 0
+    """the same in operations a second"""
 
     @property
     def initrd(self) -> Path | None:

@@ -4,41 +4,23 @@ Nothing secret is in either: of the token only the digest, of the function nothi
 open already, so QEMU's user needs no way to them.
 """
 
-import math
 import os
 from typing import Final
 
-from nova.domain.function import Limits
 from nova.execution.backends.base import InstanceSpec
 from nova.execution.backends.qemu.options import Accelerator
 from nova.execution.backends.qemu.wiring import Wiring
+from nova.execution.backends.vm import shape
 
 PORT: Final = "nova.agent"
 """The name of the serial port that leads to the host."""
-LAYERS_MOST: Final = 6
-GUEST_MB: Final = 64
-"""What a guest's kernel and agent take beside the function's memory."""
 VMM_MB: Final = 192
 """What the process may have beside the guest's memory: its own, and what TCG makes of the guest's code."""
-VMM_THREADS: Final = 32
-_VCPUS_MOST: Final = 32
+_IF_NEEDED: Final = '[ "$PPID" = "$1" ] || exit 125; shift; exec "$@"'
+"""The daemon may have died before it was asked for the signal of its death."""
 _TRANSLATED_MB: Final = 64
-_MACHINE: Final = "q35,sata=off,smbus=off,usb=off,vmport=off,smm=off,hpet=on"
+MACHINE: Final = "q35,sata=off,smbus=off,usb=off,vmport=off,smm=off,hpet=on"
 _SECCOMP: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-
-
-def memory_mb(limits: Limits) -> int:
-    """Of the machine."""
-    return limits.memory_mb + GUEST_MB
-
-
-def vcpus(limits: Limits) -> int:
-    return max(1, min(math.ceil(limits.cpu_ceiling), os.cpu_count() or 1, _VCPUS_MOST))
-
-
-def threads(limits: Limits) -> int:
-    """Of the process, on the host."""
-    return VMM_THREADS + vcpus(limits)
 
 
 def as_user(uid: int | None, gid: int) -> list[str]:
@@ -47,7 +29,7 @@ def as_user(uid: int | None, gid: int) -> list[str]:
     if uid is not None:
         user = ["--reuid", str(uid), "--regid", str(gid), "--clear-groups"]
         argv += [*user, "--inh-caps=-all", "--bounding-set=-all"]
-    return [*argv, "--"]
+    return [*argv, "--", "/bin/sh", "-c", _IF_NEEDED, "qemu", str(os.getpid())]
 
 
 def machine(
@@ -72,7 +54,7 @@ def machine(
 
 def bare(binary: str, accel: Accelerator, command_line: str, memory_mb: int, wiring: Wiring) -> list[str]:
     """A machine that has nothing but a serial console, which is QEMU's output."""
-    argv = [binary, "-machine", _MACHINE, *_processor(accel), "-m", f"{memory_mb}M"]
+    argv = [binary, "-machine", MACHINE, *_processor(accel), "-m", f"{memory_mb}M"]
     argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-sandbox", _SECCOMP]
     argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     argv += ["-kernel", f"/proc/self/fd/{wiring.image_fd}", "-initrd", f"/proc/self/fd/{wiring.initrd_fd}"]
@@ -93,18 +75,7 @@ def kernel_words(accel: Accelerator) -> list[str]:
     return words if accel == "kvm" else [*words, "mitigations=off", "nokaslr", "no_timer_check"]
 
 
-def command_line(spec: InstanceSpec, token_sha256: str, accel: Accelerator) -> str:
+def command_line(spec: InstanceSpec, token_sha256: str, accel: Accelerator, *, blank: bool) -> str:
     """For :mod:`nova.agent.init`."""
-    words = [
-        *kernel_words(accel),
-        f"nova.token_sha256={token_sha256}",
-        f"nova.instance_id={spec.instance_id}",
-        f"nova.listen=serial:/dev/virtio-ports/{PORT}",
-        f"nova.tmp_mb={spec.limits.tmp_mb}",
-        f"nova.memory_mb={spec.limits.memory_mb}",
-        f"nova.pids={spec.limits.pids}",
-    ]
-    mounts = [f"vd{chr(ord('c') + number)}:{layer.target}:ro" for number, layer in enumerate(spec.layers)]
-    if mounts:
-        words.append(f"nova.mounts={','.join(mounts)}")
-    return " ".join(words)
+    listen = f"serial:/dev/virtio-ports/{PORT}"
+    return " ".join([*kernel_words(accel), *shape.words(spec, token_sha256, listen, blank=blank)])

@@ -40,6 +40,8 @@ class QemuOptions:
     leases: Path = DEFAULT_FOLDER
     snapshots_mb: int = 4096
     """what snapshots may take on disk; those not used for longest go first"""
+    templates: bool = True
+    """keep machines that were booted for nobody, so that cold starts need not boot"""
 
 
 def program(options: QemuOptions) -> str:

@@ -8,45 +8,57 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from nova.agent.messages import ThawHead
+from nova.agent.messages import PlaceHead, ThawHead
 from nova.domain.call import StartSource
 from nova.errors import NovaError
 from nova.execution.backends.base import Channel, InstanceSpec, InstanceStats, SnapshotRefused
-from nova.execution.backends.firecracker.jail import VSOCK
-from nova.execution.backends.firecracker.machine import Machine
-from nova.execution.backends.firecracker.vsock import await_port
 from nova.execution.backends.sandbox.cgroups import Group
 from nova.execution.channel import DirectChannel, FreezeRefused
 from nova.execution.channel_control import ControlLost
 from nova.execution.channel_deadlines import Deadlines
 from nova.execution.channel_ends import DeathCause
-from nova.execution.relay import relayed
 
-_SEED_BYTES: Final = 64
-_THAW_S: Final = 10.0
-_OUT_OF_MEMORY: Final = b"Out of memory: Killed process"
+_OUT_OF_MEMORY: Final = b"ut of memory: Killed process"
 """What a guest's kernel says on its console; its workers cannot write there."""
+_SEED_BYTES: Final = 64
+_LAST_WORDS_S: Final = 0.2
 
-Reach = Callable[[Machine, int], Awaitable[socket.socket]]
-"""A control socket to the agent behind that port of a started machine, as :meth:`DirectChannel.connect` takes it."""
+
+class Console(Protocol):
+    def tail(self) -> bytes: ...
+
+    def last_words(self) -> str: ...
 
 
-async def reach(machine: Machine, port: int) -> socket.socket:
-    """Through the machine's vsock and the relay at its other end. Waits for as long as it takes."""
-    return await relayed(await await_port(machine.jail.root / VSOCK, port))
+class MachineProcess(Protocol):
+    """The process that is the machine."""
+
+    @property
+    def ended(self) -> "asyncio.Future[int]": ...
+
+    @property
+    def console(self) -> Console: ...
+
+    def kill(self) -> None: ...
+
+    async def end(self) -> None: ...
+
+
+M = TypeVar("M", bound=MachineProcess)
 
 
 @dataclass(slots=True, eq=False)
-class MicroVm:
+class Guest(Generic[M]):
     """An :class:`Instance`. Whatever it has is given back by ``undo``, last taken first."""
 
     instance_id: str
     spec: InstanceSpec
-    machine: Machine
+    machine: M
     group: Group
     undo: contextlib.AsyncExitStack
+    init_timeout_s: float = 10.0
     source: StartSource = "boot"
     runtime_us: int = 0
     link: DirectChannel = field(init=False)
@@ -54,32 +66,46 @@ class MicroVm:
     born: float = field(default_factory=time.monotonic)
 
     async def greet(
-        self, reach: Reach, port: int, token: bytes, deadlines: Deadlines, limit_s: float, *, name: str = ""
+        self,
+        reach: Callable[[], Awaitable[socket.socket]],
+        token: bytes,
+        name: str,
+        deadlines: Deadlines,
+        limit_s: float,
     ) -> None:
-        """Connect to the agent inside, which answers to ``name`` (empty: the instance's). Raises NovaError
-        ``dependency_unavailable`` when it is not there in ``limit_s`` seconds, or the machine ends before."""
+        """Connect to the agent that calls itself ``name``. ``reach`` gives a control socket that leads to it, as
+        :meth:`DirectChannel.connect` takes it, however long that takes. Raises NovaError ``dependency_unavailable`` when the
+        agent is not there in ``limit_s`` seconds, or the machine ends before."""
         began = time.monotonic()
-        connecting = asyncio.ensure_future(self._connect(reach, port, token, deadlines, name or self.instance_id))
+        connecting = asyncio.ensure_future(self._connect(reach, token, name, deadlines))
         try:
-            await asyncio.wait({connecting, self.machine.ended}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            first: set[asyncio.Future[Any]] = {connecting, self.machine.ended}
+            await asyncio.wait(first, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if not connecting.done():
-                raise _unreached(self.machine, limit_s)
+                raise self._unreached(limit_s)
             self.link = self.channel = await connecting
         except (ControlLost, OSError, TimeoutError) as error:
-            raise NovaError("dependency_unavailable", f"the guest's agent did not answer: {error}") from error
+            await asyncio.wait({self.machine.ended}, timeout=_LAST_WORDS_S)
+            raise NovaError(
+                "dependency_unavailable",
+                f"the guest's agent did not answer: {error}; {self.machine.console.last_words()}",
+            ) from error
         finally:
             connecting.add_done_callback(self._unwanted)
             connecting.cancel()
         self.runtime_us = int((time.monotonic() - began) * 1e6)
 
-    async def _connect(self, reach: Reach, port: int, token: bytes, deadlines: Deadlines, name: str) -> DirectChannel:
+    async def _connect(
+        self, reach: Callable[[], Awaitable[socket.socket]], token: bytes, name: str, deadlines: Deadlines
+    ) -> DirectChannel:
         return await DirectChannel.connect(
-            await reach(self.machine, port),
+            await reach(),
             token,
             name,
             kill=self.machine.kill,
             death_cause=self.death_cause,
             deadlines=deadlines,
+            init_timeout_s=self.init_timeout_s,
         )
 
     def _unwanted(self, connecting: "asyncio.Future[DirectChannel]") -> None:
@@ -87,8 +113,15 @@ class MicroVm:
         if not connecting.cancelled() and connecting.exception() is None and not hasattr(self, "link"):
             connecting.result().close()
 
+    def _unreached(self, limit_s: float) -> NovaError:
+        if self.machine.ended.done():
+            text = f"the machine ended before its agent was there: {self.machine.console.last_words()}"
+        else:
+            text = f"the guest did not reach its agent within {limit_s:g} s"
+        return NovaError("dependency_unavailable", text)
+
     async def freeze(self) -> None:
-        """Have the loaded agent wait for another host, and go. Raises SnapshotRefused, NovaError."""
+        """Have the agent wait for another host, and go. Raises SnapshotRefused, NovaError."""
         try:
             await self.link.freeze()
         except FreezeRefused as refused:
@@ -97,17 +130,18 @@ class MicroVm:
             raise NovaError("dependency_unavailable", f"the guest's agent is gone: {lost}") from lost
         self.link.close()
 
-    async def thaw(self, token: bytes) -> None:
-        """Be an instance of its own, with another token, clock and randomness. Raises NovaError
-        ``dependency_unavailable``."""
+    async def thaw(self, token: bytes, place: PlaceHead | None = None) -> None:
+        """Be an instance of its own, with another token, clock and randomness; ``place``: what a machine that was booted for
+        nobody is to be. Raises NovaError ``dependency_unavailable``."""
         head = ThawHead(
             instance_id=self.instance_id,
             token_sha256=hashlib.sha256(token).hexdigest(),
             now_ns=time.time_ns(),
             seed=secrets.token_hex(_SEED_BYTES),
+            place=place,
         )
         try:
-            async with asyncio.timeout(_THAW_S):
+            async with asyncio.timeout(self.init_timeout_s):
                 await self.link.thaw(head)
         except (FreezeRefused, ControlLost, TimeoutError) as error:
             raise NovaError("dependency_unavailable", f"the agent did not go on from its snapshot: {error}") from error
@@ -125,11 +159,3 @@ class MicroVm:
             return InstanceStats(usage.memory_bytes, usage.cpu_us, usage.pids, self.group.oom_kills())
         except OSError:
             return InstanceStats()
-
-
-def _unreached(machine: Machine, limit_s: float) -> NovaError:
-    if machine.ended.done():
-        return NovaError(
-            "dependency_unavailable", f"the machine ended before its agent was there (status {machine.ended.result()})"
-        )
-    return NovaError("dependency_unavailable", f"the guest did not reach its agent within {limit_s:g} s")
