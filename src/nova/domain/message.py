@@ -8,6 +8,13 @@ MAX_BATCH = 500
 """Messages published at once."""
 MAX_PAYLOAD = 1 << 20
 """Bytes of a message's payload."""
+MAX_KEY = 256
+"""Characters of an ordering key, and of a dedup_id."""
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 16 << 10
+"""Names and values of a message's headers, or its CloudEvents attributes, together."""
+MAX_DELAY_S = 365 * 86_400
+TOPIC = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Notices:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._pending: dict[str, None] = {}
+        self._pending: dict[tuple[str, str], None] = {}
         self._ids: list[str] = []
         self._sending = False
         self._tasks = Background("notices")
@@ -43,7 +43,14 @@ class Notices:
             message["due_s"] = due_s
         if self._db.on_commit is not None:
             self._db.on_commit(Channel.WORK, json.dumps(message))
-        self._pending[json.dumps({**message, "by": PROCESS})] = None
+        self._pending[Channel.WORK.value, json.dumps({**message, "by": PROCESS})] = None
+        self._begin()
+
+    def tell(self, channel: Channel, payload: str) -> None:
+        """Something on a channel of hints. This process's listeners know when this returns, and hear it once more later."""
+        if self._db.on_commit is not None:
+            self._db.on_commit(channel, payload)
+        self._pending[channel.value, payload] = None
         self._begin()
 
     def ended(self, ids: list[str]) -> None:
@@ -67,7 +74,7 @@ class Notices:
     async def _send(self) -> None:
         try:
             while self._pending or self._ids:
-                messages = [(Channel.WORK.value, payload) for payload in self._pending]
+                messages = list(self._pending)
                 messages += [
                     (Channel.ASYNC.value, ",".join(self._ids[start : start + _MAX_IDS]))
                     for start in range(0, len(self._ids), _MAX_IDS)
