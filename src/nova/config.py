@@ -306,6 +306,11 @@ class FirecrackerSettings(Section):
         16, ge=4, le=512, description="size of a code drive in MB; it grows with the code up to 512"
     )
     vsock_port: int = Field(9999, ge=1, le=65_535, description="where the agent listens inside")
+    templates: bool = Field(True, description="keep machines that were booted for nobody; cold starts go on from them")
+    drive_mbps: int = Field(
+        0, ge=0, le=1_000_000, description="what a machine may read of each of its drives, MB a second; 0: no limit"
+    )
+    drive_ops: int = Field(0, ge=0, le=10_000_000, description="the same in operations a second; 0: no limit")
     uid: int = Field(400_000, ge=65_536, description="first of 1000 host users, one for each machine")
     gid: int = Field(400_000, ge=65_536, description="host group of all machines")
 
@@ -317,6 +322,7 @@ class QemuSettings(Section):
         description="kvm: this processor's virtualisation; tcg: emulation; auto: kvm if a guest has run with it here",
     )
     boot_timeout: Seconds = Field(60.0, gt=0, le=600, description="how long a machine has until its agent answers")
+    templates: bool = Field(True, description="keep machines that were booted for nobody; cold starts go on from them")
     uid: int = Field(402_000, ge=65_536, description="first of 1000 host users, one for each machine, if nova is root")
     gid: int = Field(402_000, ge=65_536, description="host group of all machines")
 
