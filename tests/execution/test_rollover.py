@@ -9,6 +9,7 @@ import pytest
 
 from nova.config import PoolSettings
 from nova.domain.call import CallResult
+from nova.domain.identity import Scope
 from nova.errors import NovaError
 from tests.execution.stack import RealStack, real_stack
 
@@ -18,7 +19,15 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
 CALLERS = 4
-CODE = "def handler(event, context):\n    return {number}\n"
+CODE = """
+import time
+
+def handler(event, context):
+    time.sleep(event.get("takes_s", 0.0))
+    return {number}
+"""
+STEADY = b'{"takes_s": 0.01}'
+"""Long enough that each caller has an instance to itself: none more is wanted while the load lasts."""
 
 
 @pytest.fixture
@@ -41,7 +50,7 @@ class Load:
     async def _call(self) -> None:
         while self._going:
             try:
-                self.results.append(await self.stack.invoke(name=self.name))
+                self.results.append(await self.stack.invoke(STEADY, self.name))
             except NovaError as error:
                 self.failures.append(error)
             await asyncio.sleep(0)
@@ -67,7 +76,8 @@ async def test_a_new_version_takes_over(stack: RealStack) -> None:
 async def no_call_waits_for_a_boot_through_five_deploys(stack: RealStack, name: str) -> None:
     """The calls in between run the version before; in the end only the last version has instances."""
     await stack.deploy(CODE.format(number=1), name)
-    await asyncio.gather(*(stack.invoke(name=name) for _ in range(CALLERS)))
+    await asyncio.gather(*(stack.invoke(b'{"takes_s": 1}', name) for _ in range(CALLERS)))
+    assert len(stack.fleet.instances(Scope(), name)) == CALLERS
     for _ in range(200):
         await stack.invoke(name=name)
     load = Load(stack, name)
