@@ -24,6 +24,7 @@ CAPABILITIES = (
     ("bad code", "code that does not load is told"),
     ("reload", "new code in a running instance"),
     ("snapshot", "instances of a function that was loaded before"),
+    ("template", "instances that stood ready before their function was known"),
     ("memory", "memory limit"),
     ("pids", "limit of processes"),
     ("disk", "limit of `/tmp`"),

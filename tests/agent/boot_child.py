@@ -1,12 +1,15 @@
 """Runs the first process of a container in this process, without the container: ``boot_child.py <src> <description> <code>``
-and, for one that can be kept in a snapshot, a file for what it is told when it goes on."""
+and, for one that can be kept in a snapshot, a file for what it is told when it goes on. With ``TEST_BLANK`` it is there for
+nobody."""
 
 import dataclasses
 import functools
 import json
+import os
 import sys
 from typing import Any
 
+blank = bool(os.environ.pop("TEST_BLANK", ""))
 source, description, code_dir, *thaws = sys.argv[1:]
 sys.path.insert(0, source)
 
@@ -19,7 +22,7 @@ _config = Entry.config
 
 def _elsewhere(self: Entry, *args: Any, **options: Any) -> Any:
     """What a container has at ``/code`` is somewhere else here, and the guest API's port is anybody's."""
-    return dataclasses.replace(_config(self, *args, **options), code_dir=code_dir, guest_port=0)
+    return dataclasses.replace(_config(self, *args, **options), code_dir=code_dir, guest_port=0, blank=blank)
 
 
 def _awaken(thaw: Any) -> None:

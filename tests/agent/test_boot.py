@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import tty
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 from nova.agent import relay_codec as codec
 from nova.agent.frames import HELLO, encode
-from nova.agent.messages import HelloHead, ThawHead
+from nova.agent.messages import HelloHead, PlaceHead, ThawHead
 from nova.agent.relay_codec import PREAMBLE
 from nova.execution.backends.base import InitFailed
 from nova.execution.channel import DirectChannel, FreezeRefused
@@ -321,6 +322,38 @@ async def test_an_instance_is_frozen_and_thawed_as_another(booted: Booted, port:
         await instance.channel.thaw(thaw)
     instance.channel.close()
     assert await booted.ended() == 0
+
+
+@pytest.mark.parametrize("runtime", ["python", "node"])
+async def test_an_instance_that_was_booted_for_nobody_becomes_somebodys(
+    runtime: str, port: int, tmp_path: Path
+) -> None:
+    """It loads nothing and has no worker before it goes on; then it is like any other, whatever its language."""
+    booted = Booted(tmp_path, runtime)
+    booted.start(f"tcp:{port}", thaws=tmp_path / "thaws", environment={"TEST_BLANK": "1"})
+    try:
+        instance = await booted.reach(await relayed(await connected(port)))
+        with pytest.raises(InitFailed, match="for nobody"):
+            await instance.init()
+        await instance.channel.freeze()
+        instance.channel.close()
+        assert len(descendants(instance.process.pid)) == 2, "the first process and the agent, and no worker"
+
+        code = {"main.py": "def handler(event):\n    return event", "index.js": "exports.handler = event => event"}
+        write_files(tmp_path / "code", code)
+        instance = await booted.reach(await relayed(await connected(port)))
+        thaw = ThawHead("instance-2", hashlib.sha256(b"2" * 32).hexdigest(), 1, "ab" * 64)
+        with pytest.raises(FreezeRefused, match="booted for nobody"):
+            await instance.channel.thaw(thaw)
+        thaw = replace(thaw, place=PlaceHead("vdc:/layers/0:ro", 8, 128, 20))
+        await instance.channel.thaw(thaw)
+        assert json.loads((tmp_path / "thaws").read_text()) == thaw.as_head()
+        await instance.init()
+        assert await instance.value([1]) == [1]
+        instance.channel.close()
+        assert await booted.ended() == 0
+    finally:
+        booted.close()
 
 
 class Port:

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,33 @@ def _obstacle(maker: Maker) -> str:
     if isinstance(maker.backend, Snapshotter):
         return maker.backend.snapshot_obstacle(maker.case.runtime)
     return "every instance loads its code"
+
+
+@proves("template")
+async def test_templates(maker: Maker, capabilities: Capabilities, found: Found) -> None:
+    """PO11, PO14: a backend that says so makes instances from what stood ready for nobody, with limits of their own; others never
+    say so."""
+    if not capabilities.template:
+        function = await maker.load()
+        assert function.instance.source != "template"
+        await function.stop()
+        found("no", "every instance is made from nothing")
+        return
+    async with asyncio.timeout(60):
+        while (first := await maker.load()).instance.source != "template":
+            await first.stop()
+            await asyncio.sleep(0.1)
+    second = await maker.load(maker.spec(replace(TIGHT, tmp_mb=TMP_MB // 2)))
+    try:
+        assert second.instance.source in ("template", "boot")
+        one, two = await asyncio.gather(first.do("loaded"), second.do("loaded"))
+        assert one[0] != two[0]
+        assert one[1] != two[1]
+        assert (await first.do("disk", most=4 * TMP_MB))[0] > TMP_MB // 2
+        assert (await second.do("disk", most=4 * TMP_MB))[0] <= TMP_MB // 2
+    finally:
+        await first.stop()
+        await second.stop()
 
 
 # -- layers and volumes ----------------------------------------------------------------------------------------------

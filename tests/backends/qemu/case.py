@@ -25,7 +25,7 @@ class Case:
     @asynccontextmanager
     async def backend(self, folder: Path, node: str = "conf") -> AsyncIterator[Backend]:
         self._folder = folder
-        made = ground.backend(folder, node)
+        made = ground.backend(folder, node, templates=True)
         await made.start()
         try:
             yield made

@@ -69,7 +69,7 @@ class Stocked:
         """Of a function with one layer."""
         layer = LayerMount(write_code("", self.folder, f"layer of {name}"), "/layers/0")
         code = code.replace("MY_NAME", name)
-        spec = self.maker.spec(replace(TIGHT, **limits), layers=(layer,))  # type: ignore[arg-type]
+        spec = self.maker.spec(replace(TIGHT, **limits), layers=(layer,))
         return replace(spec, code=write_code(code, self.folder))
 
     async def fingerprint(self) -> str:

@@ -39,8 +39,6 @@ RECONCILE_AGE_S: Final = 30.0
 """An instance younger than this may not be known to its owner yet."""
 TEMPLATES_MB: Final = 4096
 """What templates may take on disk; those used longest ago go first."""
-TEMPLATE_MOST_MB: Final = 2048
-"""A machine with more memory always boots: writing its template would cost more than it saves."""
 _TOKEN_BYTES: Final = 32
 
 G = TypeVar("G", bound=Guest[Any])
@@ -195,7 +193,7 @@ class MachineBackend(ABC, Generic[G]):
     # -- templates -----------------------------------------------------------------------------------------------
 
     async def _from_template(self, spec: InstanceSpec, image: ImageFile) -> G | None:
-        if self._templates is None or shape.memory_mb(spec.limits) > TEMPLATE_MOST_MB:
+        if self._templates is None:
             return None
         kept = await self._templates.find(spec, await self._fingerprint(spec, image))
         if kept is None:

@@ -25,6 +25,8 @@ AGAIN_S: Final = 300.0
 """A shape whose template could not be made, or was of no use, is let alone for so long."""
 YIELD_S: Final = 60.0
 """How long making one waits for instances that are being booted."""
+MEMORY_MOST_MB: Final = 2048
+"""A machine with more memory always boots: writing its template would cost more than it saves."""
 WAITING_MOST: Final = 32
 """Shapes whose templates are still to be made; whoever wants more is not heard until some are."""
 
@@ -56,6 +58,8 @@ class TemplateShelf:
     def want(self, spec: InstanceSpec) -> None:
         """Have one made for machines of this shape. Returns at once."""
         key = key_of(spec)
+        if Shape.of(spec).memory_mb > MEMORY_MOST_MB:
+            return
         if self._closed or key in self._wanted or len(self._wanted) >= WAITING_MOST:
             return
         if self._clock.monotonic() < self._not_before.get(key, 0.0):
