@@ -232,6 +232,16 @@ class LimitSettings(Section):
         description="state of one function, keys and values together, in MiB",
         json_schema_extra=HOT,
     )
+    workflow_nodes: int = Field(
+        500,
+        ge=1,
+        le=100_000,
+        description="nodes of a workflow, those inside of parallel nodes included",
+        json_schema_extra=HOT,
+    )
+    map_items: int = Field(
+        10_000, ge=1, le=1_000_000, description="items that a map node of a workflow goes over", json_schema_extra=HOT
+    )
 
 
 class NetworkPolicySettings(Section):
@@ -410,6 +420,15 @@ class SchedulesSettings(Section):
     lookahead: Seconds = Field(1.0, description="how far ahead due schedules are read")
 
 
+class WorkflowSettings(Section):
+    workers: int = Field(
+        64, ge=1, le=10_000, description="runs that one process advances at the same time", json_schema_extra=HOT
+    )
+    max_depth: int = Field(
+        16, ge=1, le=1000, description="workflows that start one another, one below the other", json_schema_extra=HOT
+    )
+
+
 class TriggerSettings(Section):
     fs_roots: list[Path] = Field(
         default=[], description="directories of this machine that filesystem triggers may watch; empty: none"
@@ -421,8 +440,18 @@ class RetentionSettings(Section):
         7, ge=1, le=3650, description="finished async calls are kept so long", json_schema_extra=HOT
     )
     dlq_days: int = Field(30, ge=1, le=3650, description="dead letters are kept so long", json_schema_extra=HOT)
+    deliveries_days: int = Field(
+        7,
+        ge=1,
+        le=3650,
+        description="what was delivered or published from an outbox is kept so long",
+        json_schema_extra=HOT,
+    )
     schedule_runs_days: int = Field(
         30, ge=1, le=3650, description="the history of schedules is kept so long", json_schema_extra=HOT
+    )
+    runs_days: int = Field(
+        30, ge=1, le=3650, description="finished runs of workflows are kept so long", json_schema_extra=HOT
     )
     builds_days: int = Field(30, ge=1, le=3650, description="finished builds are kept so long", json_schema_extra=HOT)
     audit_days: int = Field(365, ge=1, le=3650, description="audit rows are kept so long", json_schema_extra=HOT)
@@ -468,6 +497,7 @@ class Settings(Section):
     execution: ExecutionSettings = ExecutionSettings()
     queue: QueueSettings = QueueSettings()
     schedules: SchedulesSettings = SchedulesSettings()
+    workflows: WorkflowSettings = WorkflowSettings()
     triggers: TriggerSettings = TriggerSettings()
     cluster: ClusterSettings = ClusterSettings()
     retention: RetentionSettings = RetentionSettings()

@@ -30,6 +30,7 @@ CODES: Mapping[str, Code] = {
     "scope_forbidden": Code(403, "The caller may not act in this tenant or namespace"),
     "ip_denied": Code(403, "The address is not allowed"),
     "tenant_suspended": Code(403, "The tenant is suspended"),
+    "halted": Code(403, "The resource is halted"),
     "not_found": Code(404, "No such resource"),
     "route_not_found": Code(404, "No such route"),
     "method_not_allowed": Code(405, "The method is not allowed here"),

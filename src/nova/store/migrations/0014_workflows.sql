@@ -137,7 +137,6 @@ CREATE TABLE dag_events (
     consumed_at timestamptz
 );
 CREATE INDEX dag_events_unread ON dag_events (run_id, no) WHERE consumed_at IS NULL;
-CREATE INDEX dag_events_run ON dag_events (run_id, no);
 
 CREATE TABLE approvals (
     id            uuid PRIMARY KEY,
@@ -161,3 +160,6 @@ CREATE TABLE approvals (
 );
 CREATE INDEX approvals_scope ON approvals (tenant_id, namespace, status, id DESC);
 CREATE INDEX approvals_run ON approvals (run_id);
+
+-- A tenant's runs in the order in which they are due. Each claim takes from every tenant.
+CREATE INDEX work_runs ON work (tenant_id, run_at, id) WHERE kind = 'run';
