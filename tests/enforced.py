@@ -27,6 +27,9 @@ _STATE = "control/test_state.py"
 _LAYERS = "control/test_layers.py"
 _VOLUMES = "control/test_volumes.py"
 
+_TOPICS = "events/bus/test_topics.py"
+_BUS_OUTBOX = "events/bus/test_outbox.py"
+
 ENFORCED: dict[str, str] = {
     "aliases.description": f"{_ALIASES}::test_an_alias_names_a_version_or_splits",
     "aliases.match": f"{_ROUTING}::test_the_first_rule_that_fits_decides",
@@ -199,6 +202,32 @@ ENFORCED: dict[str, str] = {
     "tenants.tier": f"{_TENANTS}::test_the_tenants_tier_sets_the_rate_of_keys_without_one",
     "tenants?cursor": f"{_TENANTS}::test_lists_are_paged_newest_first",
     "tenants?limit": f"{_TENANTS}::test_lists_are_paged_newest_first",
+    "topics.dedup_id": f"{_TOPICS}::test_a_repeated_message_is_the_first_one",
+    "topics.dedup_window_s": f"{_TOPICS}::test_a_repeated_message_is_the_first_one",
+    "topics.delay_s": f"{_BUS_OUTBOX}::test_delayed_messages_come_in_the_order_of_their_times",
+    "topics.description": f"{_TOPICS}::test_a_topic_is_made_changed_listed_and_deleted",
+    "topics.headers": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics.hold": f"{_BUS_OUTBOX}::test_what_is_held_waits_for_its_release",
+    "topics.max_retained_mb": f"{_TOPICS}::test_retention_removes_by_age_and_size_without_asking",
+    "topics.messages": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics.messages.dedup_id": "events/bus/test_publish.py::test_a_batch_is_all_or_nothing_and_answers_in_order",
+    "topics.messages.delay_s": f"{_BUS_OUTBOX}::test_delayed_messages_come_in_the_order_of_their_times",
+    "topics.messages.headers": f"{_TOPICS}::test_bad_fields_are_refused_by_name",
+    "topics.messages.ordering_key": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics.messages.payload": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics.name": f"{_TOPICS}::test_bad_fields_are_refused_by_name",
+    "topics.not_before": f"{_BUS_OUTBOX}::test_what_is_held_waits_for_its_release",
+    "topics.ordering_key": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics.payload": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics.retention_hours": f"{_TOPICS}::test_retention_removes_by_age_and_size_without_asking",
+    "topics?cascade": f"{_TOPICS}::test_a_topic_with_subscriptions_goes_only_with_them",
+    "topics?cursor": f"{_TOPICS}::test_a_topic_is_made_changed_listed_and_deleted",
+    "topics?from_sequence": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics?from_time": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics?limit": f"{_TOPICS}::test_a_topic_is_made_changed_listed_and_deleted",
+    "topics?ordering_key": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics?q": f"{_TOPICS}::test_a_topic_is_made_changed_listed_and_deleted",
+    "topics?status": f"{_BUS_OUTBOX}::test_what_is_held_waits_for_its_release",
     "versions.description": f"{_VERSIONS}::test_publish_freezes_what_changed_since",
     "versions?cursor": f"{_VERSIONS}::test_lists_page_newest_first",
     "versions?limit": f"{_VERSIONS}::test_lists_page_newest_first",

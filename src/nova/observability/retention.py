@@ -16,8 +16,10 @@ from nova.errors import NovaError
 from nova.observability.rollup import Fence
 from nova.store import asyncs
 from nova.store.builds import BuildStore
+from nova.store.bus_outbox import BusOutboxStore
 from nova.store.db import Database
 from nova.store.invocations import InvocationStore
+from nova.store.messages import MessageRetention
 from nova.store.outbox import OutboxStore
 from nova.store.retention import AgedTable, RetentionStore
 from nova.store.state import StateStore
@@ -50,6 +52,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
     """Every table but that of the call records. Settings are read in each round: they are hot."""
     kept = settings.retention
     store, builds, outbox = RetentionStore(db), BuildStore(db), OutboxStore(db)
+    messages, bus_outbox = MessageRetention(db), BusOutboxStore(db)
     states = StateStore(db, lambda: settings.limits.state_mb << 20)
 
     def aged(table: AgedTable, age: Callable[[], timedelta]) -> Rule:
@@ -68,6 +71,9 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         """Before when what is well goes, and before when what is dead."""
         return now - timedelta(days=kept.async_days), now - timedelta(days=kept.dlq_days)
 
+    async def published(now: datetime, limit: int) -> int:
+        return await bus_outbox.delete_published(now - timedelta(days=kept.deliveries_days), limit)
+
     async def old_builds(_now: datetime, limit: int) -> int:
         return await builds.retire(older_than_s=kept.builds_days * 86_400, limit=limit)
 
@@ -82,6 +88,9 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         Rule("function_state", states.sweep),  # at its own expiry
         Rule("async_invocations", old_jobs),
         Rule("event_outbox", old_deliveries),
+        Rule("event_messages", messages.sweep),  # as each topic says
+        Rule("event_dedup", messages.sweep_keys),  # at their own expiry
+        Rule("bus_outbox", published),
         Rule("builds", old_builds),
     ]
 

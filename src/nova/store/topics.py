@@ -80,8 +80,12 @@ class TopicStore:
         await conn.run(_sql.update, id=topic_id, **asdict(settings))
 
     async def delete(self, conn: Connection, topic_id: str) -> None:
-        """Its messages go with the next rounds of retention. Raises psycopg's ForeignKeyViolation while it has subscriptions."""
+        """Its messages go with the next rounds of retention."""
         await conn.run(_sql.delete, id=topic_id)
+
+    async def subscriptions(self, conn: Connection, topic_id: str) -> list[str]:
+        """Their names, at most 100."""
+        return [row["name"] for row in await conn.fetch(_sql.subscriptions, id=topic_id)]
 
     async def delete_subscriptions(self, conn: Connection, topic_id: str) -> list[str]:
         """The ids of those that were there."""

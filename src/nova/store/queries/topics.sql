@@ -44,5 +44,8 @@ UPDATE event_topics
 -- name: delete
 DELETE FROM event_topics WHERE id = %(id)s::uuid;
 
+-- name: subscriptions -- while the topic is locked no other can come
+SELECT name FROM event_subscriptions WHERE topic_id = %(id)s::uuid ORDER BY name LIMIT 100;
+
 -- name: delete_subscriptions
 DELETE FROM event_subscriptions WHERE topic_id = %(id)s::uuid RETURNING id::text AS id;
