@@ -230,7 +230,7 @@ class Runs:
                 id=new_id(),
                 scope=scope,
                 workflow=run["workflow_name"],
-                payload=input if payload is not None and from_ == "start" else run["input"].encode(),
+                payload=payload if payload is not None and from_ == "start" else run["input"].encode(),
                 caller=caller,
                 source=f"run:{run_id}",
                 version=version or run["version"],
