@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import nats
 import pytest
@@ -33,7 +34,7 @@ async def client(nats_broker: brokers.Nats) -> AsyncIterator[Client]:
     await client.close()
 
 
-def source(broker: brokers.Nats, **more: object) -> Source:
+def source(broker: brokers.Nats, **more: Any) -> Source:
     base = {"servers": [broker.url], "subject": "orders.*", "stream": "ORDERS", "durable": "d", "start": "earliest"}
     return made(nats_source, **(base | more))
 
@@ -92,7 +93,7 @@ async def test_no_more_than_the_window_and_again_what_was_not_acknowledged(
     async def stuck(event: SourceEvent) -> None:
         await asyncio.Event().wait()
 
-    await client.jetstream().add_consumer("ORDERS", durable_name="d", ack_policy="explicit", ack_wait=1)  # type: ignore[arg-type]
+    await client.jetstream().add_consumer("ORDERS", durable_name="d", ack_policy="explicit", ack_wait=1)
     await publish(client, *range(5))
     first = Kept(stuck)
     async with running(lambda: source(nats_broker, window=3), first):
@@ -111,7 +112,7 @@ async def test_a_delivery_may_take_longer_than_the_consumer_waits(nats_broker: b
     async def slow(event: SourceEvent) -> None:
         await asyncio.sleep(1.5)
 
-    await client.jetstream().add_consumer("ORDERS", durable_name="d", ack_policy="explicit", ack_wait=0.6)  # type: ignore[arg-type]
+    await client.jetstream().add_consumer("ORDERS", durable_name="d", ack_policy="explicit", ack_wait=0.6)
     sink = Kept(slow)
     async with running(lambda: source(nats_broker), sink):
         await publish(client, 1)

@@ -50,6 +50,9 @@ class Config(Model):
     ca: Authority | None = None
 
 
+PLACE = ("url", "stream", "group")
+
+
 def make(config: Config, context: Context) -> "RedisStream":
     return RedisStream(config, context)
 
