@@ -1,0 +1,232 @@
+"""One attempt of a delivery: a function called, a workflow started, or a webhook sent, with the message as an event."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Literal
+
+import structlog
+
+from nova import payload
+from nova.clock import Clock
+from nova.domain.call import CallRequest, CallResult
+from nova.domain.ports import Invoker, WorkflowStarter
+from nova.errors import NovaError
+from nova.events import cloudevent
+from nova.events.acting import acting_for
+from nova.events.webhooks import WebhookSender
+from nova.ids import new_id
+from nova.store.messages import MessageRow
+from nova.store.subscriptions import SubscriptionRecord
+
+log = structlog.get_logger(__name__)
+TYPE = "nova.topic.message"
+_HOPELESS = frozenset({400, 404, 413, 422, 424, 508})
+"""Statuses of refusals that would be the same at the next attempt."""
+_NOT_YET = frozenset({403, 429, 503})
+"""Statuses of refusals that say nothing about the message: the target is busy, or the platform is away."""
+_WAIT_S = (1.0, 60.0)
+"""Shortest and longest pause after one of those."""
+_MAX_ERROR = 2000
+"""Characters of an error that are kept."""
+Outcome = Literal["done", "failed", "dead", "later"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A message on its way to one subscription. ``attempt`` counts executions from 1."""
+
+    delivery_id: str
+    message: MessageRow
+    attempt: int
+    replay: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of an attempt.
+
+    failed: to be tried again; dead: it is no use; later: this was no attempt, ``pause_s`` is how long to wait. ``gone``: the
+    receiver wants nothing any more.
+    """
+
+    outcome: Outcome
+    started_at: datetime
+    duration_ms: float
+    request_id: str | None = None
+    error: str | None = None
+    pause_s: float = 0.0
+    gone: bool = False
+
+
+class Delivering:
+    """``workflows`` None: subscriptions of type workflow end in the dead-letter queue with an error that says so."""
+
+    def __init__(
+        self, invoker: Invoker, sender: WebhookSender, clock: Clock, *, workflows: WorkflowStarter | None = None
+    ) -> None:
+        self._invoker = invoker
+        self._sender = sender
+        self._clock = clock
+        self._workflows = workflows
+
+    async def deliver(self, record: SubscriptionRecord, parcels: Sequence[Parcel]) -> list[Verdict]:
+        """One call for all of ``parcels``; a verdict for each. Never raises for what the target does."""
+        started_at, began = self._clock.now(), self._clock.monotonic()
+        verdict = Verdict("done", started_at, 0.0)
+        try:
+            match record.settings.type:
+                case "function":
+                    verdicts = await self._call(record, parcels, verdict, began)
+                case "workflow":
+                    verdicts = [await self._start(record, parcels[0], verdict)]
+                case "webhook":
+                    verdicts = [await self._send(record, parcels[0], verdict)]
+        except NovaError as refusal:
+            verdicts = [_refused(refusal, verdict)] * len(parcels)
+        except Exception as error:
+            log.exception("a delivery failed", subscription=record.id)
+            fault = replace(verdict, outcome="failed", error=f"internal error ({type(error).__name__})")
+            verdicts = [fault] * len(parcels)
+        took_ms = (self._clock.monotonic() - began) * 1000
+        return [replace(one, duration_ms=took_ms) for one in verdicts]
+
+    async def _call(
+        self, record: SubscriptionRecord, parcels: Sequence[Parcel], verdict: Verdict, began: float
+    ) -> list[Verdict]:
+        settings, request_id = record.settings, new_id()
+        events = [envelope(record, parcel) for parcel in parcels]
+        first = parcels[0]
+        call = CallRequest(
+            request_id=request_id,
+            scope=record.scope,
+            function=settings.target,
+            payload=cloudevent.batch(events) if settings.batch_size > 1 else events[0],
+            identity=acting_for(record.created_by, record.scope),
+            received=began,
+            qualifier=settings.qualifier,
+            timeout_ms=None if settings.timeout_s is None else int(settings.timeout_s * 1000),
+            trigger="event",
+            traceparent=first.message.traceparent,
+            tracestate=first.message.tracestate,
+            attempt=first.attempt,
+            caller=f"subscription:{record.topic}/{record.name}",
+        )
+        verdict = replace(verdict, request_id=request_id)
+        try:
+            result = await self._invoker.invoke(call)
+        except NovaError as refusal:
+            return [_refused(refusal, verdict)] * len(parcels)
+        if result.error is not None:
+            failed = replace(verdict, outcome="failed", error=_text(f"{result.error.type}: {result.error.message}"))
+            return [failed] * len(parcels)
+        if settings.batch_size == 1:
+            return [verdict]
+        return _of_batch(result, parcels, verdict)
+
+    async def _start(self, record: SubscriptionRecord, parcel: Parcel, verdict: Verdict) -> Verdict:
+        """One run for each delivery, however often it is tried: its id is the run's key."""
+        if self._workflows is None:
+            return replace(verdict, outcome="dead", error="workflows do not run here")
+        message = parcel.message
+        run_id = await self._workflows.start(
+            record.scope,
+            record.settings.target,
+            envelope(record, parcel),
+            key=parcel.delivery_id,
+            caller=record.created_by,
+            traceparent=message.traceparent,
+            tracestate=message.tracestate,
+        )
+        return replace(verdict, request_id=run_id)
+
+    async def _send(self, record: SubscriptionRecord, parcel: Parcel, verdict: Verdict) -> Verdict:
+        settings = record.settings
+        sent = await self._sender.send(
+            settings.target,
+            parcel.delivery_id,
+            envelope(record, parcel),
+            *record.secrets.valid(self._clock.now()),
+            method=settings.webhook_method,
+            headers={**settings.webhook_headers, "x-nova-topic": record.topic},
+            timeout_s=settings.webhook_timeout_ms / 1000,
+        )
+        if sent.error is None:
+            return verdict
+        outcome: Outcome = "dead" if sent.final else "failed"
+        return replace(
+            verdict, outcome=outcome, error=_text(sent.error), pause_s=sent.retry_after_s or 0.0, gone=sent.gone
+        )
+
+
+def attributes_of(topic: str, message: MessageRow) -> dict[str, str]:
+    """The attributes of the event that a message is: its publisher's, and ours where he gave none."""
+    found = {"id": message.id, "source": f"/topics/{topic}", "type": TYPE, **message.attributes}
+    if message.ordering_key is not None:
+        found["partitionkey"] = message.ordering_key
+    return found
+
+
+def envelope(record: SubscriptionRecord, parcel: Parcel) -> bytes:
+    """The event: a publisher's own attributes are kept."""
+    message = parcel.message
+    given = dict(message.attributes)
+    time = given.pop("time", None)
+    headers = payload.encode(dict(message.headers)).decode() if message.headers else None
+    extensions: dict[str, Any] = {
+        "partitionkey": message.ordering_key,
+        "sequence": str(message.sequence),
+        "traceparent": message.traceparent,
+        "tracestate": message.tracestate if message.traceparent is not None else None,
+        "novatenant": record.scope.tenant,
+        "novatopic": record.topic,
+        "novasubscription": record.name,
+        "novadelivery": parcel.delivery_id,
+        "novaattempt": parcel.attempt,
+        "novareplay": True if parcel.replay else None,
+        "novaheaders": headers,
+    }
+    return cloudevent.build(
+        id=given.pop("id", message.id),
+        source=given.pop("source", f"/topics/{record.topic}"),
+        type=given.pop("type", TYPE),
+        subject=given.pop("subject", None),
+        time=message.published_at if time is None else datetime.fromisoformat(time),
+        data=message.payload,
+        extensions={**given, **extensions},
+    )
+
+
+def _of_batch(result: CallResult, parcels: Sequence[Parcel], verdict: Verdict) -> list[Verdict]:
+    """Those whose ids the answer names have failed; an answer that cannot be understood fails all of them."""
+    answer = payload.decode(result.output) if result.output else None
+    if not isinstance(answer, Mapping) or not answer.get("batchItemFailures"):
+        return [verdict] * len(parcels)
+    failed = replace(verdict, outcome="failed", error="the function named it in batchItemFailures")
+    ids = [parcel.message.attributes.get("id", parcel.message.id) for parcel in parcels]
+    named: set[str] = set()
+    failures = answer["batchItemFailures"]
+    for entry in failures if isinstance(failures, list) else [None]:
+        name = entry.get("itemIdentifier") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str) or name not in ids:
+            problem = "batchItemFailures has an entry without the itemIdentifier of an event of the batch"
+            return [replace(failed, error=problem)] * len(parcels)
+        named.add(name)
+    return [failed if event_id in named else verdict for event_id in ids]
+
+
+def _refused(refusal: NovaError, verdict: Verdict) -> Verdict:
+    error = _text(f"{refusal.code}: {refusal.detail}")
+    if refusal.status in _HOPELESS:
+        return replace(verdict, outcome="dead", error=error)
+    if refusal.status in _NOT_YET and getattr(refusal, "delivered", "no") == "no":
+        least, most = _WAIT_S
+        pause_s = min(most, max(least, refusal.retry_after_s or 0)) * random.uniform(1, 1.25)
+        return replace(verdict, outcome="later", error=error, pause_s=pause_s)
+    return replace(verdict, outcome="failed", error=error)
+
+
+def _text(error: str) -> str:
+    """As PostgreSQL takes it."""
+    return error.replace("\x00", "").encode(errors="replace").decode()[:_MAX_ERROR]

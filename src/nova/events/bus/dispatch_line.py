@@ -1,0 +1,568 @@
+"""One subscription, delivered from memory by the process in charge of it.
+
+Messages are read as the topic grows, filtered, and delivered at once; a row is written when the first attempt has ended, and the
+cursor follows what has a row. What has to be tried again waits as a row, and so do its successors of the same ordering key, so
+that one message that fails holds neither the cursor nor the others.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from typing import Protocol
+
+import structlog
+
+from nova import payload
+from nova.clock import Clock, rfc3339
+from nova.domain.asyncs import backoff_s
+from nova.domain.identity import Scope
+from nova.errors import NovaError
+from nova.events.bus.delivering import Delivering, Parcel, Verdict
+from nova.events.bus.dispatch_dead import DeadLetters
+from nova.events.bus.dispatch_feed import Arrival, Feed
+from nova.events.bus.dispatch_items import Item, Lane, Place
+from nova.events.bus.dispatch_record import Recorder
+from nova.events.bus.filters import compile_filters
+from nova.service import Background
+from nova.store import messages
+from nova.store.bus_deliveries import Ended, Moved, Queued, Status, delivery_id
+from nova.store.db import Database
+from nova.store.subscriptions import ShardStore, SubscriptionRecord
+from nova.work.leader import Fence
+
+log = structlog.get_logger(__name__)
+WINDOW = 1024
+"""Messages that are read and not recorded yet, at most."""
+MAX_ROWS = 10_000
+"""While so many deliveries of a subscription wait as rows, no more messages are read for it."""
+_CHUNK = 256
+_AGAIN_S = 1.0
+"""After the database did not answer."""
+_BURST_S = 0.02
+"""A rate limit lets through at once what it would in so long: timers are not exact."""
+
+
+class DeliveryEvents(Protocol):
+    """Who wants to know (metrics). Must not block or raise."""
+
+    def event_delivered(self, scope: Scope, topic: str, status: str) -> None:
+        """``status`` is ``succeeded``, ``retried`` or ``dlq``."""
+        ...
+
+    def event_lag(self, topic: str, milliseconds: float) -> None:
+        """From the commit of a message to the end of its first attempt."""
+        ...
+
+
+class NoDeliveryEvents:
+    def event_delivered(self, scope: Scope, topic: str, status: str) -> None:
+        pass
+
+    def event_lag(self, topic: str, milliseconds: float) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every line works with."""
+
+    db: Database
+    shards: ShardStore
+    recorder: Recorder
+    delivering: Delivering
+    dead_letters: DeadLetters
+    events: DeliveryEvents
+    clock: Clock
+    broke: Callable[[str], None]
+    """a line of this subscription has to be loaded anew"""
+
+
+class Line:
+    """Everything happens on the event loop; only :meth:`stop` waits."""
+
+    def __init__(self, record: SubscriptionRecord, parts: Parts, fence: Fence, feed: Feed) -> None:
+        self.fence = fence
+        self.feed = feed
+        self.broken = False
+        """something could not be written although the duty may be ours: load it anew"""
+        self._parts = parts
+        self._loop = asyncio.get_running_loop()
+        self._tasks = Background(f"subscription.{record.id}")
+        self._active = False
+        self._ready: deque[Item] = deque()
+        self._timers: list[tuple[float, int, Item]] = []
+        self._lanes: dict[str, Lane] = {}
+        self._rows: dict[Place, Item] = {}
+        self._finished: set[Place] = set()
+        self._inflight = 0
+        self._paused_until = self._not_before = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+        self._intake: asyncio.Task[None] | None = None
+        self._hint = False
+        self._begin(record, set(), record.cursor)
+
+    def _begin(self, record: SubscriptionRecord, ahead: set[int], careful_to: int) -> None:
+        """Read on after the record's cursor. ``ahead``: what is beyond it and done. Up to ``careful_to`` a message may have
+        taken its process down with it: its attempt is written before it begins."""
+        self._set(record)
+        self.read_to = record.cursor
+        self._open: OrderedDict[int, None] = OrderedDict()
+        self._ahead = ahead
+        self._careful_to = careful_to
+        self._expired = 0
+
+    def _set(self, record: SubscriptionRecord) -> None:
+        self.record = record
+        self._fits = compile_filters(record.settings.filters)
+
+    # What whoever is in charge of the shard does
+
+    def start(self, rows: Sequence[Queued], blocked: Collection[str], ahead: set[int], *, torn: bool) -> None:
+        """``torn``: the reader before did not end in good order."""
+        self._ahead = ahead
+        self._careful_to = self.read_to + WINDOW if torn else self.read_to
+        if self.record.settings.on_dlq == "block":
+            self._lanes = {key: Lane(blocked=True) for key in blocked}
+        self._add_rows(rows)
+        self._active = True
+        self.wake()
+        self.pump()
+
+    def looking(self) -> None:
+        """The rows are about to be read for :meth:`renew`."""
+        self._finished.clear()
+
+    def renew(self, record: SubscriptionRecord, rows: Sequence[Queued], blocked: Collection[str], since: float) -> None:
+        """It was changed, or its rows were; ``since`` is the loop's time at which they were begun to be read."""
+        if record.generation != self.record.generation:
+            self._drop_unrecorded()
+            self._begin(record, set(), record.cursor)
+        else:
+            self._set(record)
+        there = {(row.sequence, row.generation): row for row in rows}
+        for place, item in list(self._rows.items()):
+            if place not in there and not item.flying and item.saved is not None and item.saved < since:
+                del self._rows[place]
+                self._forget(item)
+        self._add_rows([row for place, row in there.items() if place not in self._finished])
+        self._unblock(blocked if record.settings.on_dlq == "block" else ())
+        self.wake()
+        self.pump()
+
+    def wake(self) -> None:
+        """There may be new messages."""
+        self._hint = True
+        if self._active and self._intake is None and self._room():
+            self._intake = self._tasks.spawn("read", self._read())
+
+    async def stop(self, grace_s: float) -> None:
+        """Begin nothing more; what is under way may end within ``grace_s``."""
+        self._active = False
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._intake is not None:
+            self._intake.cancel()
+        deadline = self._loop.time() + grace_s
+        while self._inflight and self.fence.held and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        await self._tasks.close()
+
+    def moved(self) -> Moved:
+        """How far it has come, for the recorder."""
+        cursor = next(iter(self._open)) - 1 if self._open else self.read_to
+        expired, self._expired = self._expired, 0
+        return Moved(self.record.id, self.record.generation, cursor, expired)
+
+    # Reading
+
+    def _room(self) -> bool:
+        return self.record.enabled and len(self._open) < WINDOW and len(self._rows) < MAX_ROWS
+
+    async def _read(self) -> None:
+        try:
+            while self._hint:
+                self._hint = False
+                while self._room():
+                    generation, read_to = self.record.generation, self.read_to
+                    arrivals = await self.feed.after(read_to, min(_CHUNK, WINDOW - len(self._open)))
+                    if self.record.generation != generation or self.read_to != read_to:
+                        continue
+                    if not arrivals:
+                        break
+                    self._admit(arrivals)
+                    self.pump()
+                else:
+                    self._hint = True
+                    return
+        except NovaError as error:
+            log.warning("messages cannot be read", subscription=self.record.id, error=error.detail)
+            self._loop.call_later(_AGAIN_S, self.wake)
+        finally:
+            self._intake = None
+
+    def _admit(self, arrivals: Sequence[Arrival]) -> None:
+        record = self.record
+        for arrival in arrivals:
+            message = arrival.message
+            sequence = message.sequence
+            self._expired += sequence - self.read_to - 1
+            self.read_to = sequence
+            if sequence in self._ahead:
+                self._ahead.discard(sequence)
+                continue
+            if self._fits is not None and not self._fits(arrival.subject):
+                continue
+            key = message.ordering_key if record.settings.ordered else None
+            replay = sequence <= record.replayed_to
+            item = Item(sequence, record.generation, key, replay, message, since=self._loop.time())
+            if sequence <= self._careful_to:
+                item.row = True
+                self._rows[item.place] = item
+            self._open[sequence] = None
+            self._enter(item)
+        self._parts.recorder.move(self)
+
+    def _add_rows(self, rows: Sequence[Queued]) -> None:
+        now = self._loop.time()
+        for row in rows:
+            place = (row.sequence, row.generation)
+            due = now + max(0.0, row.due_s)
+            item = self._rows.get(place)
+            if item is not None:
+                self._hasten(item, row, due)
+                continue
+            key = row.ordering_key if self.record.settings.ordered else None
+            item = Item(row.sequence, row.generation, key, row.replay, attempts=row.attempts, row=True, saved=now)
+            item.due = due
+            self._rows[place] = item
+            self._enter(item)
+
+    def _hasten(self, item: Item, row: Queued, due: float) -> None:
+        """A user wants it tried now."""
+        if item.waits and due < item.due - 0.05:
+            item.attempts = row.attempts
+            item.due = due
+            heappush(self._timers, (due, id(item), item))
+
+    def _drop_unrecorded(self) -> None:
+        for item in self._ready:
+            item.gone = item.gone or not item.row
+        for key, lane in list(self._lanes.items()):
+            for *_, item in lane.waiting:
+                item.gone = item.gone or not item.row
+            head = lane.head
+            if head is not None and head.gone and not head.flying:
+                self._step(key, lane)
+
+    def _forget(self, item: Item) -> None:
+        """It has ended without us."""
+        item.gone = True
+        lane = self._lanes.get(item.key) if item.key is not None else None
+        if lane is not None and lane.head is item and item.key is not None:
+            self._step(item.key, lane)
+
+    def _unblock(self, blocked: Collection[str]) -> None:
+        for key, lane in list(self._lanes.items()):
+            if lane.blocked and key not in blocked:
+                lane.blocked = False
+                if lane.head is None:
+                    self._step(key, lane)
+
+    # Whose turn it is
+
+    def _enter(self, item: Item) -> None:
+        if item.key is None:
+            self._turn(item)
+            return
+        lane = self._lanes.get(item.key)
+        if lane is None:
+            self._lanes[item.key] = lane = Lane(head=item)
+            self._turn(item)
+            return
+        lane.push(item)
+        if (lane.stuck or lane.blocked) and not item.row:
+            self._hold(item)
+
+    def _turn(self, item: Item) -> None:
+        """It is next, but for its time."""
+        now = self._loop.time()
+        if item.due <= now:
+            item.since = now
+            self._ready.append(item)
+            return
+        item.waits = True
+        heappush(self._timers, (item.due, id(item), item))
+        self._stick(item)
+
+    def _stick(self, item: Item) -> None:
+        """The others of its key wait behind it, as rows: they would hold the cursor."""
+        lane = self._lanes.get(item.key) if item.key is not None else None
+        if lane is None:
+            return
+        lane.stuck = True
+        for *_, follower in lane.waiting:
+            if not follower.row and not follower.gone:
+                self._hold(follower)
+
+    def _hold(self, item: Item) -> None:
+        item.row = True
+        self._rows[item.place] = item
+        self._put(item, "queued", Verdict("later", self._parts.clock.now(), 0.0), prompt=False, kept=True)
+
+    def _step(self, key: str, lane: Lane) -> None:
+        """The head of a lane has ended."""
+        lane.head, lane.stuck = None, False
+        if lane.blocked:
+            return
+        item = lane.next()
+        if item is None:
+            del self._lanes[key]
+        else:
+            self._turn(item)
+
+    def pump(self) -> None:
+        """Begin whatever may begin now, and see to it that this is called again when more may."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if not self._active or not self.record.enabled or not self.fence.held:
+            return
+        now = self._loop.time()
+        while self._timers and self._timers[0][0] <= now:
+            item = heappop(self._timers)[2]
+            if item.waits and not item.gone and item.due <= now:
+                item.waits = False
+                item.since = now
+                self._ready.append(item)
+        again = self._start_ready(now)
+        if self._timers:
+            again = self._timers[0][0] if again is None else min(again, self._timers[0][0])
+        if again is not None:
+            self._alarm = self._loop.call_at(again, self.pump)
+
+    def _start_ready(self, now: float) -> float | None:
+        """When to look again; None: when something ends."""
+        settings, ready = self.record.settings, self._ready
+        while ready and self._inflight < settings.max_inflight:
+            if (until := max(self._paused_until, self._not_before)) > now:
+                return until
+            if settings.batch_size > 1 and settings.batch_window_ms and len(ready) < settings.batch_size:
+                full = ready[0].since + settings.batch_window_ms / 1000
+                if full > now:
+                    return full
+            items: list[Item] = []
+            while ready and len(items) < settings.batch_size:
+                item = ready.popleft()
+                if not item.gone:
+                    items.append(item)
+            if not items:
+                return None
+            if rate := settings.rate_limit_per_sec:
+                self._not_before = max(now - _BURST_S, self._not_before) + len(items) / rate
+            for item in items:
+                item.flying = True
+            self._inflight += 1
+            self._tasks.spawn("deliver", self._run(items))
+        return None
+
+    # An attempt
+
+    async def _run(self, items: list[Item]) -> None:
+        record = self.record
+        try:
+            rows = [item for item in items if item.row]
+            if rows:
+                items = await self._prepare(items, rows)
+            parcels = [_parcel(record, item) for item in items]
+            verdicts = await self._parts.delivering.deliver(record, parcels) if parcels else []
+        except NovaError as error:
+            log.warning("a delivery waits for the database", subscription=record.id, error=error.detail)
+            self._break()
+            return
+        finally:
+            self._inflight -= 1
+        for item, verdict in zip(items, verdicts, strict=True):
+            item.attempts += 1
+            await self._conclude(item, verdict)
+        self.pump()
+
+    async def _prepare(self, items: list[Item], rows: list[Item]) -> list[Item]:
+        """Read what was not kept in memory, and count the attempt before it begins; those that are left to be delivered."""
+        settings = self.record.settings
+        missing = [item for item in rows if item.message is None]
+        if missing:
+            sequences = sorted({item.sequence for item in missing})
+            found = await messages.by_sequence(self._parts.db, self.record.topic_id, sequences)
+            by_sequence = {message.sequence: message for message in found}
+            for item in missing:
+                item.message = by_sequence.get(item.sequence)
+        left = [item for item in items if item not in rows]
+        begun = []
+        for item in rows:
+            verdict = Verdict("dead", self._parts.clock.now(), 0.0)
+            if item.message is None:
+                error = "the message is past its topic's retention"
+                self._put(item, "skipped", _with(verdict, error), prompt=True)
+            elif item.attempts >= settings.max_attempts:
+                error = f"its process was lost in the last of {settings.max_attempts} attempts"
+                await self._die(item, _with(verdict, error))
+            else:
+                left.append(item)
+                begun.append(item)
+        written = await asyncio.gather(*(self._count(item) for item in begun))
+        if not all(written):
+            self._break()
+            return []
+        return left
+
+    async def _count(self, item: Item) -> bool:
+        begins = self._ended(item, "queued", Verdict("later", self._parts.clock.now(), 0.0), attempts=item.attempts + 1)
+        return await self._parts.recorder.write(self.fence, begins)
+
+    async def _conclude(self, item: Item, verdict: Verdict) -> None:
+        record, events = self.record, self._parts.events
+        settings = record.settings
+        if item.attempts == 1 and item.message is not None and not item.replay:
+            late = verdict.started_at - item.message.published_at
+            events.event_lag(record.topic, late.total_seconds() * 1000 + verdict.duration_ms)
+        if verdict.gone:
+            await self._disable(verdict.error or "")
+        if verdict.outcome == "done":
+            self._put(item, "succeeded", verdict, prompt=item.key is not None or item.row)
+            events.event_delivered(record.scope, record.topic, "succeeded")
+        elif verdict.outcome == "later":
+            item.attempts -= 1
+            self._paused_until = max(self._paused_until, self._loop.time() + min(verdict.pause_s, 1.0))
+            self._retry(item, verdict, verdict.pause_s)
+        elif verdict.outcome == "failed" and item.attempts < settings.max_attempts:
+            delay_s = max(verdict.pause_s, backoff_s(settings.backoff_base_ms, settings.backoff_max_ms, item.attempts))
+            self._retry(item, verdict, delay_s)
+            events.event_delivered(record.scope, record.topic, "retried")
+        else:
+            await self._die(item, verdict)
+
+    def _retry(self, item: Item, verdict: Verdict, delay_s: float) -> None:
+        item.row = True
+        item.due = self._loop.time() + delay_s
+        self._rows[item.place] = item
+        self._stick(item)
+        self._put(item, "queued", verdict, prompt=True, delay_s=delay_s)
+
+    async def _die(self, item: Item, verdict: Verdict) -> None:
+        record = self.record
+        error = verdict.error or ""
+        if record.settings.dead_letter_topic is not None and item.message is not None:
+            error = await self._parts.dead_letters.send(record, _parcel(record, item), error)
+        lane = self._lanes.get(item.key) if item.key is not None else None
+        if lane is not None and record.settings.on_dlq == "block":
+            lane.blocked = True
+            self._stick(item)
+        self._put(item, "dlq", _with(verdict, error), prompt=True)
+        self._parts.events.event_delivered(record.scope, record.topic, "dlq")
+
+    async def _disable(self, reason: str) -> None:
+        try:
+            await self._parts.shards.disable(self.record.id, reason)
+        except NovaError as error:
+            log.warning("a subscription cannot be paused", subscription=self.record.id, error=error.detail)
+
+    def _break(self) -> None:
+        if not self.broken:
+            self.broken = True
+            self._parts.broke(self.record.id)
+
+    # Its record
+
+    def _put(
+        self,
+        item: Item,
+        status: Status,
+        verdict: Verdict,
+        *,
+        prompt: bool,
+        delay_s: float = 0.0,
+        kept: bool = False,
+    ) -> None:
+        """Write what became of it; ``kept``: it only waits, and nothing was tried."""
+
+        def done(written: bool) -> None:
+            if not written:
+                self._break()
+                return
+            if item.generation == self.record.generation and item.sequence in self._open:
+                del self._open[item.sequence]
+                self._parts.recorder.move(self)
+                if self._hint and len(self._open) < WINDOW // 2:
+                    self.wake()
+            item.saved = self._loop.time()
+            if not kept:
+                self._settled(item, status)
+
+        ended = self._ended(item, status, verdict, delay_s=delay_s, tried=not kept)
+        self._parts.recorder.put(self.fence, ended, done, prompt=prompt)
+
+    def _settled(self, item: Item, status: Status) -> None:
+        item.flying = False
+        if status == "queued":
+            item.message = None
+            item.waits = True
+            heappush(self._timers, (item.due, id(item), item))
+            self.pump()
+            return
+        if item.row:
+            self._rows.pop(item.place, None)
+            self._finished.add(item.place)
+            if self._hint:
+                self.wake()
+        lane = self._lanes.get(item.key) if item.key is not None else None
+        if lane is not None and item.key is not None and lane.head is item:
+            self._step(item.key, lane)
+            self.pump()
+
+    def _ended(
+        self,
+        item: Item,
+        status: Status,
+        verdict: Verdict,
+        *,
+        attempts: int | None = None,
+        delay_s: float = 0.0,
+        tried: bool = False,
+    ) -> Ended:
+        story = None
+        if tried and status != "succeeded" and verdict.outcome != "later":
+            entry = {
+                "no": item.attempts,
+                "started_at": rfc3339(verdict.started_at),
+                "request_id": verdict.request_id,
+                "error": verdict.error,
+                "duration_ms": round(verdict.duration_ms, 3),
+            }
+            story = payload.encode([entry]).decode()
+        return Ended(
+            subscription_id=self.record.id,
+            sequence=item.sequence,
+            generation=item.generation,
+            status=status,
+            attempts=item.attempts if attempts is None else attempts,
+            replay=item.replay,
+            ordering_key=item.key,
+            delay_s=delay_s,
+            started_at=verdict.started_at if tried else None,
+            duration_ms=verdict.duration_ms if tried else None,
+            request_id=verdict.request_id,
+            error=verdict.error,
+            failed=story,
+        )
+
+
+def _parcel(record: SubscriptionRecord, item: Item) -> Parcel:
+    assert item.message is not None
+    identity = delivery_id(record.id, item.sequence, item.generation)
+    return Parcel(identity, item.message, item.attempts + 1, item.replay)
+
+
+def _with(verdict: Verdict, error: str) -> Verdict:
+    return replace(verdict, error=error)
