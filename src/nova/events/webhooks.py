@@ -53,12 +53,13 @@ class WebhookSender:
         *secrets: str,
         method: str = "POST",
         headers: Mapping[str, str] | None = None,
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float | None = None,
     ) -> Sent:
         """Send one event, signed with each of ``secrets``; never raises for what the other side does.
 
-        ``headers`` go to the address itself and not to others that it redirects to. ``timeout_s`` is for all redirects.
+        ``headers`` go to the address itself and not to others that it redirects to. ``timeout_s`` is for all redirects; None: :data:`TIMEOUT_S`.
         """
+        timeout_s = timeout_s or TIMEOUT_S
         now, text = self._clock.now(), event.decode()
         ours = {
             "content-type": "application/cloudevents+json",
