@@ -380,7 +380,7 @@ def _segment(value: str) -> str:
 def _check_names(op: str, what: str, given: Mapping[str, Any] | None, model: type[BaseModel] | None) -> None:
     if not given or (model is not None and issubclass(model, RootModel)):  # a map: its names are the server's to know
         return
-    known = set(model.model_fields) if model is not None else set()
+    known = {field.alias or name for name, field in model.model_fields.items()} if model is not None else set()
     for name in given:
         if name not in known:
             raise UsageError(

@@ -114,6 +114,7 @@ _NOUNS = (
     "topics",
     "subscriptions",
     "workflows",
+    "runs",
     "durable",
     "triggers",
     "state",

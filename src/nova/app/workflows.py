@@ -3,12 +3,30 @@
 from nova.app.core import Stores
 from nova.app.workshop import Workshop
 from nova.config import Settings
+from nova.control.workflow_versions import WorkflowVersionHandlers
+from nova.control.workflows import WorkflowHandlers
+from nova.events.workflows.definitions import Definitions
+from nova.events.workflows.handlers_approvals import ApprovalHandlers
+from nova.events.workflows.handlers_changes import RunChanges
+from nova.events.workflows.handlers_runs import RunHandlers
+from nova.events.workflows.runs import Runs
+from nova.store.workflow_runs import RunStore
+from nova.store.workflow_views import WorkflowViews
+from nova.store.workflows import WorkflowStore
+from nova.work.notices import Notices
 from nova.work.runner import Kind
 
 
 def handlers(settings: Settings, stores: Stores) -> list[object]:
     """Of the routes that people use; in every process that answers for the control plane."""
-    return []
+    db, store, views = stores.db, WorkflowStore(stores.db), WorkflowViews(stores.db)
+    runs = Runs(db, Notices(db), Definitions(RunStore(db)))
+    return [
+        WorkflowHandlers(db, store, runs),
+        WorkflowVersionHandlers(db, store, settings.limits),
+        RunHandlers(runs, views, store, RunChanges(stores.listener)),
+        ApprovalHandlers(runs, views),
+    ]
 
 
 async def work(shop: Workshop) -> dict[str, Kind]:

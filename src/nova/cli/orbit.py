@@ -10,6 +10,7 @@ import typer
 
 from nova.cli import (
     admin,
+    approvals,
     asyncs,
     backends,
     calls,
@@ -22,11 +23,13 @@ from nova.cli import (
     preparing,
     prewarming,
     rollouts,
+    runs,
     schedules,
     snapshots,
     state,
     versions,
     volumes,
+    workflows,
 )
 from nova.cli.output import Format, Output
 from nova.cli.session import CliError, root
@@ -51,6 +54,9 @@ for _noun in (
     versions,
     rollouts,
     schedules,
+    workflows,
+    runs,
+    approvals,
     snapshots,
     state,
     layers,
