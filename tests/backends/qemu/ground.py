@@ -1,5 +1,7 @@
 """Machines by QEMU for tests, with the kernel and the images that are built once for this user."""
 
+import itertools
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +15,7 @@ from tests import imaging
 
 NODE_MARK: Final = "guest=nova-{node}-"
 """In the command line of each machine of a node."""
+_SERIAL: Final = itertools.count()
 _GROUPS: Final = Path("/sys/fs/cgroup")
 
 
@@ -36,8 +39,15 @@ def options(folder: Path, node: str, **more: Any) -> QemuOptions:
         "runtimes": ("python", "node"),
         "accel": "tcg",
         "templates": False,
+        **_network(),
     }
     return QemuOptions(**(fixed | more))
+
+
+def _network() -> dict[str, str]:
+    """A bridge of its own: backends of other tests have other tables of leases."""
+    number = (os.getpid() * 16 + next(_SERIAL)) % 4096
+    return {"bridge": f"nq{number:x}", "subnet": f"172.{16 + number // 256}.{number % 256}.0/24"}
 
 
 def backend(folder: Path, node: str, **more: Any) -> QemuBackend:
@@ -74,6 +84,8 @@ def files(folder: Path) -> list[str]:
     """Drives of machines and leases of users that are there."""
     left = [f"drives {path.name}" for path in folder.glob("qemu/machines/*")]
     table = folder / "leases" / "table"
-    if os.path.exists(table) and any(mark in table.read_text() for mark in ('-qemu"',)):
-        left.append(table.read_text())
+    taken = json.loads(table.read_text()) if table.exists() else {}
+    for kind, numbers in taken.items():
+        if not kind.startswith("bridge "):  # it stays as long as the backend
+            left += [f"{kind} {number}" for number in numbers]
     return left

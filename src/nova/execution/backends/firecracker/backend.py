@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from nova.errors import NovaError
-from nova.execution.backends.base import STRENGTH, Capabilities, Enforced, InstanceSpec
+from nova.execution.backends.base import STRENGTH, Capabilities, InstanceSpec
 from nova.execution.backends.firecracker import boot, leftovers
 from nova.execution.backends.firecracker.jail import VSOCK, Jail
 from nova.execution.backends.firecracker.machine import Machine
@@ -22,7 +22,7 @@ from nova.execution.backends.firecracker.options import MACHINES_MOST, Firecrack
 from nova.execution.backends.firecracker.vsock import await_port
 from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.cgroups import Groups, NoGroups
-from nova.execution.backends.vm import shape
+from nova.execution.backends.vm.abilities import Abilities
 from nova.execution.backends.vm.backend import MachineBackend
 from nova.execution.backends.vm.drives import make_blank_drives, make_drives, own_drives
 from nova.execution.backends.vm.guest import Guest
@@ -114,25 +114,16 @@ class FirecrackerBackend(MachineBackend[MicroVm]):
     # -- what it can do ------------------------------------------------------------------------------------------
 
     async def capabilities(self) -> Capabilities:
-        found = await asyncio.to_thread(with_image, self._images, self._options.runtimes) if not self._reason else ()
-        runtimes = frozenset(found)
-        reason = self._reason or ("" if runtimes else "no runtime has an image; nova runtime build python makes one")
-        network: Enforced = "hard" if self._online else "no"
+        can = self._can()
+        runtimes = frozenset(
+            await asyncio.to_thread(with_image, self._images, self._options.runtimes if not can.reason else ())
+        )
+        reason = can.unavailable(runtimes)
         return Capabilities(
             available=not reason,
             reason=reason,
             isolation="vm",
-            enforces={
-                "memory": "hard",
-                "cpu": "hard" if self._groups.hard else "no",
-                "pids": "hard",
-                "disk": "hard",
-                "network_rules": network,
-                "net_io": network,
-                "read_only_root": "hard",
-                "user": "hard",
-                "seccomp": "no",
-            },
+            enforces=can.enforces(),
             runtimes=runtimes,
             strength=STRENGTH[self.name],
             snapshot=any(not self.snapshot_obstacle(runtime) for runtime in runtimes),
@@ -140,6 +131,9 @@ class FirecrackerBackend(MachineBackend[MicroVm]):
             reload=True,
             layers=True,
         )
+
+    def _can(self) -> Abilities:
+        return Abilities(self.name, self._reason, self._groups.hard, self._online, self._online)
 
     def snapshot_obstacle(self, runtime: str) -> str:
         if self._reason:
@@ -149,19 +143,6 @@ class FirecrackerBackend(MachineBackend[MicroVm]):
         except NovaError as error:
             return error.detail
         return "" if forks else f"workers of {runtime} cannot renew what must differ between instances"
-
-    def _refuse_unenforceable(self, spec: InstanceSpec) -> None:
-        if self._reason:
-            raise NovaError("unsupported", f"the firecracker backend does not work on this host: {self._reason}")
-        if not spec.network.offline and not self._online:
-            text = "the firecracker backend cannot filter the network on this host; strict without rules is possible"
-            raise NovaError("unsupported", f"network_policy.isolation_mode {spec.network.isolation_mode}: {text}")
-        if spec.mounts:
-            raise NovaError("unsupported", "mounts: a machine shares no folder with the host, so it has no volumes")
-        if len(spec.layers) > shape.LAYERS_MOST:
-            raise NovaError("unsupported", f"layers: a machine has at most {shape.LAYERS_MOST} drives for them")
-        if spec.limits.vcpus and not self._groups.hard:
-            raise NovaError("unsupported", "limits.vcpus: this host has no control groups to limit CPU time with")
 
     # -- machines ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The QEMU backend: every instance is a machine of its own, with KVM where guests run with it and emulated elsewhere.
 
-A machine has no network device, so nothing can reach it and it can reach nothing but the daemon, through its serial port.
+A machine that is offline has no network device: nothing can reach it, and it can reach nothing but the daemon, through its
+serial port.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from typing import Final
 import structlog
 
 from nova.errors import NovaError
-from nova.execution.backends.base import STRENGTH, Capabilities, Enforced, InstanceSpec
+from nova.execution.backends.base import STRENGTH, Capabilities, InstanceSpec
 from nova.execution.backends.qemu import boot
 from nova.execution.backends.qemu.machine import Machine
 from nova.execution.backends.qemu.options import MACHINES_MOST, Accelerator, QemuOptions, missing, program
@@ -26,11 +27,13 @@ from nova.execution.backends.qemu.wiring import Wiring
 from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.cgroups import Groups, NoGroups
 from nova.execution.backends.vm import shape
+from nova.execution.backends.vm.abilities import Abilities
 from nova.execution.backends.vm.backend import MachineBackend
 from nova.execution.backends.vm.drives import make_blank_drives, make_drives, own_drives
 from nova.execution.backends.vm.guest import Guest
 from nova.execution.backends.vm.host import destroy, limit, with_image
 from nova.execution.backends.vm.leases import Leases
+from nova.execution.backends.vm.network import VmNetwork
 from nova.execution.backends.vm.snapshots import Kept
 from nova.execution.channel_deadlines import Deadlines
 from nova.execution.images import ImageFile, Images
@@ -79,6 +82,16 @@ class QemuBackend(MachineBackend[QemuVm]):
         self._node = f"{options.node}-qemu"
         self._leases = Leases(options.leases, self._node)
         self._privileged = os.geteuid() == 0
+        self._network = VmNetwork(
+            self._leases,
+            options.bridge,
+            options.subnet,
+            private=options.private_networks,
+            blocked=options.blocked,
+            resolvers=options.resolvers,
+        )
+        self._online = False
+        self._left_a_bridge = False
         self._groups: Groups = NoGroups()
         self._reason = "the backend has not been started"
         self._probing: asyncio.Task[Accelerator] | None = None
@@ -96,8 +109,19 @@ class QemuBackend(MachineBackend[QemuVm]):
         removed = await to_its_end(self._sweep)
         if removed:
             log.warning("a killed daemon left machines; they are gone", removed=removed)
+        await self._connect_host()
         self._probing = asyncio.create_task(best_accelerator(self._options), name="qemu.accelerator")
         self._reason = ""
+
+    async def _connect_host(self) -> None:
+        if not self._privileged:
+            return
+        try:
+            # one that a killed daemon left goes when this one closes
+            await self._network.start(bridge=self._left_a_bridge)
+            self._online = True
+        except (OSError, NovaError) as error:
+            log.warning("machines are offline: this host cannot filter their network", reason=str(error))
 
     def _sweep(self) -> list[str]:
         """The processes ended with the daemon that made them; those that have not yet end here."""
@@ -106,7 +130,8 @@ class QemuBackend(MachineBackend[QemuVm]):
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder.name)
         if self._privileged:
-            self._leases.release_all()
+            released = self._leases.release_all()
+            self._left_a_bridge = any(lease.startswith("bridge ") for lease in released)
         return removed + self._sweep_kept()
 
     @property
@@ -119,31 +144,23 @@ class QemuBackend(MachineBackend[QemuVm]):
             self._probing.cancel()
             await asyncio.wait({self._probing})
         await self._close_machines()
+        await self._network.close()
         self._groups.close()
         self._reason = "the backend is closed"
 
     # -- what it can do ------------------------------------------------------------------------------------------
 
     async def capabilities(self) -> Capabilities:
-        found = await asyncio.to_thread(with_image, self._images, self._options.runtimes) if not self._reason else ()
-        runtimes = frozenset(found)
-        reason = self._reason or ("" if runtimes else "no runtime has an image; nova runtime build python makes one")
-        cpu: Enforced = "hard" if self._groups.hard else "no"
+        can = self._can()
+        runtimes = frozenset(
+            await asyncio.to_thread(with_image, self._images, self._options.runtimes if not can.reason else ())
+        )
+        reason = can.unavailable(runtimes)
         return Capabilities(
             available=not reason,
             reason=reason,
             isolation="vm",
-            enforces={
-                "memory": "hard",
-                "cpu": cpu,
-                "pids": "hard",
-                "disk": "hard",
-                "network_rules": "no",
-                "net_io": "no",
-                "read_only_root": "hard",
-                "user": "hard",
-                "seccomp": "no",
-            },
+            enforces=can.enforces(),
             runtimes=runtimes,
             strength=STRENGTH[self.name if self._accelerated() else _EMULATED],
             snapshot=not reason and SNAPSHOT_RUNTIMES.intersection(runtimes) != set(),
@@ -163,25 +180,15 @@ class QemuBackend(MachineBackend[QemuVm]):
         assert self._probing is not None, "a backend that works has been started"
         return await asyncio.shield(self._probing)
 
+    def _can(self) -> Abilities:
+        return Abilities(
+            self.name, self._reason, self._groups.hard, self._online, self._online and self._network.shapes
+        )
+
     def snapshot_obstacle(self, runtime: str) -> str:
         if runtime not in SNAPSHOT_RUNTIMES:
             return f"workers of {runtime} cannot renew what must differ between instances"
         return self._reason
-
-    def _refuse_unenforceable(self, spec: InstanceSpec) -> None:
-        if self._reason:
-            raise NovaError("unsupported", f"the qemu backend does not work on this host: {self._reason}")
-        if not spec.network.offline:
-            text = "machines of the qemu backend have no network; strict without rules is possible"
-            raise NovaError("unsupported", f"network_policy.isolation_mode {spec.network.isolation_mode}: {text}")
-        if spec.limits.net_mbps:
-            raise NovaError("unsupported", "limits.net_mbps: machines of the qemu backend have no network")
-        if spec.mounts:
-            raise NovaError("unsupported", "mounts: a machine shares no folder with the host, so it has no volumes")
-        if len(spec.layers) > shape.LAYERS_MOST:
-            raise NovaError("unsupported", f"layers: a machine has at most {shape.LAYERS_MOST} drives for them")
-        if spec.limits.vcpus and not self._groups.hard:
-            raise NovaError("unsupported", "limits.vcpus: this host has no control groups to limit CPU time with")
 
     # -- machines ------------------------------------------------------------------------------------------------
 
@@ -225,19 +232,25 @@ class QemuBackend(MachineBackend[QemuVm]):
         """A running machine whose agent, which calls itself ``name``, has been greeted."""
         options, spec = self._options, plan.spec
         accel = await self._accelerator()
-        uid = None
+        uid, line = None, None
         if self._privileged:
             uid = self._leases.take(USER, options.uid, options.uid + MACHINES_MOST - 1)
             undo.callback(self._leases.release, USER, uid)
+        if self._online and uid is not None:
+            line = await self._network.lease(spec.network, uid, spec.limits.net_mbps)
+            undo.push_async_callback(self._network.release, line)
         group = self._groups.create(spec.instance_id)
         undo.push_async_callback(destroy, group)
         limit(group, spec.limits, boot.VMM_MB, background=plan.background)
-        wiring = Wiring(options.kernels.require(), plan.drives, plan.state)
+        kernel = options.kernels.require()
+        tap = None if line is None or spec.network.offline else await self._network.tap(line)
+        wiring = Wiring(kernel, plan.drives, plan.state, tap)
         undo.callback(wiring.close)
         title = f"nova-{options.node}-{spec.instance_id}"
         size = shape.memory_mb(spec.limits), shape.vcpus(spec.limits)
         argv = boot.machine(program(options), title, accel, plan.command_line, size, wiring)
-        machine = await Machine.launch(spec.instance_id, [*boot.as_user(uid, options.gid), *argv], wiring, group)
+        as_user = boot.as_user(uid, options.gid, line.path if line is not None else "")
+        machine = await Machine.launch(spec.instance_id, [*as_user, *argv], wiring, group)
         undo.push_async_callback(machine.end)
         vm = QemuVm(spec.instance_id, spec, machine, group, undo, _INIT_S[accel], command_line=plan.command_line)
         await self._greet(vm, wiring, token, name)

@@ -11,6 +11,7 @@ from nova.execution.backends.base import InstanceSpec
 from nova.execution.backends.qemu.options import Accelerator
 from nova.execution.backends.qemu.wiring import Wiring
 from nova.execution.backends.vm import shape
+from nova.execution.backends.vm.network import GUEST_MAC, KERNEL_ADDRESS
 
 PORT: Final = "nova.agent"
 """The name of the serial port that leads to the host."""
@@ -23,9 +24,11 @@ MACHINE: Final = "q35,sata=off,smbus=off,usb=off,vmport=off,smm=off,hpet=on"
 _SECCOMP: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
-def as_user(uid: int | None, gid: int) -> list[str]:
-    """What comes before QEMU: it dies with the daemon's thread that made it, is nobody else's user and can become none."""
-    argv = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
+def as_user(uid: int | None, gid: int, namespace: str = "") -> list[str]:
+    """What comes before QEMU: it dies with the daemon's thread that made it, is nobody else's user and can become none.
+    ``namespace``: the path of the network namespace that it is in, if not this process's."""
+    argv = ["nsenter", f"--net={namespace}", "--"] if namespace else []
+    argv += ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
     if uid is not None:
         user = ["--reuid", str(uid), "--regid", str(gid), "--clear-groups"]
         argv += [*user, "--inh-caps=-all", "--bounding-set=-all"]
@@ -49,6 +52,9 @@ def machine(
         argv += ["-add-fd", f"fd={descriptor},set={number}"]
         drive = f"driver=file,filename=/dev/fdset/{number},node-name=drive{number},read-only=on,locking=off"
         argv += ["-blockdev", drive, "-device", f"virtio-blk-pci,drive=drive{number}"]
+    if wiring.tap_fd is not None:
+        argv += ["-netdev", f"tap,id=network,fd={wiring.tap_fd},vhost=off"]
+        argv += ["-device", f"virtio-net-pci,netdev=network,mac={GUEST_MAC},romfile="]
     return argv if wiring.state_fd is None else [*argv, "-incoming", f"fd:{wiring.state_fd}"]
 
 
@@ -78,4 +84,5 @@ def kernel_words(accel: Accelerator) -> list[str]:
 def command_line(spec: InstanceSpec, token_sha256: str, accel: Accelerator, *, blank: bool) -> str:
     """For :mod:`nova.agent.init`."""
     listen = f"serial:/dev/virtio-ports/{PORT}"
-    return " ".join([*kernel_words(accel), *shape.words(spec, token_sha256, listen, blank=blank)])
+    words = [*kernel_words(accel), *shape.words(spec, token_sha256, listen, blank=blank)]
+    return " ".join(words if spec.network.offline else [*words, f"ip={KERNEL_ADDRESS}"])

@@ -40,6 +40,11 @@ class QemuOptions:
     leases: Path = DEFAULT_FOLDER
     snapshots_mb: int = 4096
     """what snapshots may take on disk; those not used for longest go first"""
+    bridge: str = "novabr0"
+    subnet: str = "172.30.0.0/24"
+    private_networks: bool = True
+    blocked: tuple[str, ...] = ()
+    resolvers: tuple[str, ...] = ()
     templates: bool = True
     """keep machines that were booted for nobody, so that cold starts need not boot"""
 

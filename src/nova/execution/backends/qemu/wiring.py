@@ -13,11 +13,14 @@ from nova.execution.images.kernel import Kernel
 class Wiring:
     """Two socket pairs, the kernel and every drive, open. At the end whatever nobody has taken is closed."""
 
-    def __init__(self, kernel: Kernel, drives: Sequence[Path], state: Path | None = None) -> None:
-        """``drives``: read-only, the root first. ``state``: what the machine goes on from. Raises OSError; then
-        nothing is open."""
+    def __init__(
+        self, kernel: Kernel, drives: Sequence[Path], state: Path | None = None, tap: int | None = None
+    ) -> None:
+        """``drives``: read-only, the root first. ``state``: what the machine goes on from. ``tap``: a descriptor of its network's
+        end, which belongs to this from here on. Raises OSError; then nothing is open."""
         self._given: list[int] = []
         """what the process gets"""
+        self.tap_fd = None if tap is None else self._give(tap)
         self.monitor, monitor = socket.socketpair()
         self.agent, agent = socket.socketpair()
         try:

@@ -21,6 +21,7 @@ from nova.domain.call import StartSource
 from nova.errors import NovaError
 from nova.execution.backends.base import InitSpec, Instance, InstanceSpec, InstanceStats
 from nova.execution.backends.vm import shape
+from nova.execution.backends.vm.abilities import Abilities
 from nova.execution.backends.vm.fingerprint import fingerprint, function_fingerprint
 from nova.execution.backends.vm.guest import Guest
 from nova.execution.backends.vm.host import host_errors
@@ -61,8 +62,7 @@ class MachineBackend(ABC, Generic[G]):
     # -- what differs --------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _refuse_unenforceable(self, spec: InstanceSpec) -> None:
-        """Raises NovaError ``unsupported``, naming the field."""
+    def _can(self) -> Abilities: ...
 
     @abstractmethod
     async def _boot(
@@ -92,7 +92,7 @@ class MachineBackend(ABC, Generic[G]):
     async def create(self, spec: InstanceSpec) -> Instance:
         """Raises NovaError ``unsupported``, ``runtime_unavailable``, ``capacity``, ``storage_full`` or
         ``dependency_unavailable``."""
-        self._refuse_unenforceable(spec)
+        self._can().refuse(spec)
         image = await self._image(spec)
         vm = await self._from_template(spec, image)
         if vm is None:
@@ -134,7 +134,7 @@ class MachineBackend(ABC, Generic[G]):
     async def snapshot(self, key: str, spec: InstanceSpec, init: InitSpec) -> None:
         """See :class:`Snapshotter`. A machine of its own loads the function, lets go of this host, is written to disk and
         ends."""
-        self._refuse_unenforceable(spec)
+        self._can().refuse(spec)
         image = await self._image(spec)
         made_with = function_fingerprint(await self._fingerprint(spec, image), spec)
 
@@ -145,7 +145,7 @@ class MachineBackend(ABC, Generic[G]):
 
     async def restore(self, key: str, spec: InstanceSpec) -> Instance | None:
         """See :class:`Snapshotter`."""
-        self._refuse_unenforceable(spec)
+        self._can().refuse(spec)
         image = await self._image(spec)
         made_with = function_fingerprint(await self._fingerprint(spec, image), spec)
         kept = await asyncio.to_thread(self._kept.find, key, made_with)

@@ -5,6 +5,9 @@ All functions work in the network namespace of the calling thread and raise OSEr
 
 import contextlib
 import errno
+import fcntl
+import os
+import struct
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Any, Final
@@ -13,6 +16,10 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 TAP: Final = "tap0"
+TAP_MAC: Final = "06:00:c0:00:00:01"
+"""The same for every machine, as one that goes on from a snapshot remembers it."""
+_TUNSETIFF: Final = 0x400454CA
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 UPLINK: Final = "eth0"
 """The namespace's end of the way to the bridge."""
 
@@ -82,8 +89,21 @@ def add_tap(address: IPv4Address, prefix: int, owner: int) -> None:
     with _route() as route:
         route.link("add", ifname=TAP, kind="tuntap", mode="tap", uid=owner)
         index = route.link_lookup(ifname=TAP)[0]
+        route.link("set", index=index, address=TAP_MAC)
         route.addr("add", index=index, address=str(address), prefixlen=prefix)
         route.link("set", index=index, state="up")
+
+
+def open_tap() -> int:
+    """A descriptor of the TAP, for a program that is to be the machine's network card and may not open it itself."""
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", TAP.encode(), flags))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ import structlog
 from nova.domain.function import NetworkPolicy
 from nova.execution.backends.sandbox import kernel, names, rules
 from nova.execution.backends.sandbox.namespaces import loopback_up
+from nova.execution.backends.sandbox.netlink import Netlink
 from nova.execution.backends.sandbox.nftables import Nftables
 from nova.execution.backends.sandbox.rootfs import host_resolvers
 from nova.execution.backends.vm import bridge, filtering
@@ -87,18 +88,24 @@ class VmNetwork:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nova-vm-network")
         self._own = -1
         self._joined = 0
+        self.shapes = False
+        """this host can limit what a machine sends and gets"""
 
-    async def start(self) -> None:
-        """Make the bridge and the host's rules. Raises OSError when this host cannot."""
-        await self._run(self._start)
+    async def start(self, *, bridge: bool = True) -> None:
+        """See what this host can, and make the bridge and the host's rules; without ``bridge`` only when the first machine
+        needs them. Raises NovaError, OSError when this host cannot."""
+        await self._run(self._look)
+        if bridge:
+            await self._run(self._join)
 
     async def close(self) -> None:
         """Remove bridge and rules, unless another daemon uses them."""
         await self._run(self._close)
         self._thread.shutdown()
 
-    async def lease(self, policy: NetworkPolicy, owner: int) -> Line:
-        """A namespace confined to ``policy``; its TAP may be opened by the host user ``owner``. An offline one has no TAP.
+    async def lease(self, policy: NetworkPolicy, owner: int, net_mbps: int = 0) -> Line:
+        """A namespace confined to ``policy``, and to ``net_mbps`` Mbit/s each way (0: not limited); its TAP may be opened by the
+        host user ``owner``. An offline one has no TAP.
 
         Raises NovaError ``capacity`` or ``unsupported``, OSError.
         """
@@ -107,11 +114,15 @@ class VmNetwork:
         chain = rules.compile_policy(
             policy, slot=filtering.SLOT, use=next(self._uses) & 0xFFFFFFFF or 1, private=self._private
         )
-        line = await self._made(functools.partial(self._make, chain, owner))
+        line = await self._made(functools.partial(self._make, chain, owner, net_mbps))
         if chain is not None and line.sockets is not None:
             line.server = self._name_server(line, chain)
             await line.server.start(*line.sockets)
         return line
+
+    async def tap(self, line: Line) -> int:
+        """A descriptor of its TAP, which is the caller's. Raises OSError."""
+        return await self._run(lambda: self._tap(line))
 
     async def release(self, line: Line) -> None:
         """Take it back, once the machine's process is dead. Idempotent."""
@@ -150,15 +161,25 @@ class VmNetwork:
 
     # -- in the thread -------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _look(self) -> None:
         if self._home is not None:
             kernel.setns(self._home, kernel.CLONE_NEWNET)
         self._own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        namespace = self._namespace()
+        try:
+            with self._inside(namespace):
+                self._apply(f"add table inet {filtering.TABLE}\n")
+                self.shapes = _can_shape()
+        finally:
+            os.close(namespace)
+
+    def _join(self) -> None:
         gateway = self._subnet.network_address + 1
-        with self._leases.joining(f"bridge {self._bridge}") as self._joined:
+        with self._leases.joining(f"bridge {self._bridge}") as joined:
             bridge.ensure_bridge(self._bridge, gateway, self._subnet.prefixlen)
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
             self._apply(filtering.host_rules(self._bridge, self._subnet))
+        self._joined = joined
 
     def _apply(self, text: str) -> None:
         with contextlib.closing(Nftables()) as nftables:
@@ -188,7 +209,13 @@ class VmNetwork:
         finally:
             kernel.setns(self._own, kernel.CLONE_NEWNET)
 
-    def _make(self, chain: rules.Chain | None, owner: int) -> Line:
+    def _tap(self, line: Line) -> int:
+        with self._inside(line.namespace):
+            return bridge.open_tap()
+
+    def _make(self, chain: rules.Chain | None, owner: int, net_mbps: int) -> Line:
+        if not self._joined:
+            self._join()
         number = self._leases.take(ADDRESS, 2, self._subnet.num_addresses - 2)
         with contextlib.ExitStack() as undo:
             undo.callback(self._leases.release, ADDRESS, number)
@@ -198,6 +225,8 @@ class VmNetwork:
             bridge.attach(self._bridge, line.port, line.namespace)
             with self._inside(line.namespace):
                 self._furnish(line, chain, owner, number)
+                if net_mbps:
+                    _hold(net_mbps)
             line.number = number
             undo.pop_all()
         return line
@@ -244,6 +273,24 @@ class VmNetwork:
             yield
         finally:
             kernel.setns(self._own, kernel.CLONE_NEWNET)
+
+
+def _can_shape() -> bool:
+    """Tried on the loopback of the calling thread's namespace, which is nobody's."""
+    try:
+        with Netlink() as netlink:
+            netlink.shape("lo", 1)
+    except OSError as error:
+        log.info("bandwidth cannot be limited by this host's kernel", reason=str(error))
+        return False
+    return True
+
+
+def _hold(net_mbps: int) -> None:
+    """Both ways of a machine, in the namespace of the calling thread."""
+    with Netlink() as netlink:
+        for name in (bridge.TAP, bridge.UPLINK):
+            netlink.shape(name, net_mbps)
 
 
 def _listen() -> tuple[socket.socket, socket.socket]:
