@@ -32,6 +32,9 @@ class Broker:
         self._log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        self.tls_port = free_port()
+        self.certificate, self.key = folder / "cert.pem", folder / "key.pem"
+        _make_certificate(self.certificate, self.key)
 
     @property
     def url(self) -> str:
@@ -111,7 +114,9 @@ class Redis(Broker):
 
     def argv(self) -> list[str]:
         options = {"port": str(self.port), "bind": "127.0.0.1", "requirepass": "pa55", "dir": str(self.folder)}
-        options |= {"appendonly": "yes", "save": ""}
+        options |= {"appendonly": "yes", "save": "", "tls-port": str(self.tls_port), "tls-auth-clients": "no"}
+        options |= {"tls-cert-file": str(self.certificate), "tls-key-file": str(self.key)}
+        options |= {"tls-ca-cert-file": str(self.certificate)}
         return [self.program, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
@@ -127,6 +132,17 @@ class Nats(Broker):
     def argv(self) -> list[str]:
         where = ["-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.folder / "js")]
         return [self.program, *where, "--user", "nova", "--pass", "pa55"]
+
+
+class NatsTls(Nats):
+    """Speaks TLS and nothing else."""
+
+    @property
+    def url(self) -> str:
+        return f"tls://nova:pa55@127.0.0.1:{self.port}"
+
+    def argv(self) -> list[str]:
+        return [*super().argv(), "--tls", "--tlscert", str(self.certificate), "--tlskey", str(self.key)]
 
 
 class Mosquitto(Broker):
@@ -146,6 +162,7 @@ class Mosquitto(Broker):
         lines = [f"listener {self.port} 127.0.0.1", f"password_file {passwords}", "allow_anonymous false"]
         lines += [f"user {_user()}", "persistence true", f"persistence_location {self.folder}/"]
         lines += ["autosave_on_changes true", "autosave_interval 1", "max_queued_messages 0"]
+        lines += [f"listener {self.tls_port} 127.0.0.1", f"certfile {self.certificate}", f"keyfile {self.key}"]
         config = self.folder / "mosquitto.conf"
         config.write_text("\n".join(lines) + "\n")
         return [self.program, "-c", str(config)]
@@ -180,6 +197,9 @@ class RabbitMQ(Broker):
         (folder / "plugins").write_text("[].\n")
         lines = [f"listeners.tcp.default = 127.0.0.1:{self.port}", "log.console = true", "log.file = false"]
         lines += ["vm_memory_high_watermark.absolute = 400MB", "disk_free_limit.absolute = 10MB"]
+        lines += [f"listeners.ssl.default = 127.0.0.1:{self.tls_port}", "ssl_options.verify = verify_none"]
+        lines += [f"ssl_options.cacertfile = {self.certificate}", f"ssl_options.certfile = {self.certificate}"]
+        lines += [f"ssl_options.keyfile = {self.key}"]
         (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         return os.environ | {
             "HOME": str(folder),
@@ -205,6 +225,13 @@ class RabbitMQ(Broker):
 
 
 _B = TypeVar("_B", bound=Broker)
+
+
+def _make_certificate(certificate: Path, key: Path) -> None:
+    """For 127.0.0.1, and its own authority."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", "/CN=nova test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
 
 
 def _user() -> str:

@@ -7,7 +7,7 @@ is published while nobody listens, or faster than events are delivered, is lost.
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -28,6 +28,7 @@ from nova.events.triggers.delivering import Deliveries, deliveries
 from nova.ids import new_id
 
 _TIMEOUT_S = 10
+_CLOSE_S = 1.0
 _ACK_WAIT_S = 30.0
 _PULL_S = 20.0
 _HEARTBEAT_S = 5.0
@@ -189,7 +190,7 @@ class Nats:
                 yield client, watch.ended
             finally:
                 self._streams = None
-                await client.close()
+                await _close(client)
                 watch.forget()
         except (NatsError, OSError) as error:
             raise SourceError(f"NATS: {str(error) or type(error).__name__}") from error
@@ -215,7 +216,7 @@ class Nats:
                 return client
             except (NatsError, OSError) as error:
                 failure = (watch.last or error) if isinstance(error, NoServersError) else error
-                await client.close()
+                await _close(client)
         raise failure
 
 
@@ -243,6 +244,13 @@ class _Watch:
         """Nobody may have asked."""
         if self.ended.done() and not self.ended.cancelled():
             self.ended.exception()
+
+
+async def _close(client: Client) -> None:
+    """A server that does not answer, or a handshake that failed, must not keep us."""
+    with suppress(NatsError, OSError):
+        async with asyncio.timeout(_CLOSE_S):
+            await client.close()
 
 
 async def _next(arrived: "asyncio.Queue[Msg]") -> Msg:

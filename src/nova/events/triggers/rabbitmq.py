@@ -5,7 +5,7 @@ A message that cannot be delivered is given up as the trigger says, and acknowle
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from nova.events.triggers.delivering import deliveries, text_or_b64
 from nova.ids import new_id
 
 _TIMEOUT_S = 10.0
+_CLOSE_S = 2.0
 _PREFETCH_MAX = 65_535
 
 
@@ -129,8 +130,12 @@ class RabbitMQ:
             connection = await aio_pika.connect(
                 config.url, timeout=_TIMEOUT_S, client_properties=properties, heartbeat=30, **secure
             )
-            async with connection:
+            try:
                 yield connection
+            finally:
+                with suppress(AMQPError, OSError):  # one that does not answer must not keep us
+                    async with asyncio.timeout(_CLOSE_S):
+                        await connection.close()
         except AMQPError as error:
             raise SourceError(f"RabbitMQ: {error}") from error
 
