@@ -167,7 +167,7 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("async_destinations", {"on_success": {"type": "function", "target": "a b"}}, "async_destinations.on_success"),
     ("async_destinations", {"on_failure": {"type": "webhook", "target": "ftp://x/"}}, "async_destinations.on_failure"),
     ("idle_ttl_s", 0, "idle_ttl_s"),
-    ("mode", "durable", "mode"),
+    ("mode", "fleeting", "mode"),
     ("backend", "lxc", "backend"),
     ("handler", "main", "handler"),
     ("handler", "../main.handler", "handler"),

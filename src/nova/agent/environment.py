@@ -34,6 +34,19 @@ def guest(port: int, token: str) -> dict[str, str]:
     return {"NOVA_API_URL": f"http://{GUEST_HOST}:{port}", "NOVA_API_TOKEN": token} if port else {}
 
 
+def durable(port: int) -> dict[str, str]:
+    """Where libraries of the Lambda durable-execution protocol record, as they look it up. They want something to sign with;
+    nobody reads the signature."""
+    return {
+        "AWS_ENDPOINT_URL_LAMBDA": f"http://{GUEST_HOST}:{port}",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "nova",
+        "AWS_SECRET_ACCESS_KEY": "nova",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
 def _with_layers(own: str, place: str, layers: int, *, first: bool) -> str:
     """A search path with the layers, the last one first. They come behind the function's own code, but before the system's
     programs."""

@@ -4,7 +4,9 @@ The agent only carries: it checks the instance's token, turns a request into a f
 Who asks, whether the call it names is in flight, and what it may do are the host's to know.
 """
 
+import base64
 import hmac
+import json
 import os
 import socket
 from typing import Any, Final
@@ -21,6 +23,9 @@ LAMBDA_SOCKET: Final = b"\0nova-lambda-runtime"
 """Where the worker of a Lambda runtime takes over connections that speak its API; a name in the instance's network."""
 _STATE: Final = "/v1/state/"
 _INVOKE: Final = "/v1/invoke/"
+_DURABLE: Final = "/2025-12-01/durable-executions/"
+"""The public Lambda durable-execution protocol. Its libraries sign for another service: what proves the asker is the token
+that a run was given."""
 _TYPES: Final = {"request": "invoke", "event": "invoke_async"}
 
 
@@ -61,8 +66,11 @@ class GuestApi:
 
     def _serve(self, exchange: Exchange) -> None:
         try:
-            self._admit(exchange)
-            kind, head, payload = _question(exchange)
+            if exchange.request.path.startswith(_DURABLE):
+                kind, head, payload = _durable(exchange)
+            else:
+                self._admit(exchange)
+                kind, head, payload = _question(exchange)
             number = self._control.ask(kind, head, payload)
         except _Refused as refused:
             exchange.refuse(refused.status, refused.code, str(refused))
@@ -114,6 +122,38 @@ def _question(exchange: Exchange) -> tuple[int, dict[str, Any], bytes]:
     if path.startswith(_STATE):
         return _state(exchange, head | {"key": path[len(_STATE) :]})
     raise _Refused(404, "route_not_found", f"there is nothing at {path[:128]}")
+
+
+def _durable(exchange: Exchange) -> tuple[int, dict[str, Any], bytes]:
+    request = exchange.request
+    arn, _, action = request.path[len(_DURABLE) :].rpartition("/")
+    if action == "checkpoint":
+        _only(request.method, "POST")
+        request_id = request.headers.get("x-nova-request-id") or _run_of(_member(request.body, "CheckpointToken"))
+        return frames.CALL, {"request_id": request_id, "op": "checkpoint", "arn": arn}, request.body
+    if action == "state":
+        _only(request.method, "GET")
+        query = request.query
+        token = query.get("CheckpointToken", "")
+        head = {"request_id": _run_of(token), "op": "operations", "arn": arn, "token": token}
+        return frames.CALL, head | {"marker": query.get("Marker", ""), "max_items": query.get("MaxItems", "")}, b""
+    raise _Refused(404, "route_not_found", f"there is nothing at {request.path[:128]}")
+
+
+def _member(body: bytes, name: str) -> str:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    return str(found.get(name, "")) if isinstance(found, dict) else ""
+
+
+def _run_of(token: str) -> str:
+    """The call that a token was given to. Whether that is so, the host knows."""
+    try:
+        return base64.b64decode(token).decode("ascii").partition(".")[0]
+    except ValueError:
+        return ""
 
 
 def _state(exchange: Exchange, head: dict[str, Any]) -> tuple[int, dict[str, Any], bytes]:

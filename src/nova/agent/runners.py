@@ -57,11 +57,14 @@ def runner_main(config: AgentConfig, init: InitHead) -> Callable[[], NoReturn] |
 
 def worker_init(config: AgentConfig, init: InitHead, api_token: str) -> dict[str, Any]:
     """The object of the init line. ``api_token``: what the worker shows to the guest API."""
+    env = environment.build(init, config.code_dir) | environment.guest(config.guest_port, api_token)
+    if init.mode == "durable":
+        env = environment.durable(config.guest_port) | env
     return {
         "handler": init.handler,
         "entry": os.path.join(config.code_dir, init.entry),
         "code_dir": config.code_dir,
         "mode": init.mode,
         "concurrency": init.concurrency,
-        "env": environment.build(init, config.code_dir) | environment.guest(config.guest_port, api_token),
+        "env": env,
     }

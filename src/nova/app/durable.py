@@ -3,6 +3,9 @@
 from nova.app.core import Stores
 from nova.app.workshop import Workshop
 from nova.config import Settings
+from nova.events.durable.calls import DurableCallWork
+from nova.events.durable.runs import DurableRuns
+from nova.store.durable import CALL_KIND, KIND
 from nova.work.runner import Kind
 
 
@@ -13,4 +16,11 @@ def handlers(settings: Settings, stores: Stores) -> list[object]:
 
 async def work(shop: Workshop) -> dict[str, Kind]:
     """Start what runs in the background; the kinds of work that nebula's runner is to claim for it."""
-    return {}
+    db, invoker, notices = shop.stores.db, shop.invoker, shop.notices
+    runs = DurableRuns(db, invoker, notices)
+    calls = DurableCallWork(db, invoker, notices)
+
+    def workers() -> int:
+        return shop.settings.queue.workers
+
+    return {KIND: runs.kind(workers), CALL_KIND: calls.kind(workers)}

@@ -20,6 +20,7 @@ from nova.execution.backends.sandbox.backend import SandboxBackend, SandboxOptio
 from nova.execution.boots import Booter
 from nova.execution.builds import Builder
 from nova.execution.builds_service import BuildService
+from nova.execution.durable import DurableCalls
 from nova.execution.executor import Executor
 from nova.execution.exposition import Exposition
 from nova.execution.figures import FigureHandlers
@@ -53,6 +54,7 @@ from nova.execution.volumes import Volumes
 from nova.observability.spans import SpanWriter
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
+from nova.store.durable import DurableStore
 from nova.store.idempotency import IdempotencyStore
 from nova.store.shadows import ShadowStore
 from nova.store.spans import SpanStore
@@ -60,6 +62,7 @@ from nova.store.state import StateStore
 from nova.store.volumes import VolumeHost
 from nova.tracing import open_tracing
 from nova.work.membership import node_name
+from nova.work.notices import Notices
 
 DAYS_AHEAD = 2
 """Partitions of call records that are there before the first record; later ones are aurora's duty."""
@@ -151,6 +154,10 @@ class ExecutionPlane:
             stream_limit=lambda: settings.limits.stream_mb << 20,
         )
         self.shadows.run_on(self.executor)
+        self._notices = Notices(stores.db)
+        self.durable = DurableCalls(DurableStore(stores.db), stores.listener, self._notices)
+        self.executor.durable = self.durable.call
+        self.guests.durable = self.durable
         self.scaler = LocalScaler(self.catalog, self.fleet, SYSTEM_CLOCK)
         self.invoker = IdempotentInvoker(
             self.executor if traced is None else traced.around(self.executor), IdempotencyStore(stores.db)
@@ -174,6 +181,8 @@ class ExecutionPlane:
         await services.start(self.volumes)
         await services.start(SealedFunctions(self.sealer, self.catalog))
         await services.start(FetchAhead(self.catalog, self.artifacts, self._runs_here))
+        await services.start(self._notices)
+        await services.start(self.durable)
         await services.start(self.executor)
         await services.start(self.shadows)
         await services.start(self.invoker)

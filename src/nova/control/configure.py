@@ -170,6 +170,10 @@ def config_of(
     mode: Mode = fields.mode or ("persistent" if "persistent" in modes else "process")
     if mode not in modes:
         raise invalid("mode", f"{language.runtime} has {' and '.join(modes)}")
+    if mode == "durable" and place.kind == "script":
+        raise invalid("mode", "a script has no steps: a durable function has a handler")
+    if mode == "durable" and (fields.instance_concurrency or 1) > 1:
+        raise invalid("instance_concurrency", "a durable function has one call at a time in an instance")
     return VersionConfig(
         runtime=runtime,
         handler=place.handler,

@@ -9,7 +9,8 @@ from nova.domain.layer import LayerRef
 from nova.domain.shadow import Shadow
 from nova.domain.volume import Mount
 
-Mode = Literal["persistent", "process"]
+Mode = Literal["persistent", "process", "durable"]
+"""``durable``: persistent, and its calls are executions that outlive instances (:mod:`nova.domain.durable`)."""
 EntryKind = Literal["handler", "script"]
 IsolationMode = Literal["egress-only", "strict", "none"]
 SnapshotPolicy = Literal["auto", "off"]

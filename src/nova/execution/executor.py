@@ -26,6 +26,8 @@ Recorder = Callable[[CallRequest, FunctionSnapshot, CallResult], None]
 """Takes every finished call that reached an instance or failed to load; must not block or raise."""
 Refused = Callable[[Scope, str, str], None]
 """Takes scope, function and problem code of every call that was turned away before it reached an instance."""
+Durable = Callable[[CallRequest, FunctionSnapshot, float | None], Awaitable[CallResult]]
+"""Takes a call of a durable function, and when its caller's time is up (monotonic)."""
 
 ENDED_S = 2.0
 """How long a closing executor waits for the calls whose instances it has just destroyed."""
@@ -58,6 +60,8 @@ class Executor:
         self._clock = clock
         self.now = clock.monotonic
         self._ended = asyncio.Event()
+        self.durable: Durable | None = None
+        """what begins an execution of a durable function, and waits for its end where the caller does"""
         self.active = 0
         """calls that were accepted and have not been answered"""
         self._ending = False
@@ -127,6 +131,8 @@ class Executor:
                     snapshot = await self._catalog.resolve(call, deadline)
                 if call.trigger == "url" and not snapshot.function_url:
                     raise not_found("the URL of function", call.function)
+                if snapshot.mode == "durable" and call.trigger != "durable":
+                    return await self._durable(call, snapshot, deadline, sink)
                 lease = self._fleet.pool(snapshot).take()
                 if lease is None or not lease.member.instance.channel.usable:
                     snapshot, lease = await self._acquire(call, snapshot, lease, deadline)
@@ -154,7 +160,7 @@ class Executor:
         """
         began = self.now()
         snapshot = self._catalog.peek(call)
-        if self.draining or snapshot is None or call.trigger == "url" or call.chain:
+        if self.draining or snapshot is None or call.trigger == "url" or call.chain or snapshot.mode == "durable":
             return None
         pool = self._fleet.pool(snapshot)
         flight = Flight(self, call, snapshot, began, _deadline(call), done)
@@ -174,6 +180,20 @@ class Executor:
         self.active -= 1
         if not self.active:
             self._ended.set()
+
+    async def _durable(
+        self, call: CallRequest, snapshot: FunctionSnapshot, deadline: float | None, sink: Sink | None
+    ) -> CallResult:
+        """A call of a durable function is an execution, whose runs are calls of their own."""
+        if self.durable is None:
+            raise NovaError("unsupported", "durable functions cannot be called here")
+        if sink is not None:
+            raise NovaError("unsupported", "the answer of a durable function cannot be streamed")
+        if call.trigger == "shadow":
+            raise NovaError("unsupported", "calls of durable functions are not copied")
+        result = await self.durable(call, snapshot, deadline)
+        self.record(call, snapshot, result)
+        return result
 
     async def _acquire(
         self, call: CallRequest, snapshot: FunctionSnapshot, broken: Lease | None, deadline: float | None

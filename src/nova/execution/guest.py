@@ -34,6 +34,7 @@ from nova.domain.state import (
 from nova.errors import NovaError, invalid, not_found
 from nova.execution.backends.base import Channel
 from nova.execution.channel import DirectChannel
+from nova.execution.durable import DurableCalls
 from nova.execution.guest_desk import Question, Reply
 from nova.ids import new_id
 from nova.store.state import StateStore
@@ -54,6 +55,7 @@ class GuestApi:
         self._clock = clock
         self.invoker: Invoker | None = None
         self.acceptor: Acceptor | None = None
+        self.durable: DurableCalls | None = None
 
     def attach(self, snapshot: FunctionSnapshot, channel: Channel) -> None:
         """From now on the instance behind ``channel``, which has loaded ``snapshot``, may ask."""
@@ -152,10 +154,20 @@ class Guest:
         op = take(question.head, "op", str)
         if op == "context":
             return Reply(200, question.context, _JSON)
+        if op in ("checkpoint", "operations"):
+            return await self._durable(op, question)
         call = self._api.call_of(self._snapshot, question)
         if op == "invoke":
             return await self._api.invoke(call)
         return await self._api.accept(call, AsyncOptions(idempotency_key=call.idempotency_key))
+
+    async def _durable(self, op: str, question: Question) -> Reply:
+        durable = self._api.durable
+        if durable is None or self._snapshot.mode != "durable":
+            raise NovaError("unsupported", "this is not a durable function")
+        if op == "checkpoint":
+            return await durable.checkpoint(self._snapshot, take(question.head, "arn", str), question.payload)
+        return await durable.operations(self._snapshot, question.head)
 
     async def _put(self, question: Question) -> Reply:
         head, states = question.head, self._api.states

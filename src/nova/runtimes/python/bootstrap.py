@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
-from nova.runtimes.python import answers, multiplex, pieces
+from nova.runtimes.python import answers, durable, multiplex, pieces
 from nova.runtimes.python.context import Context
 from nova.runtimes.python.forking import FORKS
 from nova.runtimes.python.loading import Function, become, load, note_modules, rehearse_becoming, settle
@@ -126,6 +126,8 @@ def main() -> NoReturn:
 def serve(function: Function, init: dict[str, Any], current: "Current", import_us: int) -> NoReturn:
     """Tell that the function is loaded, and serve its calls."""
     code_dir: str = init["code_dir"]
+    if init["mode"] == "durable" and not durable.speaks_itself():
+        function.call = durable.wrap(function.call, function.is_async)
     if function.is_async and init["concurrency"] > 1 and init["mode"] != "process":
         text = b'{"ready": {"concurrency": %d, "multiplex": true, "import_us": %d}}\n'
         _write(text % (init["concurrency"], import_us))

@@ -1,0 +1,249 @@
+"""Durable executions at the host: calls of durable functions begin one, and what their runs write goes to PostgreSQL.
+
+The instance speaks the public Lambda durable-execution protocol: ``CheckpointDurableExecution`` and
+``GetDurableExecutionState``. A checkpoint is answered when it is committed; those of one moment share a transaction.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from nova import payload
+from nova.clock import SYSTEM_CLOCK, Clock
+from nova.domain.asyncs import MAX_KEY
+from nova.domain.call import CallRequest, CallResult, Trigger
+from nova.domain.durable import (
+    MAX_LIFE_S,
+    PAGE_OPERATIONS,
+    Execution,
+    Token,
+    execution_of,
+    updates,
+)
+from nova.domain.durable_protocol import seconds, shown_operation
+from nova.domain.function import FunctionSnapshot
+from nova.domain.identity import Scope
+from nova.errors import FunctionError, NovaError, invalid
+from nova.execution.guest_desk import Reply
+from nova.ids import new_id
+from nova.store.durable import KIND, Checkpoint, DurableStore, NewExecution, Written
+from nova.store.listen import Channel, Listener
+from nova.work.grouping import GroupCommit
+from nova.work.notices import Notices
+
+_LOOK_S: Final = 2.0
+"""Whoever waits for an execution looks at its row this often, should a notification be lost."""
+_NOBODY_WAITS: Final[frozenset[Trigger]] = frozenset({"async", "schedule", "event", "trigger"})
+"""Calls of these kinds are answered when the execution has begun."""
+_JSON: Final = {"Content-Type": "application/json"}
+_ERRORS: Final = {413: "InvalidParameterValueException", 429: "TooManyRequestsException"}
+
+
+class DurableCalls:
+    """What the executor does with calls of durable functions, and the guest API with what their runs ask."""
+
+    def __init__(self, store: DurableStore, listener: Listener, notices: Notices, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._store = store
+        self._notices = notices
+        self._clock = clock
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._starts: GroupCommit[NewExecution, Execution | str] = GroupCommit(
+            "durable starts", self._store.start, writers=1, weigh=lambda new: len(new.input)
+        )
+        self._checkpoints: GroupCommit[Checkpoint, Written] = GroupCommit(
+            "checkpoints", self._store.checkpoint, weigh=_weight
+        )
+        listener.on(Channel.DURABLE, self._ended)
+
+    async def start(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        """Whatever was taken is committed and answered."""
+        await self._starts.close()
+        await self._checkpoints.close()
+
+    # Calls
+
+    async def call(self, call: CallRequest, snapshot: FunctionSnapshot, deadline: float | None) -> CallResult:
+        """Begin an execution, and wait for its end if the caller does. Raises NovaError: ``timeout`` (with
+        ``execution_id``: it goes on), ``idempotency_conflict``, ``queue_full``, ``dependency_unavailable``."""
+        began = self._clock.monotonic()
+        started = await self.begin(call, snapshot)
+        execution_id = started if isinstance(started, str) else started.id
+        if call.trigger in _NOBODY_WAITS:
+            told = payload.encode({"execution_id": execution_id, "status": "running"})
+            return self._result(call, snapshot, began, output=told)
+        limit = began + snapshot.timeout_s
+        ended = await self.wait(call.scope, execution_id, limit if deadline is None else min(limit, deadline))
+        if ended is None:
+            detail = "the durable execution has not ended within the call's time; it goes on"
+            raise NovaError("timeout", detail, extra={"execution_id": execution_id})
+        return self._result(call, snapshot, began, output=_output(ended), error=_error(ended))
+
+    async def begin(
+        self, call: CallRequest, snapshot: FunctionSnapshot, name: str | None = None, life_s: float = MAX_LIFE_S
+    ) -> Execution | str:
+        """The id of a new execution, or the one that has its name. Committed when this returns."""
+        name = name or call.idempotency_key or (call.caller if _is_one(call.caller) else None)
+        if name is not None and len(name) > MAX_KEY:
+            raise invalid("execution_id", f"at most {MAX_KEY} characters")
+        new = NewExecution(
+            id=new_id(),
+            scope=call.scope,
+            function_id=snapshot.function_id,
+            function=snapshot.name,
+            version=snapshot.version,
+            name=name,
+            input=call.payload.decode(),
+            caller=call.identity.subject,
+            source=call.caller or call.trigger,
+            chain=call.chain,
+            traceparent=call.traceparent,
+            tracestate=call.tracestate,
+            life_s=life_s,
+        )
+        if "\\u0000" in new.input:
+            raise NovaError("bad_payload", "the input of a durable execution cannot hold NUL characters")
+        started = await self._starts.put(new)
+        if isinstance(started, str):
+            self._notices.work(KIND)
+        return started
+
+    async def wait(self, scope: Scope, execution_id: str, until: float) -> Execution | None:
+        """The execution when it has ended; None when it has not by then (monotonic)."""
+        event = asyncio.Event()
+        self._waiting[execution_id].add(event)
+        try:
+            while True:
+                left = until - self._clock.monotonic()
+                await _set(event, min(max(left, 0), _LOOK_S))
+                event.clear()
+                execution = await self._store.get(scope, execution_id)
+                if execution.ended_at is not None:
+                    return execution
+                if self._clock.monotonic() >= until:
+                    return None
+        finally:
+            waiting = self._waiting[execution_id]
+            waiting.discard(event)
+            if not waiting:
+                del self._waiting[execution_id]
+
+    def _ended(self, execution_id: str) -> None:
+        for event in self._waiting.get(execution_id, ()):
+            event.set()
+
+    def _result(
+        self,
+        call: CallRequest,
+        snapshot: FunctionSnapshot,
+        began: float,
+        *,
+        output: bytes | None = None,
+        error: FunctionError | None = None,
+    ) -> CallResult:
+        took = int((self._clock.monotonic() - began) * 1e6)
+        return CallResult(call.request_id, snapshot.version, output, error, took, cold_start=False, instance_id="")
+
+    # Runs
+
+    async def checkpoint(self, snapshot: FunctionSnapshot, arn: str, body: bytes) -> Reply:
+        """``CheckpointDurableExecution``. What is refused is told as the protocol does."""
+        try:
+            return await self._checkpoint(snapshot, arn, body)
+        except NovaError as error:
+            return refused(error)
+
+    async def _checkpoint(self, snapshot: FunctionSnapshot, arn: str, body: bytes) -> Reply:
+        given = _object(body)
+        token = Token.of(str(given.get("CheckpointToken", "")))
+        execution_id = execution_of(arn)
+        changes = updates(given.get("Updates") or [])
+        if not changes:
+            await self._store.ripen(execution_id)
+        written = await self._checkpoints.put(
+            Checkpoint(execution_id, snapshot.function_id, token.epoch, token.seen, snapshot.scope, changes)
+        )
+        following = Token(token.request_id, token.epoch, written.rev)
+        shown = [shown_operation(execution_id, operation, seconds) for operation in written.changed]
+        answer = {"CheckpointToken": following.text(), "NewExecutionState": {"Operations": shown}}
+        return Reply(200, payload.encode(answer), _JSON)
+
+    async def operations(self, snapshot: FunctionSnapshot, head: Mapping[str, Any]) -> Reply:
+        """``GetDurableExecutionState``: a page of operations in the order of their recording."""
+        try:
+            token = Token.of(str(head.get("token", "")))
+            execution_id = execution_of(str(head.get("arn", "")))
+            marker, most = _number(head, "marker", 0), _number(head, "max_items", PAGE_OPERATIONS)
+            limit = min(max(most, 1), PAGE_OPERATIONS)
+            found = await self._store.operations(
+                execution_id, snapshot.function_id, token.epoch, after=marker, limit=limit + 1
+            )
+        except NovaError as error:
+            return refused(error)
+        shown = [shown_operation(execution_id, operation, seconds) for operation in found[:limit]]
+        answer: dict[str, Any] = {"Operations": shown}
+        if len(found) > limit:
+            answer["NextMarker"] = str(found[limit - 1].place)
+        return Reply(200, payload.encode(answer), _JSON)
+
+
+def refused(error: NovaError) -> Reply:
+    """A refusal as the protocol's clients read them."""
+    kind = "ServiceException" if error.status >= 500 else _ERRORS.get(error.status, "InvalidParameterValueException")
+    body = {"Type": "User" if error.status < 500 else "Service", "message": error.detail, "Nova": error.code}
+    return Reply(error.status, payload.encode(body), {**_JSON, "x-amzn-ErrorType": kind})
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        given = payload.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise NovaError("invalid_json", "a checkpoint is a JSON object")
+    for name in given:
+        if name not in ("CheckpointToken", "Updates", "ClientToken"):
+            raise NovaError("unknown_field", f"{name[:64]}: there is no such member of a checkpoint")
+    return given
+
+
+def _number(head: Mapping[str, Any], name: str, default: int) -> int:
+    text = str(head.get(name) or default)
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise invalid(name, "a whole number")
+    return int(text)
+
+
+def _is_one(caller: str | None) -> bool:
+    """What called is one thing that calls once, however often it has to try: a job, or a place in another execution."""
+    return caller is not None and caller.startswith(("async:", "durable:"))
+
+
+def _output(execution: Execution) -> bytes | None:
+    return None if execution.status != "completed" else (execution.output or "null").encode()
+
+
+def _error(execution: Execution) -> FunctionError | None:
+    if execution.status == "completed":
+        return None
+    told = payload.decode(execution.error or "{}")
+    return FunctionError(
+        str(told.get("ErrorType", "Error")), str(told.get("ErrorMessage", "")), tuple(told.get("StackTrace") or ())
+    )
+
+
+def _weight(checkpoint: Checkpoint) -> int:
+    return sum(len(update.result or "") + len(update.error or "") for update in checkpoint.updates)
+
+
+async def _set(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return
