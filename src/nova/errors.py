@@ -39,6 +39,7 @@ CODES: Mapping[str, Code] = {
     "in_use": Code(409, "The resource is in use"),
     "invalid_state": Code(409, "The resource is not in a state that allows this"),
     "version_conflict": Code(409, "The resource was changed meanwhile"),
+    "duplicate_request": Code(409, "The request was taken before"),
     "idempotency_in_progress": Code(409, "A request with this idempotency key is still running"),
     "gone": Code(410, "The resource is gone"),
     "etag_mismatch": Code(412, "The resource was changed meanwhile"),

@@ -97,6 +97,7 @@ def test_the_declared_series_move_on_a_running_platform(running: RunningNova) ->
         "retention_rows_deleted_total",
         "destination_deliveries_total",
         "schedule_runs_total",
+        "trigger_events_total",
         "schedule_lateness_milliseconds",
     }
     for name, series in SERIES.items():

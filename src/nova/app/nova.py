@@ -15,6 +15,7 @@ from nova.app.home import take_home
 from nova.app.http import HttpSide
 from nova.app.process import Process, Progress
 from nova.app.reach import Reach, Seat, alone
+from nova.app.triggers import hooks
 from nova.app.workshop import Workshop
 from nova.config_sources import Loaded
 from nova.control.settings import LiveSettings
@@ -94,6 +95,7 @@ class Nova(Process):
             acceptor=accepting.queue,
             overhead=metrics.overhead,
             modes=UrlModes(stores.functions, stores.listener),
+            hooks=await hooks(settings, stores, services, reach.invoker, accepting.queue, metrics),
         )
         if seat is None or seat.first:
             leases = await open_leases(self, stores)

@@ -15,6 +15,7 @@ from nova.app.http import HttpSide
 from nova.app.process import Process, Progress
 from nova.app.remote import open_comets
 from nova.app.rpc import READINGS
+from nova.app.triggers import hooks
 from nova.clock import SYSTEM_CLOCK
 from nova.config_sources import Loaded
 from nova.events.accepting import AcceptHandlers
@@ -117,6 +118,7 @@ class Zenith(Process):
             acceptor=comets,
             overhead=metrics.overhead,
             modes=UrlModes(stores.functions, stores.listener),
+            hooks=await hooks(settings, stores, services, comets, comets, metrics),
         )
         await side.serve(front, hand_over=True)
         address = advertised("", side.address.host, side.address.port)

@@ -70,6 +70,7 @@ SERIES: Mapping[str, Series] = {
         "counter", ("tenant", "type", "status"), "Outcomes sent on to functions and webhooks"
     ),
     "schedule_runs_total": Series("counter", ("status",), "Instants of schedules, by what was done"),
+    "trigger_events_total": Series("counter", ("type", "status"), "Events that triggers got, by what became of them"),
     "schedule_lateness_milliseconds": Series("histogram", (), "From a schedule's instant to its firing"),
     "retention_rows_deleted_total": Series("counter", ("table",), "Rows removed because of their age"),
     "uptime_seconds": Series("gauge", (), "Time since the process started"),
@@ -242,6 +243,7 @@ class _Scrape(Collector):
         yield self._counted("async_jobs_total", self._of_tenants(counters.jobs))
         yield self._counted("destination_deliveries_total", self._of_tenants(counters.deliveries))
         yield self._counted("schedule_runs_total", counters.schedule_runs.items())
+        yield self._counted("trigger_events_total", counters.trigger_events.items())
         yield self._measured("schedule_lateness_milliseconds", metrics.lateness.items())
         yield self._counted("retention_rows_deleted_total", counters.rows_deleted.items())
         yield self._counted("uptime_seconds", [((), metrics.uptime_s)])

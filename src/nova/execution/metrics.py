@@ -142,6 +142,7 @@ class Counters:
     jobs: Counter[tuple[str, ...]] = field(default_factory=Counter)
     deliveries: Counter[tuple[str, ...]] = field(default_factory=Counter)
     schedule_runs: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    trigger_events: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
 
 class Metrics:
@@ -291,6 +292,10 @@ class Metrics:
     def decided(self, status: str) -> None:
         """An instant of a schedule was fired, skipped or missed."""
         self.counters.schedule_runs[status,] += 1
+
+    def trigger_event(self, type: str, status: str) -> None:
+        """What became of an event that a trigger got (nova.events.triggers.deliver.TriggerEvents)."""
+        self.counters.trigger_events[type, status] += 1
 
     def late(self, milliseconds: float) -> None:
         """How long after its instant a schedule fired."""

@@ -18,9 +18,11 @@ from nova.config import LimitSettings
 from nova.domain.call import SAMPLED, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope as Place
 from nova.domain.ports import Acceptor, Flight, Invoker, Starter
+from nova.domain.trigger import HookDesk
 from nova.errors import NovaError, as_refusal, draining, internal
 from nova.gateway import calling
 from nova.gateway.entry import Entry, Knock
+from nova.gateway.hooks import HOOK_PATH, Hooks
 from nova.gateway.modes import UrlModes
 from nova.gateway.replying import lines_of, reply, text, with_client
 from nova.gateway.streams import INVOKE_STREAM, Streams
@@ -82,6 +84,7 @@ class Front:
 
     Operations of the route table that are answered here: :attr:`OPS`. ``overhead`` hears how many microseconds each call spent
     in the stages ``guard`` and ``gateway``. ``modes`` knows whose URLs stream; without it, none does.
+    ``hooks`` takes what is sent to webhooks; without it, there are none.
     """
 
     OPS = (INVOKE, INVOKE_STREAM)
@@ -98,6 +101,7 @@ class Front:
         clock: Clock = SYSTEM_CLOCK,
         overhead: Callable[[str, float], None] | None = None,
         modes: UrlModes | None = None,
+        hooks: HookDesk | None = None,
     ) -> None:
         self._invoker = invoker
         self._acceptor = acceptor
@@ -106,6 +110,7 @@ class Front:
         self._entry = Entry(door, Trail(audit, door))
         self._streams = Streams(invoker, self._entry, door, limits, clock)
         self._urls = UrlCalls(invoker, self._entry, door, self._streams, modes, limits, clock)
+        self._hooks = None if hooks is None else Hooks(hooks, door, clock)
         self._management = management
         self._limits = limits
         self._clock = clock
@@ -123,6 +128,9 @@ class Front:
                     return
             elif path.startswith((b"/fn/", b"/t/")) and (match := URL_PATH.fullmatch(path)):
                 await self._serve(self._urls.serve(scope, receive, send, match), scope, receive, send)
+                return
+            elif self._hooks and path.startswith((b"/hooks/", b"/t/")) and (match := HOOK_PATH.fullmatch(path)):
+                await self._serve(self._hooks.serve(scope, receive, send, match), scope, receive, send)
                 return
             elif path.startswith(_FUNCTIONS) and path.endswith(_STREAM):
                 name = path[len(_FUNCTIONS) : -len(_STREAM)]

@@ -34,7 +34,14 @@ SecretUrl = Annotated[str, StringConstraints(min_length=1, max_length=4096), SEC
 
 
 class SourceError(Exception):
-    """The source cannot work as things are. The text is for people: it names what is wrong, and holds no password."""
+    """The source cannot work as things are. The text is for people: it names what is wrong, and holds no password.
+
+    ``retry_after_s``: another attempt before is of no use.
+    """
+
+    def __init__(self, text: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class Verdict(StrEnum):
@@ -77,8 +84,8 @@ class Sink(Protocol):
         """Returns when the target has succeeded, or when the event was given up as the trigger's ``on_error`` says.
 
         Waits while as many deliveries run as the trigger allows, so that a source that awaits it is slowed down. Call it for
-        at most :attr:`Context.window` events at once. Raises only CancelledError, and NovaError when the database does
-        not answer: then do not acknowledge, let it pass.
+        at most :attr:`Context.window` events at once. Raises only CancelledError, and LeaseLost when another process is in
+        charge by now: then do not acknowledge, let it pass.
         """
         ...
 
@@ -87,7 +94,8 @@ class Sink(Protocol):
         ...
 
     async def save(self, position: bytes) -> None:
-        """Remember how far the source is; at most 64 KiB. Raises LeaseLost when another process is in charge by now."""
+        """Remember how far the source is; at most 1 MiB, committed when it returns. Raises LeaseLost when another process is
+        in charge by now."""
         ...
 
     def connected(self) -> None:
