@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from nova.domain.function import NetworkPolicy
 from nova.errors import NovaError
 from nova.execution.backends.base import InitSpec, LayerMount, VolumeMount
 from nova.execution.backends.qemu.backend import STATE, QemuBackend, QemuVm
@@ -199,8 +198,6 @@ async def test_what_cannot_be_held_is_refused_by_name(kept: Kept) -> None:
     folder = kept.folder
     layers = tuple(LayerMount(folder, f"/layers/{number}") for number in range(7))
     for changes, field in (
-        ({"network": NetworkPolicy()}, "network_policy"),
-        ({"limits": replace(TIGHT, net_mbps=1)}, r"limits\.net_mbps"),
         ({"mounts": (VolumeMount(folder, "/mnt/data", True),)}, "mounts"),
         ({"layers": layers}, "layers"),
     ):
