@@ -26,6 +26,7 @@ _INVOKE: Final = "/v1/invoke/"
 _DURABLE: Final = "/2025-12-01/durable-executions/"
 """The public Lambda durable-execution protocol. Its libraries sign for another service: what proves the asker is the token
 that a run was given."""
+_TOPICS: Final = "/v1/topics/"
 _TYPES: Final = {"request": "invoke", "event": "invoke_async"}
 
 
@@ -110,6 +111,10 @@ def _question(exchange: Exchange) -> tuple[int, dict[str, Any], bytes]:
         if "idempotency-key" in request.headers:
             head["idempotency_key"] = request.headers["idempotency-key"]
         return frames.CALL, head, request.body
+    if path.startswith(_TOPICS):
+        _only(method, "POST")
+        _known(query, "ordering_key", "dedup_id", "delay_s", "headers")
+        return frames.CALL, head | {"op": "publish", "topic": path[len(_TOPICS) :], **query}, request.body
     if path == _STATE[:-1]:
         _only(method, "GET")
         _known(query, "prefix", "limit", "after")

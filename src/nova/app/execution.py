@@ -13,6 +13,7 @@ from nova.config import Settings
 from nova.domain.identity import Scope
 from nova.domain.ownership import Ownership
 from nova.domain.ports import Scaler
+from nova.events.bus.publish import TopicPublisher
 from nova.execution.ahead import FetchAhead
 from nova.execution.artifacts import Artifacts
 from nova.execution.backends.router import BackendRouter
@@ -26,6 +27,7 @@ from nova.execution.exposition import Exposition
 from nova.execution.figures import FigureHandlers
 from nova.execution.fleet import InstanceFleet
 from nova.execution.guest import GuestApi
+from nova.execution.guest_publish import GuestTopics
 from nova.execution.idempotent import IdempotentInvoker
 from nova.execution.images import Images
 from nova.execution.images.desk import ImageHandlers
@@ -59,6 +61,7 @@ from nova.store.idempotency import IdempotencyStore
 from nova.store.shadows import ShadowStore
 from nova.store.spans import SpanStore
 from nova.store.state import StateStore
+from nova.store.topics import TopicStore
 from nova.store.volumes import VolumeHost
 from nova.tracing import open_tracing
 from nova.work.membership import node_name
@@ -158,6 +161,8 @@ class ExecutionPlane:
         self.durable = DurableCalls(DurableStore(stores.db), stores.listener, self._notices)
         self.executor.durable = self.durable.call
         self.guests.durable = self.durable
+        self.publisher = TopicPublisher(stores.db, Notices(stores.db))
+        self.guests.topics = GuestTopics(self.publisher, TopicStore(stores.db))
         self.scaler = LocalScaler(self.catalog, self.fleet, SYSTEM_CLOCK)
         self.invoker = IdempotentInvoker(
             self.executor if traced is None else traced.around(self.executor), IdempotencyStore(stores.db)
@@ -182,6 +187,7 @@ class ExecutionPlane:
         await services.start(SealedFunctions(self.sealer, self.catalog))
         await services.start(FetchAhead(self.catalog, self.artifacts, self._runs_here))
         await services.start(self._notices)
+        await services.start(self.publisher)
         await services.start(self.durable)
         await services.start(self.executor)
         await services.start(self.shadows)

@@ -1,8 +1,11 @@
 """Messages of the event bus: what a publisher hands over, and what it is told."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+
+from nova.errors import invalid
+from nova.payload import too_large
 
 MAX_BATCH = 500
 """Messages published at once."""
@@ -38,6 +41,8 @@ class NewMessage:
     extensions: Mapping[str, str] = field(default_factory=dict)
     traceparent: str | None = None
     tracestate: str | None = None
+    message_id: str | None = None
+    """what it is to be called in its topic: a UUID of its own; None: a new one"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +52,42 @@ class Published:
     id: str
     sequence: int | None
     duplicate: bool = False
+
+
+def check(message: NewMessage) -> None:
+    """Raise ``validation_failed`` or ``payload_too_large`` for what no topic takes."""
+    if len(message.payload) > MAX_PAYLOAD:
+        raise too_large(MAX_PAYLOAD)
+    for name, text in (("ordering_key", message.ordering_key), ("dedup_id", message.dedup_id)):
+        if text is not None and not 0 < len(text) <= MAX_KEY:
+            raise invalid(name, f"1 to {MAX_KEY} characters")
+        _storable(name, text)
+    if len(message.headers) > MAX_HEADERS:
+        raise invalid("headers", f"at most {MAX_HEADERS}")
+    _bounded("headers", message.headers.items())
+    named = (("id", message.id), ("source", message.source), ("type", message.type), ("subject", message.subject))
+    _bounded("attributes", [*((name, text or "") for name, text in named), *message.extensions.items()])
+    _bounded("traceparent", [("traceparent", message.traceparent or ""), ("tracestate", message.tracestate or "")])
+    if not 0 <= message.delay_s <= MAX_DELAY_S:
+        raise invalid("delay_s", f"from 0 to {MAX_DELAY_S}")
+
+
+def _bounded(field: str, pairs: Iterable[tuple[str, str]]) -> None:
+    size = 0
+    for name, text in pairs:
+        _storable(field, name)
+        _storable(field, text)
+        size += len(name.encode()) + len(text.encode())
+    if size > MAX_HEADER_BYTES:
+        raise invalid(field, f"at most {MAX_HEADER_BYTES} bytes together")
+
+
+def _storable(field: str, text: str | None) -> None:
+    if text is None or (text.isascii() and "\0" not in text):
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise invalid(field, "has half of a surrogate pair") from None
+    if "\0" in text:
+        raise invalid(field, "has a NUL character")

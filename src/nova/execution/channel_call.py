@@ -9,11 +9,15 @@ from nova.errors import FunctionError
 from nova.execution.backends.base import WorkerResult
 from nova.execution.channel_deadlines import Deadlines
 from nova.execution.channel_stream import Collected, Stream
+from nova.service import Background
 
 if TYPE_CHECKING:
     from nova.execution.channel_line import WorkerLine
 
 _STREAM_LATE: Final = "the stream had not ended when the time of the whole call was up (timeout_s, or the caller's own)"
+
+
+_endings: Final = Background("endings of calls")
 
 
 class LineOwner(Protocol):
@@ -40,6 +44,14 @@ class LineOwner(Protocol):
         ...
 
 
+class Held(Protocol):
+    """What a call has left for its end."""
+
+    async def end(self, result: WorkerResult) -> WorkerResult:
+        """Do it, as its worker has answered without an error; what the call is told then. Raises nothing."""
+        ...
+
+
 class Call(asyncio.Future[WorkerResult]):
     """A call in flight and the future of its result in one object. ``line`` is None while it waits for a worker."""
 
@@ -48,6 +60,7 @@ class Call(asyncio.Future[WorkerResult]):
         "deadline",
         "deadlines",
         "heard",
+        "held",
         "line",
         "owner",
         "pieces",
@@ -69,6 +82,7 @@ class Call(asyncio.Future[WorkerResult]):
         self.stdout: PrintBuffer | None = None
         self.stderr: PrintBuffer | None = None
         self.heard: Callable[[WorkerResult], None] | None = None
+        self.held: Held | None = None
         self.pieces: Collected | Stream | None = None
         deadlines.add(self)
 
@@ -93,11 +107,23 @@ class Call(asyncio.Future[WorkerResult]):
     def answered(self, result: WorkerResult) -> None:
         """End it with what its worker said; whoever listens hears it now."""
         self._over()
+        if self.done():
+            return
+        if self.held is not None and result.error is None:
+            _endings.spawn("end", self._end(self.held, result))
+        else:
+            self._tell(result)
+
+    def _tell(self, result: WorkerResult) -> None:
         if not self.done():
             self.set_result(result)
             heard, self.heard = self.heard, None  # or the two would keep each other alive
             if heard is not None:
                 heard(result)
+
+    async def _end(self, held: Held, result: WorkerResult) -> None:
+        """The answer waits until what depends on it is done."""
+        self._tell(await held.end(result))
 
     def cancel(self, msg: Any = None) -> bool:
         """The caller has gone: the future is cancelled now, the worker is told or ended."""

@@ -36,6 +36,7 @@ from nova.execution.backends.base import Channel
 from nova.execution.channel import DirectChannel
 from nova.execution.durable import DurableCalls
 from nova.execution.guest_desk import Question, Reply
+from nova.execution.guest_publish import GuestTopics
 from nova.ids import new_id
 from nova.store.state import StateStore
 
@@ -56,6 +57,7 @@ class GuestApi:
         self.invoker: Invoker | None = None
         self.acceptor: Acceptor | None = None
         self.durable: DurableCalls | None = None
+        self.topics: GuestTopics | None = None
 
     def attach(self, snapshot: FunctionSnapshot, channel: Channel) -> None:
         """From now on the instance behind ``channel``, which has loaded ``snapshot``, may ask."""
@@ -156,6 +158,10 @@ class Guest:
             return Reply(200, question.context, _JSON)
         if op in ("checkpoint", "operations"):
             return await self._durable(op, question)
+        if op == "publish":
+            if self._api.topics is None:
+                raise NovaError("unsupported", "nothing can be published here")
+            return await self._api.topics.publish(self._snapshot, question)
         call = self._api.call_of(self._snapshot, question)
         if op == "invoke":
             return await self._api.invoke(call)

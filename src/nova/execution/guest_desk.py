@@ -30,6 +30,7 @@ class Question:
 
     ``kind`` is the type of the frame; ``head`` its members as the agent wrote them, none of them proven; ``payload`` any
     bytes. ``deadline`` is the call's, in monotonic seconds; ``context`` what the call was told when it began.
+    ``call`` is the call itself; whoever asks on behalf of no call has none.
     """
 
     kind: int
@@ -38,6 +39,7 @@ class Question:
     request_id: str
     deadline: float
     context: bytes
+    call: Call | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class GuestDesk:
             raise NovaError("queue_full", f"this instance asks {MAX_QUESTIONS} things at once", retry_after_s=1)
         if self._bytes + len(frame.payload) > MAX_BYTES:
             raise NovaError("queue_full", f"this instance sends over {MAX_BYTES} bytes at once", retry_after_s=1)
-        question = Question(frame.type, frame.head, frame.payload, call.request_id, call.deadline, call.context)
+        question = Question(frame.type, frame.head, frame.payload, call.request_id, call.deadline, call.context, call)
         task = asyncio.ensure_future(self._work(self.serve, question))
         self._tasks[frame.id] = task
         self._bytes += len(frame.payload)

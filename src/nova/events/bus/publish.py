@@ -1,26 +1,15 @@
 """The port through which messages get into topics: an answer means that they are in PostgreSQL."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
 
 from nova.domain.identity import Scope
-from nova.domain.message import (
-    MAX_BATCH,
-    MAX_DELAY_S,
-    MAX_HEADER_BYTES,
-    MAX_HEADERS,
-    MAX_KEY,
-    MAX_PAYLOAD,
-    TOPIC,
-    NewMessage,
-    Published,
-)
+from nova.domain.message import MAX_BATCH, TOPIC, NewMessage, Published, check
 from nova.errors import NovaError, invalid, not_found
 from nova.ids import new_id
-from nova.payload import too_large
 from nova.store import bus_outbox, messages
 from nova.store.bus_outbox import Waiting
 from nova.store.db import Connection, Database
@@ -73,37 +62,35 @@ class TopicPublisher:
         Raises ``not_found``, ``validation_failed``, ``payload_too_large``, ``queue_full``, ``draining`` or
         ``dependency_unavailable``.
         """
-        return await self._put(scope, topic, [(new_id(), message) for message in messages], caller, held=False)
-
-    async def publish_as(
-        self, scope: Scope, topic: str, messages: Sequence[tuple[str, NewMessage]], *, caller: str
-    ) -> Sequence[Published]:
-        """The same for messages that have their ids already."""
-        return await self._put(scope, topic, messages, caller, held=False)
+        return await self._put(scope, topic, messages, caller)
 
     async def keep(self, scope: Scope, topic: str, message: NewMessage, *, hold: bool, caller: str) -> str:
         """Put a message into the outbox, to be published after its delay; ``hold``: not before it is released. Its id."""
-        (kept,) = await self._put(scope, topic, [(new_id(), message)], caller, held=hold, outbox=True)
+        (kept,) = await self._put(scope, topic, [message], caller, held=hold, outbox=True)
         return kept.id
 
     async def _put(
         self,
         scope: Scope,
         topic: str,
-        messages: Sequence[tuple[str, NewMessage]],
+        messages: Sequence[NewMessage],
         caller: str,
         *,
-        held: bool,
+        held: bool = False,
         outbox: bool = False,
     ) -> Sequence[Published]:
         if not _topic.match(topic):
             raise not_found("topic", topic[:128])
         if not 0 < len(messages) <= MAX_BATCH:
             raise invalid("messages", f"from 1 to {MAX_BATCH} at once")
-        for _, message in messages:
+        for message in messages:
             check(message)
-        entries = [Entry.of(message_id, message, caller) for message_id, message in messages]
-        delays = {message_id: message.delay_s for message_id, message in messages if outbox or message.delay_s > 0}
+        entries = [Entry.of(message.message_id or new_id(), message, caller) for message in messages]
+        delays = {
+            entry.id: message.delay_s
+            for entry, message in zip(entries, messages, strict=True)
+            if outbox or message.delay_s > 0
+        }
         at_once = [entry for entry in entries if entry.id not in delays]
         return await self._group.put(_Request(Append(scope, topic, at_once), entries, delays, held))
 
@@ -139,45 +126,6 @@ class TopicPublisher:
         ]
         if waiting:
             await bus_outbox.add(conn, waiting)
-
-
-def check(message: NewMessage) -> None:
-    """Raise ``validation_failed`` or ``payload_too_large`` for what no topic takes."""
-    if len(message.payload) > MAX_PAYLOAD:
-        raise too_large(MAX_PAYLOAD)
-    for field, text in (("ordering_key", message.ordering_key), ("dedup_id", message.dedup_id)):
-        if text is not None and not 0 < len(text) <= MAX_KEY:
-            raise invalid(field, f"1 to {MAX_KEY} characters")
-        _storable(field, text)
-    if len(message.headers) > MAX_HEADERS:
-        raise invalid("headers", f"at most {MAX_HEADERS}")
-    _bounded("headers", message.headers.items())
-    named = (("id", message.id), ("source", message.source), ("type", message.type), ("subject", message.subject))
-    _bounded("attributes", [*((name, text or "") for name, text in named), *message.extensions.items()])
-    _bounded("traceparent", [("traceparent", message.traceparent or ""), ("tracestate", message.tracestate or "")])
-    if not 0 <= message.delay_s <= MAX_DELAY_S:
-        raise invalid("delay_s", f"from 0 to {MAX_DELAY_S}")
-
-
-def _bounded(field: str, pairs: Iterable[tuple[str, str]]) -> None:
-    size = 0
-    for name, text in pairs:
-        _storable(field, name)
-        _storable(field, text)
-        size += len(name.encode()) + len(text.encode())
-    if size > MAX_HEADER_BYTES:
-        raise invalid(field, f"at most {MAX_HEADER_BYTES} bytes together")
-
-
-def _storable(field: str, text: str | None) -> None:
-    if text is None or (text.isascii() and "\0" not in text):
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise invalid(field, "has half of a surrogate pair") from None
-    if "\0" in text:
-        raise invalid(field, "has a NUL character")
 
 
 def _answer(request: _Request, outcome: Appended | NovaError) -> Sequence[Published] | BaseException:

@@ -81,6 +81,10 @@ class Context {
     return guest.invoke(this.requestId, name, payload, options);
   }
 
+  publish(topic, payload, options) {
+    return guest.publish(this.requestId, topic, payload, options);
+  }
+
   /** An AbortSignal that fires when the caller has gone or the time is up. */
   get signal() {
     const call = inFlight.get(this.requestId) ?? {};

@@ -106,6 +106,20 @@ async function invoke(requestId, name, payload, { qualifier, event = false, idem
   return JSON.parse(good(answer).text);
 }
 
+/** Publishes a message, visible when the call succeeds; its id. */
+async function publish(requestId, topic, payload, { orderingKey, dedupId, delayS, headers } = {}) {
+  const answer = await ask("POST", `/v1/topics/${topic}`, requestId, {
+    query: {
+      ordering_key: orderingKey,
+      dedup_id: dedupId,
+      delay_s: delayS,
+      headers: headers === undefined ? undefined : JSON.stringify(headers),
+    },
+    body: encode(payload),
+  });
+  return JSON.parse(good(answer).text).id;
+}
+
 /** What the function keeps between its calls, whichever version or instance runs. Values are JSON, at most 256 KiB. */
 class State {
   #requestId;
@@ -161,4 +175,4 @@ class State {
   }
 }
 
-module.exports = { CallError, State, invoke };
+module.exports = { CallError, State, invoke, publish };

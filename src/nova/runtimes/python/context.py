@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, ClassVar
 
 from nova.runtimes.python import guest
@@ -128,6 +128,22 @@ class Context:
         ``{"invocation_id", …}``. Raises :attr:`CallError`.
         """
         return guest.invoke(self.request_id, name, payload, qualifier, event, idempotency_key)
+
+    def publish(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        ordering_key: str | None = None,
+        dedup_id: str | None = None,
+        delay_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Publish a message to a topic of this tenant and namespace and give its id; awaitable inside a running event loop.
+
+        It is in the topic when this call succeeds, and not otherwise. Raises :attr:`CallError`.
+        """
+        return guest.publish(self.request_id, topic, payload, ordering_key, dedup_id, delay_s, headers)
 
     def log(self, message: object) -> None:
         """One line in the log of this call."""

@@ -153,6 +153,31 @@ def invoke(
     )
 
 
+def publish(
+    request_id: str,
+    topic: str,
+    payload: object,
+    ordering_key: str | None,
+    dedup_id: str | None,
+    delay_s: float | None,
+    headers: Mapping[str, str] | None,
+) -> Any:
+    """See ``Context.publish``."""
+    return ask(
+        "POST",
+        f"/v1/topics/{topic}",
+        request_id,
+        lambda answer: _value(answer)["id"],
+        query={
+            "ordering_key": ordering_key,
+            "dedup_id": dedup_id,
+            "delay_s": delay_s,
+            "headers": None if headers is None else json.dumps(dict(headers)),
+        },
+        body=dumps(payload),
+    )
+
+
 class State:
     """What the function keeps between its calls, whichever version or instance runs. Values are JSON, at most 256 KiB."""
 
