@@ -332,6 +332,12 @@ class QemuSettings(Section):
         description="kvm: this processor's virtualisation; tcg: emulation; auto: kvm if a guest has run with it here",
     )
     boot_timeout: Seconds = Field(60.0, gt=0, le=600, description="how long a machine has until its agent answers")
+    bridge_name: str = Field(
+        "novabr0",
+        pattern=r"^[a-z][a-z0-9]{0,8}$",
+        description="the bridge of this host that machines are behind; Firecracker's may be behind the same",
+    )
+    subnet: str = Field("172.30.0.0/24", description="addresses of machines on it, the first is the bridge's own")
     templates: bool = Field(True, description="keep machines that were booted for nobody; cold starts go on from them")
     uid: int = Field(402_000, ge=65_536, description="first of 1000 host users, one for each machine, if nova is root")
     gid: int = Field(402_000, ge=65_536, description="host group of all machines")

@@ -148,10 +148,14 @@ def _qemu_options(ground: Ground) -> "QemuOptions":
         accel=given.accel,
         runtimes=ground.packaged,
         boot_timeout_s=given.boot_timeout,
+        bridge=given.bridge_name,
+        subnet=given.subnet,
         templates=given.templates,
         uid=given.uid,
         gid=given.gid,
         cgroup_root=settings.sandbox.cgroup_root,
+        private_networks=settings.network_policy.private_egress,
+        blocked=tuple(settings.network_policy.blocked),
     )
 
 
