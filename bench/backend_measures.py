@@ -39,7 +39,7 @@ def machine_restore(run: Run) -> None:
     with run.attempt(NAME, measure):
         from tests.backends.qemu.case import Case
 
-        case = Case()
+        case = Case(templates=False)
         if reason := case.missing():
             raise SetupFailed(reason)
         booted, restored = asyncio.run(_machines(run, case))

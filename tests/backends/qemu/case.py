@@ -16,8 +16,9 @@ class Case:
     cycles = 10
     handler = "main.handler"
 
-    def __init__(self) -> None:
+    def __init__(self, *, templates: bool = True) -> None:
         self._folder: Path | None = None
+        self._templates = templates
 
     def missing(self) -> str:
         return ground.missing()
@@ -25,7 +26,7 @@ class Case:
     @asynccontextmanager
     async def backend(self, folder: Path, node: str = "conf") -> AsyncIterator[Backend]:
         self._folder = folder
-        made = ground.backend(folder, node, templates=True)
+        made = ground.backend(folder, node, templates=self._templates)
         await made.start()
         try:
             yield made
