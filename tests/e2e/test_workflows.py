@@ -209,7 +209,7 @@ def test_failures_are_retried_then_caught_or_the_runs_own(bench: Bench) -> None:
         {"sorry": {"because": "Declined"}},
     )
     run = bench.run("caught", {"error": "Burnt"})
-    assert (run["status"], run["error"]) == ("failed", {"type": "Burnt", "message": "as asked"})
+    assert (run["status"], run["error"]) == ("failed", {"type": "Burnt", "message": "as asked", "node_key": "pay"})
     assert states(run) == {"pay": "failed", "thanks": "skipped", "sorry": "skipped"}
 
 

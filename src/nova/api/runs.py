@@ -29,10 +29,12 @@ class RunCreate(Model):
 
 
 class Failure(Model):
-    """``type`` is the class that a function raised, or a ``Nova.*`` type that the platform found out."""
+    """``type`` is the class that a function raised, or a ``Nova.*`` type that the platform found out; ``node_key`` where it came
+    from."""
 
     type: str
     message: str
+    node_key: str | None = None
 
 
 class NodeAttempt(Model):
@@ -48,7 +50,7 @@ class NodeAttempt(Model):
 
 
 class MapItems(Model):
-    """How far a map is; ``total`` is null before it has begun."""
+    """How far a map is; ``total`` is null before it has begun. With a ``batch_size`` these are batches."""
 
     total: int | None
     succeeded: int

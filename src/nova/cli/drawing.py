@@ -101,7 +101,8 @@ def _bar(items: Json) -> Text:
 
 def _ending(found: Json) -> Iterator[RenderableType]:
     if error := found["error"]:
-        yield Text(f"{error['type']}: {error['message']}", style="red")
+        where = f" at {error['node_key']}" if error["node_key"] else ""
+        yield Text(f"{error['type']}{where}: {error['message']}", style="red")
     elif found["status"] == "succeeded" and found["output"] is not None:
         yield Text.assemble(("output  ", "bold"), cell(found["output"]))
 

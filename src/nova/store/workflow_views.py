@@ -33,6 +33,8 @@ class Inside:
     progress: Sequence[Row]
     approvals: dict[str, str]
     """node_key → id of the approval that it waits for"""
+    children: dict[str, str]
+    """node_key → id of the run that it started last"""
 
 
 class WorkflowViews:
@@ -79,6 +81,10 @@ class WorkflowViews:
                 nodes=await conn.fetch(_sql.nodes, id=run["id"]),
                 attempts=await conn.fetch(_sql.attempts, id=run["id"], node=None, first=THE_NODE, last=THE_NODE),
                 progress=await conn.fetch(_sql.progress, id=run["id"]),
+                children={
+                    row["parent_node"]: row["id"]
+                    for row in await conn.fetch(_sql.children, id=run["id"], node=None, first=THE_NODE, last=THE_NODE)
+                },
                 approvals={row["node_key"]: row["id"] for row in await conn.fetch(_sql.approvals_of_run, id=run["id"])},
             )
 
@@ -98,6 +104,11 @@ class WorkflowViews:
     async def attempts(self, run_id: str, node: str, first: int, last: int) -> list[Row]:
         """Calls for the items from ``first`` to ``last`` of a map."""
         return await self._db.fetch(_sql.attempts, id=run_id, node=node, first=first, last=last)
+
+    async def children(self, run_id: str, node: str, first: int, last: int) -> dict[int, str]:
+        """The newest run of each of the items from ``first`` to ``last`` of a map."""
+        rows = await self._db.fetch(_sql.children, id=run_id, node=node, first=first, last=last)
+        return {row["parent_item"]: row["id"] for row in rows}
 
     async def changes(self, run_id: str, after: int, *, limit: int) -> list[Row]:
         """What nodes came to after a revision of the run, in the order in which it happened."""

@@ -133,13 +133,23 @@ class RunHandlers:
             limit=query.limit + 1,
         )
         shown = rows[: query.limit]
+        first, last = (shown[0]["item"], shown[-1]["item"]) if shown else (0, -1)
         attempts: dict[int, list[Row]] = {}
-        if shown:
-            for found in await self._views.attempts(row["id"], path, shown[0]["item"], shown[-1]["item"]):
-                attempts.setdefault(found["item"], []).append(found)
+        for found in await self._views.attempts(row["id"], path, first, last):
+            attempts.setdefault(found["item"], []).append(found)
+        children = await self._views.children(row["id"], path, first, last)
         payloads = _sees(req)
         return Page[api.Node](
-            items=[node_view(one, does, attempts.get(one["item"], ()), payloads=payloads) for one in shown],
+            items=[
+                node_view(
+                    one,
+                    does,
+                    attempts.get(one["item"], ()),
+                    payloads=payloads,
+                    child_run_id=children.get(one["item"]),
+                )
+                for one in shown
+            ],
             next_cursor=paging.encode([shown[-1]["item"]]) if len(rows) > len(shown) else None,
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from math import ceil
 from typing import Any
 
 from nova.api import runs as api
@@ -34,23 +35,29 @@ def run_detail(row: Row, inside: Inside, *, payloads: bool) -> api.RunDetail:
     attempts = _by_key(inside.attempts)
     progress = {found["node_key"]: found for found in inside.progress}
     nodes = []
-    for path, node_type in outline(inside.definition):
-        found = rows.get(path)
-        node = (
-            node_view(found, node_type, attempts.get(path, ()), payloads=payloads)
-            if found is not None
-            else _pending(path, node_type)
-        )
+    for path, defined in outline(inside.definition):
+        found, node_type = rows.get(path), defined["node_type"]
+        more: dict[str, Any] = {"child_run_id": inside.children.get(path), "approval_id": inside.approvals.get(path)}
         if node_type == "map":
-            node = node.model_copy(update={"items": _items(found, progress.get(path))})
-        if (approval := inside.approvals.get(path)) is not None:
-            node = node.model_copy(update={"approval_id": approval})
-        nodes.append(node)
+            more["items"] = _items(found, progress.get(path), defined.get("batch_size", 1))
+        if found is None:
+            nodes.append(_pending(path, node_type))
+        else:
+            nodes.append(node_view(found, node_type, attempts.get(path, ()), payloads=payloads, **more))
     seen = {"input": row["input"], "output": row["output"]} if payloads else {}
     return api.RunDetail(**run_members(row), nodes=nodes, **seen)
 
 
-def node_view(row: Row, node_type: str, attempts: Iterable[Row], *, payloads: bool) -> api.Node:
+def node_view(
+    row: Row,
+    node_type: str,
+    attempts: Iterable[Row],
+    *,
+    payloads: bool,
+    child_run_id: str | None = None,
+    approval_id: str | None = None,
+    items: api.MapItems | None = None,
+) -> api.Node:
     item = row["item"]
     return api.Node(
         node_key=row["node_key"],
@@ -62,23 +69,23 @@ def node_view(row: Row, node_type: str, attempts: Iterable[Row], *, payloads: bo
         finished_at=row["finished_at"],
         duration_ms=duration_ms(row["started_at"], row["finished_at"]),
         waits_until=row["wake_at"],
-        child_run_id=row["child_run_id"],
-        approval_id=None,
+        child_run_id=child_run_id,
+        approval_id=approval_id,
         error=failure(row["error"]),
         compensation=row["compensation"],
         compensation_error=failure(row["compensation_error"]),
-        items=None,
+        items=items,
         attempts=[_attempt(found) for found in attempts],
         input=row["input"] if payloads else None,
         output=row["output"] if payloads else None,
     )
 
 
-def outline(definition: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Path and type of each node, those inside of a parallel node after it."""
+def outline(definition: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Path and definition of each node, those inside of a parallel node after it."""
     for node in definition["nodes"]:
         path = prefix + node["node_key"]
-        yield path, node["node_type"]
+        yield path, node
         if node["node_type"] == "parallel":
             for number, branch in enumerate(node["branches"]):
                 yield from outline(branch, f"{path}/{number}/")
@@ -118,7 +125,9 @@ def approval_view(row: Row, *, payloads: bool) -> api.Approval:
 
 
 def failure(error: Mapping[str, Any] | None) -> api.Failure | None:
-    return None if error is None else api.Failure(type=error["type"], message=error["message"])
+    if error is None:
+        return None
+    return api.Failure(type=error["type"], message=error["message"], node_key=error.get("node_key"))
 
 
 def duration_ms(start: datetime | None, end: datetime | None) -> float | None:
@@ -160,12 +169,12 @@ def _pending(path: str, node_type: str) -> api.Node:
     )
 
 
-def _items(node: Row | None, progress: Row | None) -> api.MapItems:
+def _items(node: Row | None, progress: Row | None, batch_size: int) -> api.MapItems:
     """``total`` is known once the map has its items: they are its input."""
     counts = progress or {"succeeded": 0, "failed": 0, "running": 0}
     items = None if node is None else node["input"]
     return api.MapItems(
-        total=len(items) if isinstance(items, list) else None,
+        total=ceil(len(items) / batch_size) if isinstance(items, list) else None,
         succeeded=counts["succeeded"],
         failed=counts["failed"],
         running=counts["running"],

@@ -35,19 +35,26 @@ SELECT id::text AS id, workflow_id::text AS workflow_id, workflow_name, version,
 SELECT definition FROM dag_workflow_versions WHERE workflow_id = %(workflow_id)s::uuid AND version = %(version)s;
 
 -- name: nodes -- the nodes themselves, without what maps do for each item
-SELECT node_key, item, status, attempt, input, output, error, wake_at, child_run_id::text AS child_run_id, compensation,
+SELECT node_key, item, status, attempt, input, output, error, wake_at, compensation,
        compensation_error, revision, started_at, finished_at
   FROM dag_run_nodes
  WHERE run_id = %(id)s::uuid AND item = -1;
 
 -- name: items -- of one map, in their order
-SELECT node_key, item, status, attempt, input, output, error, wake_at, child_run_id::text AS child_run_id, compensation,
+SELECT node_key, item, status, attempt, input, output, error, wake_at, compensation,
        compensation_error, revision, started_at, finished_at
   FROM dag_run_nodes
  WHERE run_id = %(id)s::uuid AND node_key = %(node)s AND item > %(after)s
    AND (%(statuses)s::text[] IS NULL OR status = ANY (%(statuses)s::text[]))
  ORDER BY item
  LIMIT %(limit)s;
+
+-- name: children -- the newest run that each node, or item from one to another, has started
+SELECT DISTINCT ON (parent_node, parent_item) parent_node, parent_item, id::text AS id
+  FROM dag_runs
+ WHERE parent_run_id = %(id)s::uuid AND parent_item BETWEEN %(first)s AND %(last)s
+   AND (%(node)s::text IS NULL OR parent_node = %(node)s)
+ ORDER BY parent_node, parent_item, dag_runs.id DESC;
 
 -- name: progress -- of each map
 SELECT node_key, count(*) AS begun, count(*) FILTER (WHERE status = 'succeeded') AS succeeded,
