@@ -17,6 +17,7 @@ _BUILDS = "control/test_builds.py"
 _RECORDS = "execution/test_records.py"
 _KEYS = "control/test_apikeys.py"
 _ASYNCS = "events/test_asyncs.py"
+_TURNS = "events/test_turns.py"
 _POLICY = "store/test_asyncs.py::test_a_job_takes_its_rules_from_options_then_policy_then_defaults"
 _TO_FUNCTION = "events/test_deliveries.py::test_success_reaches_a_function_as_an_event"
 _SERIES = "observability/test_series.py"
@@ -29,6 +30,8 @@ _VOLUMES = "control/test_volumes.py"
 
 _TOPICS = "events/bus/test_topics.py"
 _BUS_OUTBOX = "events/bus/test_outbox.py"
+_WORKFLOWS = "control/test_workflows.py"
+_WORKFLOW_RUNS = "e2e/test_workflows.py"
 
 ENFORCED: dict[str, str] = {
     "aliases.description": f"{_ALIASES}::test_an_alias_names_a_version_or_splits",
@@ -61,19 +64,29 @@ ENFORCED: dict[str, str] = {
     "apikeys?limit": f"{_KEYS}::test_names_are_unique_and_lists_are_paged",
     "asyncs.backoff_base_ms": "events/test_jobs.py::test_three_attempts_are_three_executions_with_growing_pauses",
     "asyncs.backoff_max_ms": f"{_ASYNCS}::test_the_rules_of_a_call_are_kept",
+    "asyncs.callback_url": f"{_ASYNCS}::test_a_callback_is_told_of_either_end_and_signed",
+    "asyncs.concurrency_key": f"{_TURNS}::test_jobs_that_share_a_key_take_turns_in_their_order",
+    "asyncs.concurrency_limit": f"{_TURNS}::test_jobs_that_share_a_key_take_turns_in_their_order",
+    "asyncs.debounce_key": f"{_TURNS}::test_debounced_jobs_are_one_with_what_came_last",
+    "asyncs.debounce_max_s": f"{_TURNS}::test_debouncing_puts_off_no_longer_than_it_may",
+    "asyncs.debounce_s": f"{_TURNS}::test_debounced_jobs_are_one_with_what_came_last",
     "asyncs.delay_s": "events/test_jobs.py::test_a_delayed_job_starts_in_its_time_and_not_at_the_next_poll",
     "asyncs.error_contains": f"{_ASYNCS}::test_dead_letters_are_retried_and_purged_by_filter",
     "asyncs.function": f"{_ASYNCS}::test_dead_letters_are_retried_and_purged_by_filter",
     "asyncs.idempotency_key": f"{_ASYNCS}::test_a_repeated_key_is_the_first_job",
     "asyncs.idempotency_ttl_s": f"{_ASYNCS}::test_a_repeated_key_is_the_first_job",
+    "asyncs.keep_s": f"{_TURNS}::test_a_result_is_kept_as_long_as_the_job_said",
     "asyncs.max_age_s": "events/test_jobs.py::test_a_job_that_is_too_old_is_not_run",
     "asyncs.max_attempts": "events/test_jobs.py::test_three_attempts_are_three_executions_with_growing_pauses",
     "asyncs.not_before": f"{_ASYNCS}::test_a_job_waits_for_its_time",
     "asyncs.paused": f"{_ASYNCS}::test_the_whole_queue_stands_still_when_the_platform_says_so",
     "asyncs.payload": f"{_ASYNCS}::test_a_call_is_accepted_run_and_answered",
+    "asyncs.priority": f"{_TURNS}::test_a_higher_priority_is_taken_first",
     "asyncs.qualifier": f"{_ASYNCS}::test_a_call_is_accepted_run_and_answered",
     "asyncs.reason": f"{_ASYNCS}::test_the_whole_queue_stands_still_when_the_platform_says_so",
     "asyncs.since": f"{_ASYNCS}::test_dead_letters_are_retried_and_purged_by_filter",
+    "asyncs.status": f"{_ASYNCS}::test_jobs_are_steered_in_bulk",
+    "asyncs.until": f"{_ASYNCS}::test_jobs_are_steered_in_bulk",
     "asyncs?cursor": f"{_ASYNCS}::test_lists_filter_and_page",
     "asyncs?function": f"{_ASYNCS}::test_lists_filter_and_page",
     "asyncs?limit": f"{_ASYNCS}::test_lists_filter_and_page",
@@ -116,6 +129,8 @@ ENFORCED: dict[str, str] = {
     "functions.async_policy.backoff_max_ms": _POLICY,
     "functions.async_policy.max_age_s": _POLICY,
     "functions.async_policy.max_attempts": _POLICY,
+    "functions.async_policy.max_inflight": f"{_TURNS}::test_a_function_runs_as_many_at_once_as_its_policy_says",
+    "functions.async_policy.rate_limit_per_s": f"{_TURNS}::test_a_function_starts_as_many_a_second_as_its_policy_says",
     "functions.backend": "execution/backends/test_router.py::test_unknown_unavailable_and_unfit_backends_say_why",
     "functions.capture": "execution/test_logs.py::test_capture_policy_and_redaction_hold_in_the_table",
     "functions.capture.max_kb": "execution/test_capture.py::test_a_payload_over_the_limit_is_not_kept_at_all",
@@ -186,6 +201,23 @@ ENFORCED: dict[str, str] = {
     "invocations?trace_id": f"{_RECORDS}::test_invocations_cover_the_scope_and_filter",
     "invocations?until": f"{_RECORDS}::test_each_filter_of_a_function_s_logs_selects",
     "invocations?version": f"{_RECORDS}::test_each_filter_of_a_function_s_logs_selects",
+    "runs.comment": f"{_WORKFLOW_RUNS}::test_people_answer_once",
+    "runs.compensate": f"{_WORKFLOW_RUNS}::test_a_cancelled_run_is_undone_unless_told_otherwise",
+    "runs.from_": f"{_WORKFLOW_RUNS}::test_a_run_goes_on_from_where_it_failed_or_forks",
+    "runs.input": f"{_WORKFLOW_RUNS}::test_a_run_goes_on_from_where_it_failed_or_forks",
+    "runs.payload": f"{_WORKFLOW_RUNS}::test_waiting_for_time_events_and_people",
+    "runs.reason": f"{_WORKFLOW_RUNS}::test_a_cancelled_run_ends_the_call_it_waits_for",
+    "runs.run_id": f"{_WORKFLOW_RUNS}::test_runs_are_named_bounded_paused_and_listed",
+    "runs.timeout_s": f"{_WORKFLOW_RUNS}::test_time_limits_of_nodes_and_runs",
+    "runs.version": f"{_WORKFLOW_RUNS}::test_a_run_goes_on_from_where_it_failed_or_forks",
+    "runs?cursor": f"{_WORKFLOW_RUNS}::test_runs_are_named_bounded_paused_and_listed",
+    "runs?limit": f"{_WORKFLOW_RUNS}::test_runs_are_named_bounded_paused_and_listed",
+    "runs?run": f"{_WORKFLOW_RUNS}::test_people_answer_once",
+    "runs?since": f"{_WORKFLOW_RUNS}::test_runs_are_named_bounded_paused_and_listed",
+    "runs?status": f"{_WORKFLOW_RUNS}::test_runs_are_named_bounded_paused_and_listed",
+    "runs?version": f"{_WORKFLOW_RUNS}::test_runs_are_named_bounded_paused_and_listed",
+    "runs?wait_s": f"{_WORKFLOW_RUNS}::test_a_chain_maps_chooses_and_joins",
+    "runs?workflow": f"{_WORKFLOW_RUNS}::test_a_workflow_in_a_workflow",
     "runtimes?cursor": "control/test_runtimes.py::test_the_list_pages_through_every_runtime",
     "runtimes?limit": "control/test_runtimes.py::test_the_list_pages_through_every_runtime",
     "series?function": f"{_SERIES}::test_one_function_or_all_of_the_namespace",
@@ -330,4 +362,21 @@ ENFORCED: dict[str, str] = {
     "volumes.size_mb": "execution/test_volumes.py::test_data_outlives_instances_and_versions_within_its_size",
     "volumes?cursor": f"{_VOLUMES}::test_a_volume_is_created_grows_and_is_described",
     "volumes?limit": f"{_VOLUMES}::test_a_volume_is_created_grows_and_is_described",
+    "workflows.default_timeout_s": f"{_WORKFLOW_RUNS}::test_time_limits_of_nodes_and_runs",
+    "workflows.description": f"{_WORKFLOWS}::test_lists_filter_and_page",
+    "workflows.edges": f"{_WORKFLOW_RUNS}::test_a_chain_maps_chooses_and_joins",
+    "workflows.halted": f"{_WORKFLOW_RUNS}::test_runs_are_named_bounded_paused_and_listed",
+    "workflows.max_concurrent_runs": f"{_WORKFLOW_RUNS}::test_runs_are_named_bounded_paused_and_listed",
+    "workflows.name": f"{_WORKFLOWS}::test_a_workflow_from_its_creation_to_its_end",
+    "workflows.nodes": f"{_WORKFLOW_RUNS}::test_a_chain_maps_chooses_and_joins",
+    "workflows.on_failure": f"{_WORKFLOW_RUNS}::test_what_runs_beside_a_failure_is_cancelled_or_finishes",
+    "workflows.on_limit": f"{_WORKFLOW_RUNS}::test_runs_are_named_bounded_paused_and_listed",
+    "workflows.output": f"{_WORKFLOW_RUNS}::test_a_chain_maps_chooses_and_joins",
+    "workflows.tags": f"{_WORKFLOWS}::test_a_workflow_from_its_creation_to_its_end",
+    "workflows?activate": f"{_WORKFLOWS}::test_versions_never_change_and_one_is_active",
+    "workflows?cancel_runs": f"{_WORKFLOWS}::test_a_workflow_with_runs_under_way_is_deleted_with_them_only",
+    "workflows?cursor": f"{_WORKFLOWS}::test_lists_filter_and_page",
+    "workflows?dry_run": f"{_WORKFLOWS}::test_dry_run_checks_and_writes_nothing",
+    "workflows?limit": f"{_WORKFLOWS}::test_lists_filter_and_page",
+    "workflows?q": f"{_WORKFLOWS}::test_lists_filter_and_page",
 }

@@ -118,6 +118,15 @@ class Nebula:
     endings: Endings
     told: list[tuple[str, str]]
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Of a plane that was made without a start: it works now."""
+        await self.runner.start()
+        try:
+            yield
+        finally:
+            await self.runner.close()
+
     async def accept(self, payload: bytes = b"{}", function: str = "f", **options: Any) -> str:
         call = CallRequest(new_id(), Scope(), function, payload, IDENTITY, time.monotonic())
         return (await self.queue.accept(call, AsyncOptions(**options))).invocation_id

@@ -1,6 +1,7 @@
 """The routes of asynchronous invocations, behind the real binder and door."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from standardwebhooks import Webhook
 
 from nova.api import asyncs as contract
 from nova.domain.call import CallRequest, CallResult
@@ -21,6 +23,7 @@ from nova.ids import new_id
 from nova.store.db import Database
 from tests.control.support import fields, problem
 from tests.events.support import Calls, Nebula, failing, function, nebula, result
+from tests.events.test_deliveries import receiver
 from tests.http.harness import Api, management
 
 pytestmark = pytest.mark.anyio
@@ -155,6 +158,18 @@ async def test_the_key_may_come_as_a_header(database: Database) -> None:
         ({"idempotency_key": "x" * 257}, "idempotency_key"),
         ({"idempotency_key": "k", "idempotency_ttl_s": 700_000}, "idempotency_ttl_s"),
         ({"qualifier": "no such!"}, "qualifier"),
+        ({"priority": "urgent"}, "priority"),
+        ({"concurrency_key": ""}, "concurrency_key"),
+        ({"concurrency_key": "a\nb"}, "concurrency_key"),
+        ({"concurrency_key": "k", "concurrency_limit": 0}, "concurrency_limit"),
+        ({"concurrency_limit": 2}, "concurrency_limit"),
+        ({"debounce_s": 2}, "debounce_s"),
+        ({"debounce_key": "k", "debounce_s": 0}, "debounce_s"),
+        ({"debounce_key": "k", "debounce_max_s": 0}, "debounce_max_s"),
+        ({"debounce_key": "k", "idempotency_key": "k"}, "debounce_key"),
+        ({"debounce_key": "k", "delay_s": 1}, "debounce_key"),
+        ({"callback_url": "ftp://example.org/"}, "callback_url"),
+        ({"keep_s": 59}, "keep_s"),
     ],
 )
 async def test_bad_wishes_are_named(database: Database, body: dict[str, Any], field: str) -> None:
@@ -163,11 +178,65 @@ async def test_bad_wishes_are_named(database: Database, body: dict[str, Any], fi
         assert fields(problem(answer, 400, "validation_failed")) == [field]
 
 
-@pytest.mark.parametrize("name", ["priority", "ordering_key", "concurrency_key", "callback_url", "debounce_s"])
-async def test_what_is_not_there_yet_is_refused_by_name(database: Database, name: str) -> None:
-    async with serving(database, start=False) as plane:
-        answer = await plane.client.post("/functions/f/invoke-async", json={name: "1"})
-        assert fields(problem(answer, 400, "unknown_field")) == [name]
+async def test_a_callback_is_told_of_either_end_and_signed(database: Database) -> None:
+    async with receiver((204, {})) as hook, serving(database, Calls(failing(BROKEN))) as plane:
+        wish = {"callback_url": hook.url, "payload": {"order": 7}}
+        dead = await plane.invoke(**AT_ONCE, **wish)
+        well = await plane.invoke(**wish)
+        async with asyncio.timeout(20):
+            while len(hook.got) < 2:
+                await asyncio.sleep(0.01)
+        secret = (await plane.get("/functions/f/webhook-secret"))["secret"]
+    told = {}
+    for _, headers, body in hook.got:
+        event = Webhook(secret).verify(body, headers)
+        told[event["data"]["invocation_id"]] = (
+            event["type"],
+            event["data"]["payload"],
+            headers["webhook-id"] == event["id"],
+        )
+    assert told == {
+        dead: ("nova.async.failed", {"order": 7}, True),
+        well: ("nova.async.succeeded", {"order": 7}, True),
+    }
+
+
+async def test_jobs_are_steered_in_bulk(database: Database) -> None:
+    await function(database, "g")
+    async with serving(database) as plane:
+        mine = [await plane.invoke(delay_s=3600, concurrency_key="k") for _ in range(3)]
+        other = await plane.invoke(delay_s=3600)
+        answer = await plane.client.post("/async-invocations/cancel-all", json={"function": "g"})
+        assert answer.json() == {"cancelled": 0}
+        later = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+        answer = await plane.client.post("/async-invocations/cancel-all", json={"since": later})
+        assert answer.json() == {"cancelled": 0}
+        answer = await plane.client.post("/async-invocations/cancel-all", json={"concurrency_key": "k", "until": later})
+        assert answer.json() == {"cancelled": 3}
+        assert {(await plane.job(job_id))["status"] for job_id in mine} == {"cancelled"}
+        assert (await plane.job(other, 0.1))["status"] == "queued"
+        answer = await plane.client.post("/async-invocations/retry-all", json={"status": ["dlq"]})
+        assert answer.json() == {"retried": 0}
+        answer = await plane.client.post("/async-invocations/retry-all", json={"function": "f", "max_attempts": 2})
+        assert answer.json() == {"retried": 3}
+        for job_id in mine:
+            done = await plane.job(job_id)
+            assert (done["status"], done["max_attempts"], done["concurrency_key"]) == ("succeeded", 2, "k")
+
+
+async def test_the_states_of_a_job_can_be_watched_to_its_end(database: Database) -> None:
+    async with serving(database, Calls(failing(BROKEN))) as plane:
+        job = await plane.invoke(max_attempts=2, backoff_base_ms=900, priority="high")
+        async with plane.client.stream("GET", f"/async-invocations/{job}/events") as answer:
+            lines = [line async for line in answer.aiter_lines()]
+        events = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+        states = [json.loads(line.removeprefix("data: "))["status"] for line in lines if line.startswith("data: ")]
+        assert events[-1] == "end"
+        assert set(events[:-1]) == {"status"}
+        assert states[-2:] == ["succeeded", "succeeded"]
+        assert states[0] in ("queued", "running")
+        assert (await plane.job(job))["priority"] == "high"
+        problem(await plane.client.get("/async-invocations/nothing/events"), 404, "not_found")
 
 
 async def test_a_payload_over_a_mebibyte_and_an_unknown_function_are_refused(database: Database) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -249,9 +249,10 @@ async def test_one_end_is_one_event_whoever_writes_it(database: Database) -> Non
     await database.run("UPDATE work SET lease_until = now() - interval '1 s'")
     (new,), _ = await store.claim("b", 1, 30)
 
-    def end(owner: str, fence: int) -> Awaitable[frozenset[str]]:
+    async def end(owner: str, fence: int) -> frozenset[str]:
         event = OutboxEvent(new_id(), Scope(), f"async/{old.id}/0", old.function_id, "function", "f", "key:x", 1, b"{}")
-        return store.write(owner, [Ended(old.id, fence, "succeeded", 1, b"[]", None, output=b"1", event=event)], [])
+        ended = Ended(old.id, fence, "succeeded", 1, b"[]", None, output=b"1", events=(event,))
+        return (await store.write(owner, [ended], [])).ids
 
     assert await end("a", old.fence) == frozenset()
     assert await database.fetch("SELECT id FROM event_outbox") == []

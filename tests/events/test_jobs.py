@@ -9,7 +9,6 @@ from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.errors import FunctionError, NovaError
 from nova.store import asyncs
-from nova.store import work as asyncs_work
 from nova.store.asyncs_admin import AsyncStore, JobFilter
 from nova.store.db import Database
 from nova.store.jobs import Ended, JobStore
@@ -145,10 +144,10 @@ async def test_a_worker_that_lost_its_lease_changes_nothing(database: Database) 
     (again,), _ = await store.claim("b", 2, 30)
     assert again.id == first.id
     late = [Ended(j.id, j.fence, "dlq", 1, b"[]", None, error=b'{"type": "X", "message": ""}') for j in (first, second)]
-    assert await store.write("a", late, []) == {second.id}
+    assert (await store.write("a", late, [])).ids == {second.id}
     ended = Ended(again.id, again.fence, "succeeded", 2, b"[]", None, output=b"1")
-    assert await store.write("b", [ended], []) == {again.id}
-    assert await store.write("b", [ended], []) == frozenset()
+    assert (await store.write("b", [ended], [])).ids == {again.id}
+    assert (await store.write("b", [ended], [])).ids == frozenset()
     rows = {row["id"]: row["status"] for row in await AsyncStore(database).page(Scope(), ALL, before=None, limit=9)}
     assert rows == {first.id: "succeeded", second.id: "dlq"}
 
@@ -171,8 +170,7 @@ async def test_a_cancelled_job_stops_where_it_runs(database: Database) -> None:
             await running.wait()
             assert (await plane.row(job_id))["status"] == "running"
             async with database.transaction() as conn:
-                assert await AsyncStore(database).cancel(conn, Scope(), job_id)
-                await asyncs_work.tell_withdrawn(conn, "async", job_id)
+                assert await AsyncStore(database).cancel(conn, Scope(), [job_id]) == 1
             await stopped.wait()
         row = await plane.row(job_id)
     assert (row["status"], row["attempt"]) == ("cancelled", 1)

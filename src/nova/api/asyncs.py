@@ -5,19 +5,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from nova.api.table import BY_HANDLER, Empty, Model, Page, PageQuery, Plane, Route
+from nova.api.table import BY_HANDLER, Empty, Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain import asyncs
 from nova.domain.asyncs import JobStatus
 from nova.domain.names import NAME
 
 Attempts = Annotated[int, Field(ge=1, le=asyncs.MAX_ATTEMPTS, strict=True)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
+Key = Annotated[str, Field(min_length=1, max_length=asyncs.MAX_KEY, pattern=r"^[^\x00-\x1f]+$")]
 
 
 class InvokeAsync(Model):
     """A call that nobody waits for. What is not given comes from the function's ``async_policy``.
 
-    ``delay_s`` and ``not_before`` exclude each other. Equal ``idempotency_key``s within ``idempotency_ttl_s`` are one job.
+    ``delay_s`` and ``not_before`` exclude each other; ``debounce_key`` excludes both, and ``idempotency_key``. Equal
+    ``idempotency_key``s within ``idempotency_ttl_s`` are one job.
     """
 
     payload: Any = Field(default={}, description="what the function gets, at most 1 MiB; default {}")
@@ -32,6 +34,28 @@ class InvokeAsync(Model):
     not_before: AwareDatetime | None = Field(None, description="run no earlier than at this time, within 30 days")
     idempotency_key: str | None = Field(None, min_length=1, max_length=asyncs.MAX_KEY, pattern=r"^[!-~]+$")
     idempotency_ttl_s: int | None = Field(None, ge=1, le=asyncs.MAX_KEY_TTL_S, strict=True, description="default a day")
+    priority: asyncs.Priority = Field(
+        "normal", description="of a tenant's jobs that are due, higher ones are taken first"
+    )
+    concurrency_key: Key | None = Field(None, description="jobs of the function that share it take turns")
+    concurrency_limit: int | None = Field(
+        None, ge=1, le=asyncs.MAX_AT_ONCE, strict=True, description="of them run at once; default 1"
+    )
+    debounce_key: Key | None = Field(
+        None, description="a job with this key that nobody has taken yet is replaced by this one, and put off"
+    )
+    debounce_s: float | None = Field(None, gt=0, le=86_400, description="by so much; default 1")
+    debounce_max_s: float | None = Field(
+        None, gt=0, le=asyncs.MAX_DELAY_S, description="no longer after the first one than this"
+    )
+    callback_url: Text | None = Field(None, max_length=2048, description="is told how the job ended, signed")
+    keep_s: int | None = Field(
+        None,
+        ge=60,
+        le=asyncs.MAX_KEEP_S,
+        strict=True,
+        description="how long the ended job is kept; default retention.*",
+    )
 
 
 class AcceptedJob(Model):
@@ -80,6 +104,8 @@ class Job(Model):
     source: str
     caller: str
     trace_id: str | None
+    priority: asyncs.Priority
+    concurrency_key: str | None
     idempotency_key: str | None
     error: JobFailure | None
     request_id: str | None
@@ -152,6 +178,44 @@ class DeadLetters(Model):
     function: str | None = Field(None, pattern=NAME)
     error_contains: Text | None = Field(None, description="text in the error's type or message")
     since: AwareDatetime | None = None
+
+
+class Jobs(Model):
+    """Which jobs; what is not given does not restrict. Times are those of acceptance."""
+
+    function: str | None = Field(None, pattern=NAME)
+    concurrency_key: Key | None = None
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+
+
+class CancelJobs(Jobs):
+    """Of those that are queued or run."""
+
+
+class RetryJobs(Jobs):
+    """``status``: of those that ended so."""
+
+    status: list[Literal["dlq", "cancelled"]] = Field(["dlq", "cancelled"], min_length=1, max_length=2)
+    max_attempts: Attempts | None = Field(None, description="default: as before")
+
+
+class Cancelled(Model):
+    cancelled: int
+
+
+class Requeued(Model):
+    retried: int
+
+
+class JobChange(Model):
+    """``end`` follows the last one."""
+
+    status: JobStatus
+    paused: bool
+    attempt: int
+    error: JobFailure | None
+    next_run_at: datetime | None
 
 
 class RetryDeadLetters(DeadLetters):
@@ -298,6 +362,44 @@ ROUTES = (
         resource=None,
         platform=True,
         scoped=False,
+        tag="async",
+    ),
+    Route(
+        op="async.cancel_all",
+        method="POST",
+        path=f"{_PATH}/cancel-all",
+        summary="End jobs that are queued or run",
+        plane=Plane.EXECUTION,
+        permission="async:manage",
+        audit="async.cancel_all",
+        body=CancelJobs,
+        answer=Cancelled,
+        resource=BY_HANDLER,
+        tag="async",
+    ),
+    Route(
+        op="async.retry_all",
+        method="POST",
+        path=f"{_PATH}/retry-all",
+        summary="Queue dead and cancelled jobs again",
+        plane=Plane.EXECUTION,
+        permission="async:manage",
+        audit="async.retry_all",
+        body=RetryJobs,
+        answer=Requeued,
+        resource=BY_HANDLER,
+        tag="async",
+    ),
+    Route(
+        op="async.events",
+        method="GET",
+        path=f"{_PATH}/{{id}}/events",
+        summary="A job's states as they change, until it has ended",
+        plane=Plane.EXECUTION,
+        permission="async:read",
+        answer=JobChange,
+        kind=Kind.SSE,
+        resource=BY_HANDLER,
         tag="async",
     ),
     Route(

@@ -4,7 +4,6 @@ import contextlib
 import ipaddress
 from datetime import datetime
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -20,7 +19,7 @@ from nova.domain.function import (
     ShedStatus,
     SnapshotPolicy,
 )
-from nova.domain.hosts import host_pattern
+from nova.domain.hosts import host_pattern, is_webhook_url
 from nova.domain.names import NAME, is_name
 from nova.domain.version import UrlMode
 from nova.domain.volume import MOUNT_PATH
@@ -107,6 +106,8 @@ class AsyncPolicy(Model):
     max_age_s: int | None = Field(
         None, ge=1, le=asyncs.MAX_AGE_S, description="older calls are given up; default 86400"
     )
+    max_inflight: int | None = Field(None, ge=1, le=asyncs.MAX_AT_ONCE, description="run at once; unset, not limited")
+    rate_limit_per_s: float | None = Field(None, gt=0, le=asyncs.MAX_RATE, description="start per second; unset, not limited")
 
 
 class Destination(Model):
@@ -119,10 +120,8 @@ class Destination(Model):
     def _fits(self) -> Self:
         if self.type == "function" and not is_name(self.target):
             raise ValueError("target: the name of a function")
-        if self.type == "webhook":
-            url = urlsplit(self.target)
-            if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password:
-                raise ValueError("target: an http or https URL without credentials")
+        if self.type == "webhook" and not is_webhook_url(self.target):
+            raise ValueError("target: an http or https URL without credentials")
         return self
 
 
@@ -273,6 +272,8 @@ class AsyncPolicyView(Model):
     backoff_base_ms: int
     backoff_max_ms: int
     max_age_s: int
+    max_inflight: int | None
+    rate_limit_per_s: float | None
 
 
 class CapacityPolicyView(Model):

@@ -19,16 +19,30 @@ MAX_DELAY_S = 30 * 86_400
 MAX_KEY = 256
 """Characters of an idempotency key."""
 MAX_KEY_TTL_S = 7 * 86_400
+MAX_AT_ONCE = 1000
+"""Jobs that may run at once for one key, or of one function."""
+MAX_RATE = 10_000
+"""Jobs of one function that may start per second."""
+MAX_KEEP_S = 90 * 86_400
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+"""In the order in which they are taken; stored by their place in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AsyncPolicy:
-    """How a function's jobs are tried. ``max_attempts`` counts executions, the first included."""
+    """How a function's jobs are tried. ``max_attempts`` counts executions, the first included.
+
+    At most ``max_inflight`` of them run at once, and ``rate_limit_per_s`` start per second, everywhere together; None: as many as
+    there is room for.
+    """
 
     max_attempts: int = 3
     backoff_base_ms: int = 1_000
     backoff_max_ms: int = 60_000
     max_age_s: int = 86_400
+    max_inflight: int | None = None
+    rate_limit_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

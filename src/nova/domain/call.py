@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nova.domain.asyncs import Priority
 from nova.domain.identity import Identity, Scope
 from nova.errors import FunctionError, NovaError
 
@@ -135,6 +136,17 @@ class AsyncOptions:
     delay_s: float = 0.0
     idempotency_key: str | None = None
     idempotency_ttl_s: int = 86_400
+    priority: Priority = "normal"
+    concurrency_key: str | None = None
+    concurrency_limit: int = 1
+    """jobs with this key that may run at once"""
+    debounce_key: str | None = None
+    debounce_s: float = 1.0
+    """a job that nobody has taken is changed by the next one with its key, and put off by so much"""
+    debounce_max_s: float | None = None
+    """but never longer than this after the first"""
+    callback_url: str | None = None
+    keep_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

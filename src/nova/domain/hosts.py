@@ -1,6 +1,7 @@
 """Host names in rules: one name, or ``*.`` and a domain for every name below it."""
 
 import re
+from urllib.parse import urlsplit
 
 import idna
 
@@ -25,6 +26,15 @@ def host_pattern(text: str) -> str:
     if wild and len(labels) < 2:
         raise ValueError("*. stands before a domain of at least two parts, such as *.example.com")
     return pattern
+
+
+def is_webhook_url(text: str) -> bool:
+    """http or https, with a host and without credentials: those would show in logs. Where it leads is checked later."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and not (url.username or url.password)
+    except ValueError:
+        return False
 
 
 def _label(label: str) -> str:

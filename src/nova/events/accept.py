@@ -4,14 +4,18 @@ from collections.abc import Sequence
 
 from nova.domain.asyncs import (
     MAX_AGE_S,
+    MAX_AT_ONCE,
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
     MAX_DELAY_S,
+    MAX_KEEP_S,
     MAX_KEY,
     MAX_KEY_TTL_S,
     MAX_PAYLOAD,
+    PRIORITIES,
 )
 from nova.domain.call import Accepted, AsyncOptions, CallRequest
+from nova.domain.hosts import is_webhook_url
 from nova.domain.names import is_name, is_qualifier
 from nova.errors import invalid, not_found
 from nova.events.observers import JobEvents, NoEvents
@@ -70,14 +74,14 @@ class Queue:
         return accepted
 
     async def _write(self, jobs: Sequence[NewJob]) -> Sequence[Accepted | BaseException]:
-        if any(job.options.idempotency_key is not None for job in jobs):
+        if any(job.options.idempotency_key is not None or job.options.debounce_key is not None for job in jobs):
             async with self._db.transaction() as conn:
                 outcomes = await asyncs.add(conn, jobs)
         else:
             async with self._db.connection() as conn:  # one statement is a transaction
                 outcomes = await asyncs.add(conn, jobs)
         delays = {
-            job.options.delay_s
+            job.delay_s
             for job, outcome in zip(jobs, outcomes, strict=True)
             if isinstance(outcome, Accepted) and not outcome.replayed
         }
@@ -101,6 +105,18 @@ def _check(call: CallRequest, options: AsyncOptions) -> None:
     if options.idempotency_key is not None:
         check_key(options.idempotency_key, "idempotency_key")
     _within("idempotency_ttl_s", options.idempotency_ttl_s, 1, MAX_KEY_TTL_S)
+    if options.priority not in PRIORITIES:
+        raise invalid("priority", f"one of {', '.join(PRIORITIES)}")
+    for field in ("concurrency_key", "debounce_key"):
+        key = getattr(options, field)
+        if key is not None and not (0 < len(key) <= MAX_KEY and all(character >= " " for character in key)):
+            raise invalid(field, f"1 to {MAX_KEY} characters without control characters")
+    _within("concurrency_limit", options.concurrency_limit, 1, MAX_AT_ONCE)
+    _within("debounce_s", options.debounce_s, 0, MAX_DELAY_S)
+    _within("debounce_max_s", options.debounce_max_s, 0, MAX_DELAY_S)
+    _within("keep_s", options.keep_s, 1, MAX_KEEP_S)
+    if options.callback_url is not None and not is_webhook_url(options.callback_url):
+        raise invalid("callback_url", "an http or https URL without credentials")
 
 
 def check_key(key: str, field: str) -> None:

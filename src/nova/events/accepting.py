@@ -11,6 +11,8 @@ from nova.domain.ports import Acceptor
 from nova.errors import invalid
 from nova.http.handler import Answer, Req, handles
 
+_DEFAULTED = ("idempotency_ttl_s", "concurrency_limit", "debounce_s")
+
 
 class AcceptHandlers:
     """``acceptor`` commits the calls."""
@@ -22,6 +24,7 @@ class AcceptHandlers:
     @handles("function.invoke_async")
     async def invoke(self, req: Req[InvokeAsync, Empty]) -> Answer:
         body, name = req.body, req.params["name"]
+        _fits(body)
         value = req.raw_body.get("payload", {})
         call = CallRequest(
             request_id=req.request_id,
@@ -41,7 +44,13 @@ class AcceptHandlers:
             max_age_s=body.max_age_s,
             delay_s=self._delay_s(body),
             idempotency_key=_key(body, req),
-            **({} if body.idempotency_ttl_s is None else {"idempotency_ttl_s": body.idempotency_ttl_s}),
+            priority=body.priority,
+            concurrency_key=body.concurrency_key,
+            debounce_key=body.debounce_key,
+            debounce_max_s=body.debounce_max_s,
+            callback_url=body.callback_url,
+            keep_s=body.keep_s,
+            **{name: value for name in _DEFAULTED if (value := getattr(body, name)) is not None},
         )
         accepted = await self._acceptor.accept(call, options)
         headers = {"Location": f"/async-invocations/{accepted.invocation_id}"}
@@ -59,6 +68,18 @@ class AcceptHandlers:
         if delay_s > MAX_DELAY_S:
             raise invalid("not_before", f"at most {MAX_DELAY_S // 86_400} days from now")
         return delay_s
+
+
+def _fits(body: InvokeAsync) -> None:
+    """Raise ``validation_failed`` for fields that say nothing without another, or contradict it."""
+    if body.concurrency_limit is not None and body.concurrency_key is None:
+        raise invalid("concurrency_limit", "needs concurrency_key")
+    for field in ("debounce_s", "debounce_max_s"):
+        if getattr(body, field) is not None and body.debounce_key is None:
+            raise invalid(field, "needs debounce_key")
+    for field in ("idempotency_key", "delay_s", "not_before"):
+        if body.debounce_key is not None and getattr(body, field) is not None:
+            raise invalid("debounce_key", f"cannot go with {field}")
 
 
 def _key(body: InvokeAsync, req: Req[InvokeAsync, Empty]) -> str | None:

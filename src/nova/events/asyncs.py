@@ -1,7 +1,7 @@
 """The routes of asynchronous invocations."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 from uuid import UUID
@@ -10,41 +10,50 @@ from pydantic_core import to_json
 
 from nova import payload
 from nova.api.asyncs import (
+    CancelJobs,
+    Cancelled,
     Changed,
     DeadLetters,
     DlqQuery,
     GlobalPause,
     GlobalPauseView,
     Job,
+    JobChange,
     JobDetail,
     JobFailure,
     JobQuery,
+    Jobs,
     JobSummary,
     Purged,
     Rates,
+    Requeued,
     Retried,
     RetryDeadLetters,
     RetryJob,
+    RetryJobs,
     ScopeJobQuery,
     WaitQuery,
     WebhookSecret,
 )
 from nova.api.table import Empty, Page
 from nova.clock import SYSTEM_CLOCK, Clock
-from nova.domain.asyncs import JobStatus
+from nova.domain.asyncs import PRIORITIES, JobStatus
 from nova.errors import NovaError, invalid, not_found
 from nova.events.waiting import Endings
 from nova.events.webhook_secrets import WebhookSecrets
 from nova.http import paging
 from nova.http.handler import Req, handles
+from nova.http.sse import Event
 from nova.security import access
-from nova.store import asyncs, work
-from nova.store.asyncs_admin import AsyncStore, DeadFilter, JobFilter
+from nova.store import asyncs
+from nova.store.asyncs_admin import AsyncStore, BulkFilter, DeadFilter, JobFilter
 from nova.store.db import Database, Row
 from nova.store.listen import Channel
 
 _LOOK_S = 2.0
 """A caller who waits for a job looks at the row this often, should a notification be lost."""
+_WATCH_S = 0.5
+"""So often a job is looked at whose changes somebody watches: only its end is notified."""
 _STATUSES = get_args(JobStatus)
 _STATES = {
     "queued": "is queued",
@@ -54,7 +63,7 @@ _STATES = {
     "cancelled": "was cancelled",
 }
 _ENDED = ("succeeded", "dlq", "cancelled")
-_SAME = tuple(name for name in Job.model_fields if name not in {"function", "error", "trace_id"})
+_SAME = tuple(name for name in Job.model_fields if name not in {"function", "error", "trace_id", "priority"})
 
 
 class AsyncHandlers:
@@ -116,6 +125,23 @@ class AsyncHandlers:
                     row = await self._readable(req, "async:read")
         return _detail(row, open_to_caller=_may(req, "payload:read", row))
 
+    @handles("async.events")
+    async def events(self, req: Req[Empty, Empty]) -> AsyncIterator[Event]:
+        row = await self._readable(req, "async:read")
+        last: JobChange | None = None
+        number = 0
+        with self._endings.of(req.params["id"]) as ended:
+            while True:
+                change = _change(row)
+                if change != last:
+                    number, last = number + 1, change
+                    yield Event(change, "status", str(number))
+                if change.status in _ENDED:
+                    yield Event({"status": change.status}, "end", str(number + 1))
+                    return
+                await _wait(ended, _WATCH_S)
+                row = await self._readable(req, "async:read")
+
     @handles("async.summary")
     async def summary(self, req: Req[Empty, Empty]) -> JobSummary:
         found = await self._store.summary(req.scope)
@@ -176,11 +202,27 @@ class AsyncHandlers:
         await self._readable(req, "async:manage")
         job_id = req.params["id"]
         async with self._db.transaction() as conn:
-            if not await self._store.cancel(conn, req.scope, job_id):
+            if not await self._store.cancel(conn, req.scope, [job_id]):
                 raise await self._wrong_state(req)
-            await work.tell_withdrawn(conn, asyncs.KIND, job_id)
-            await conn.notify(Channel.ASYNC, job_id)
         return _job(await self._readable(req, "async:manage"))
+
+    @handles("async.cancel_all")
+    async def cancel_all(self, req: Req[CancelJobs, Empty]) -> Cancelled:
+        return Cancelled(cancelled=await self._store.cancel_all(req.scope, await self._bulk(req, ("queued",))))
+
+    @handles("async.retry_all")
+    async def retry_ended(self, req: Req[RetryJobs, Empty]) -> Requeued:
+        wanted = await self._bulk(req, tuple(dict.fromkeys(req.body.status)))
+        retried = await self._store.retry_all(req.scope, wanted, req.body.max_attempts)
+        async with self._db.transaction() as conn:
+            await conn.notify(Channel.WORK, asyncs.DUE)
+        return Requeued(retried=retried)
+
+    async def _bulk(self, req: Req[Any, Any], statuses: tuple[str, ...]) -> BulkFilter:
+        """Jobs as they are now, of the functions that the caller may manage."""
+        body: Jobs = req.body
+        allowed = await self._managed(req, body.function, lambda: self._store.functions_with(req.scope, statuses))
+        return BulkFilter(allowed, statuses, body.concurrency_key, body.since, body.until)
 
     @handles("async.delete")
     async def delete(self, req: Req[Empty, Empty]) -> None:
@@ -236,13 +278,17 @@ class AsyncHandlers:
 
     async def _dead_filter(self, req: Req[Any, Any], body: DeadLetters) -> DeadFilter:
         """Of the functions that the caller may manage."""
-        names: Sequence[str] = (
-            [body.function] if body.function is not None else await self._store.functions_with_dead(req.scope)
-        )
-        allowed = tuple(name for name in names if access.allowed(req.identity, "async:manage", name))
-        if body.function is not None and not allowed:
-            access.require(req.identity, "async:manage", body.function)
+        allowed = await self._managed(req, body.function, lambda: self._store.functions_with_dead(req.scope))
         return DeadFilter(allowed, since=body.since, error_contains=body.error_contains)
+
+    async def _managed(
+        self, req: Req[Any, Any], function: str | None, others: Callable[[], Awaitable[Sequence[str]]]
+    ) -> tuple[str, ...]:
+        """The function that was named, else those of ``others`` that the caller may manage. Raises ``forbidden``."""
+        if function is not None:
+            access.require(req.identity, "async:manage", function)
+            return (function,)
+        return tuple(name for name in await others() if access.allowed(req.identity, "async:manage", name))
 
     async def _known_function(self, req: Req[Any, Any]) -> str:
         name = req.params["name"]
@@ -307,10 +353,16 @@ def _common(row: Row) -> dict[str, Any]:
     trace = row["traceparent"]
     return {
         **{name: row[name] for name in _SAME},
+        "priority": PRIORITIES[row["priority"]],
         "function": row["function_name"],
         "error": None if row["error"] is None else JobFailure(**row["error"]),
         "trace_id": trace[3:35] if trace else None,
     }
+
+
+def _change(row: Row) -> JobChange:
+    shown = {name: row[name] for name in ("status", "paused", "attempt", "next_run_at")}
+    return JobChange(error=None if row["error"] is None else JobFailure(**row["error"]), **shown)
 
 
 def _job(row: Row) -> Job:

@@ -10,7 +10,8 @@ import msgspec
 
 from nova import payload
 from nova.clock import rfc3339
-from nova.domain.asyncs import JobError
+from nova.domain.asyncs import Destination, JobError
+from nova.events import cloudevent
 from nova.ids import new_id
 from nova.store.jobs import Ended, Job, OutboxEvent
 
@@ -19,50 +20,64 @@ KIND = "delivery"
 _TYPES = {"succeeded": "nova.async.succeeded", "dlq": "nova.async.failed"}
 
 
-def of_job(job: Job, ended: Ended, finished_at: datetime) -> OutboxEvent | None:
-    """What is to be sent because ``job`` ended so; None when its function names no destination for that."""
+def of_job(job: Job, ended: Ended, finished_at: datetime) -> tuple[OutboxEvent, ...]:
+    """What is to be sent because ``job`` ended so: to its function's destination, and to the callback it came with."""
     where = job.destinations
     destination = {"succeeded": where.on_success, "dlq": where.on_failure}.get(ended.status)
-    if destination is None:
-        return None
+    ways = [] if destination is None else [("", destination)]
+    if job.callback_url is not None and ended.status in _TYPES:
+        ways.append(("/callback", Destination("webhook", job.callback_url)))
+    if not ways:
+        return ()
+    data = _data(job, ended, finished_at)
+    return tuple(_event(job, ended, finished_at, data, suffix, way) for suffix, way in ways)
+
+
+def _event(
+    job: Job, ended: Ended, finished_at: datetime, data: bytes, suffix: str, destination: Destination
+) -> OutboxEvent:
     event_id = new_id()
-    event: dict[str, Any] = {
-        "specversion": "1.0",
-        "id": event_id,
-        "source": f"/functions/{job.function}",
-        "type": _TYPES[ended.status],
-        "subject": job.id,
-        "time": rfc3339(finished_at),
-        "datacontenttype": "application/json",
+    extensions = {
         "novatenant": job.scope.tenant,
-    }
-    if job.traceparent is not None:
-        event["traceparent"] = job.traceparent
-        if job.tracestate is not None:
-            event["tracestate"] = job.tracestate
-    event["data"] = {
-        "invocation_id": job.id,
-        "request_id": ended.request_id,
-        "function": job.function,
-        "version": ended.version,
-        "status": ended.status,
-        "attempts": ended.attempt,
-        "payload": msgspec.Raw(job.payload),
-        "output": None if ended.output is None else msgspec.Raw(ended.output),
-        "error": None if ended.error is None else msgspec.Raw(ended.error),
-        "created_at": rfc3339(job.created_at),
-        "finished_at": rfc3339(finished_at),
+        "traceparent": job.traceparent,
+        "tracestate": job.tracestate if job.traceparent is not None else None,
     }
     return OutboxEvent(
         id=event_id,
         scope=job.scope,
-        source=f"async/{job.id}/{job.generation}",
+        source=f"async/{job.id}/{job.generation}{suffix}",
         function_id=job.function_id,
         type=destination.type,
         target=destination.target,
         caller=job.caller,
         depth=job.depth + 1,
-        event=payload.encode(event),
+        event=cloudevent.build(
+            id=event_id,
+            source=f"/functions/{job.function}",
+            type=_TYPES[ended.status],
+            subject=job.id,
+            time=finished_at,
+            data=data,
+            extensions=extensions,
+        ),
+    )
+
+
+def _data(job: Job, ended: Ended, finished_at: datetime) -> bytes:
+    return payload.encode(
+        {
+            "invocation_id": job.id,
+            "request_id": ended.request_id,
+            "function": job.function,
+            "version": ended.version,
+            "status": ended.status,
+            "attempts": ended.attempt,
+            "payload": msgspec.Raw(job.payload),
+            "output": None if ended.output is None else msgspec.Raw(ended.output),
+            "error": None if ended.error is None else msgspec.Raw(ended.error),
+            "created_at": rfc3339(job.created_at),
+            "finished_at": rfc3339(finished_at),
+        }
     )
 
 

@@ -25,7 +25,7 @@ from nova.events.observers import JobEvents, NoEvents
 from nova.ids import new_id
 from nova.service import Background
 from nova.store.asyncs import KIND
-from nova.store.jobs import Ended, Job, JobStore, PutBack
+from nova.store.jobs import Ended, Job, JobStore, PutBack, Written
 from nova.work.grouping import GroupCommit
 from nova.work.notices import Notices
 from nova.work.queue import LeaseLost, WorkItem
@@ -127,7 +127,8 @@ class AsyncJobs:
         while True:
             await self._clock.sleep(_TIDY_S * random.uniform(0.75, 1.25))
             try:
-                await self._store.tidy()
+                if await self._store.tidy():
+                    self._notices.work(KIND)
             except NovaError as error:
                 log.warning("cannot tidy up the queue", error=error.detail)
 
@@ -144,13 +145,18 @@ class AsyncJobs:
 
     async def claim(self, owner: str, batch: int, lease_s: float) -> Claimed:
         jobs, more = await self._store.claim(owner, batch, lease_s)
+        try:
+            jobs = await self._store.admit(owner, jobs)
+        except NovaError as error:
+            log.warning("cannot see whose turn it is", error=error.detail)
+            jobs = [job if job.gate is None else replace(job, held=True) for job in jobs]
         return Claimed([_item(job, owner) for job in jobs], more)
 
     async def run(self, item: WorkItem) -> None:
         """One attempt. Raises :class:`LeaseLost` when the job was cancelled or taken over meanwhile."""
         job: Job = item.noun
         if job.held:
-            await self._put(item, PutBack(job.id, job.fence, 0, forgiven=True))
+            await self._put(item, PutBack(job.id, job.fence, 0, forgiven=True, gated=job.gate is not None))
             return
         attempt = _Attempt(job, new_id(), self._clock.monotonic(), self._clock.now())
         if job.age_s > job.max_age_s:
@@ -190,7 +196,9 @@ class AsyncJobs:
         elif refusal.status in _NOT_YET and delivered == "no":
             least, most = _WAIT_S
             pause = min(most, max(least, refusal.retry_after_s or 0)) * random.uniform(1, 1.25)
-            await self._put(item, PutBack(item.id, item.fence, pause, forgiven=True))
+            await self._put(
+                item, PutBack(item.id, item.fence, pause, forgiven=True, gated=attempt.job.gate is not None)
+            )
         else:
             await self._failed(item, attempt, error)
 
@@ -203,7 +211,10 @@ class AsyncJobs:
             return
         delay_s = backoff_s(job.backoff_base_ms, job.backoff_max_ms, job.attempt)
         story = attempt.story(self._clock.monotonic(), error)
-        await self._put(item, PutBack(job.id, job.fence, delay_s, attempts=story, started_at=attempt.started_at))
+        back = PutBack(
+            job.id, job.fence, delay_s, attempts=story, started_at=attempt.started_at, gated=job.gate is not None
+        )
+        await self._put(item, back)
         self._events.job_retried(job.scope, job.function)
 
     async def _end(
@@ -228,8 +239,9 @@ class AsyncJobs:
             version=None if result is None else result.version,
             output=None if result is None or error is not None else result.output,
             error=None if error is None else payload.encode(envelope.error_of(error)),
+            gated=job.gate is not None,
         )
-        await self._put(item, replace(ended, event=envelope.of_job(job, ended, self._clock.now())))
+        await self._put(item, replace(ended, events=envelope.of_job(job, ended, self._clock.now())))
         self._events.job_ended(job.scope, job.function, status)
 
     async def _put(self, item: WorkItem, outcome: Outcomes) -> None:
@@ -245,12 +257,15 @@ class AsyncJobs:
         for owner in {owner for owner, _ in batch}:
             mine = [outcome for whose, outcome in batch if whose == owner]
             try:
-                written |= await self._persist(owner, mine)
+                done = await self._persist(owner, mine)
             except psycopg.DataError:
                 if len(batch) == 1:
                     raise
                 # something that PostgreSQL does not take must not keep the others' outcomes from being written
                 return [await self._alone(item) for item in batch]
+            written |= done.ids
+            if done.moved:
+                self._notices.work(KIND)
         ended = [o for _, o in batch if isinstance(o, Ended) and o.id in written]
         if ended:
             self._notices.ended([end.id for end in ended])
@@ -260,7 +275,7 @@ class AsyncJobs:
         for outcome in (outcome for _, outcome in batch):
             if isinstance(outcome, PutBack) and outcome.id in written:
                 self._notices.work(KIND, outcome.delay_s)
-        if any(end.event is not None for end in ended):
+        if any(end.events for end in ended):
             self._notices.work(envelope.KIND)
         return [None if outcome.id in written else LeaseLost(outcome.id) for _, outcome in batch]
 
@@ -271,7 +286,7 @@ class AsyncJobs:
             return error
         return answer
 
-    async def _persist(self, owner: str, outcomes: Sequence[Outcomes]) -> frozenset[str]:
+    async def _persist(self, owner: str, outcomes: Sequence[Outcomes]) -> Written:
         ordered = sorted(outcomes, key=lambda outcome: outcome.id)
         ended = [o for o in ordered if isinstance(o, Ended)]
         put_back = [o for o in ordered if isinstance(o, PutBack)]
@@ -318,8 +333,7 @@ def _away(error: BaseException) -> bool:
 def _weight(outcome: Outcomes) -> int:
     if isinstance(outcome, PutBack):
         return len(outcome.attempts)
-    event = outcome.event
-    return len(outcome.output or b"") + (len(event.event) if event is not None else 0)
+    return len(outcome.output or b"") + sum(len(event.event) for event in outcome.events)
 
 
 def _camel(code: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import get_args
 
 from nova import payload
+from nova.domain.asyncs import PRIORITIES
 from nova.domain.call import MAX_DEPTH, AsyncOptions, CallRequest, CallResult, Phases, StartSource, Trigger
 from nova.domain.identity import Identity, Scope
 from nova.domain.names import is_name, is_qualifier
@@ -181,7 +182,10 @@ def read_response(message: pb.InvokeResponse) -> CallResult:
     )
 
 
-_OPTIONAL = ("max_attempts", "backoff_base_ms", "backoff_max_ms", "max_age_s")
+_OPTIONAL = (
+    *("max_attempts", "backoff_base_ms", "backoff_max_ms", "max_age_s", "idempotency_ttl_s", "concurrency_key"),
+    *("concurrency_limit", "debounce_key", "debounce_s", "debounce_max_s", "callback_url", "keep_s"),
+)
 
 
 def write_options(message: pb.AsyncOptions, options: AsyncOptions) -> None:
@@ -189,17 +193,22 @@ def write_options(message: pb.AsyncOptions, options: AsyncOptions) -> None:
         if (value := getattr(options, name)) is not None:
             setattr(message, name, value)
     message.delay_s = options.delay_s
-    message.idempotency_ttl_s = options.idempotency_ttl_s
+    message.priority = options.priority
 
 
 def read_options(message: pb.AsyncOptions, idempotency_key: str | None) -> AsyncOptions:
     """Raises ``validation_failed``."""
     values = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
-    if message.HasField("idempotency_ttl_s"):
-        values["idempotency_ttl_s"] = message.idempotency_ttl_s
+    if (priority := message.priority or "normal") not in PRIORITIES:
+        raise invalid("options.priority", f"one of {', '.join(PRIORITIES)}")
     if not 0 <= message.delay_s <= 366 * 86_400:
         raise invalid("options.delay_s", "from 0 to a year")
-    return AsyncOptions(delay_s=message.delay_s, idempotency_key=idempotency_key, **values)
+    return AsyncOptions(
+        delay_s=message.delay_s,
+        idempotency_key=idempotency_key,
+        priority=priority,
+        **values,
+    )
 
 
 _REPORT = [field.name for field in fields(NodeReport) if field.name not in ("warm", "backends", "labels", "state")]

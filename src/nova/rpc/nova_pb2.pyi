@@ -225,20 +225,36 @@ class AsyncRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[InvokeRequest, _Mapping]] = ..., options: _Optional[_Union[AsyncOptions, _Mapping]] = ...) -> None: ...
 
 class AsyncOptions(_message.Message):
-    __slots__ = ("max_attempts", "backoff_base_ms", "backoff_max_ms", "max_age_s", "delay_s", "idempotency_ttl_s")
+    __slots__ = ("max_attempts", "backoff_base_ms", "backoff_max_ms", "max_age_s", "delay_s", "idempotency_ttl_s", "priority", "concurrency_key", "concurrency_limit", "debounce_key", "debounce_s", "debounce_max_s", "callback_url", "keep_s")
     MAX_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     BACKOFF_BASE_MS_FIELD_NUMBER: _ClassVar[int]
     BACKOFF_MAX_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_S_FIELD_NUMBER: _ClassVar[int]
     DELAY_S_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    DEBOUNCE_KEY_FIELD_NUMBER: _ClassVar[int]
+    DEBOUNCE_S_FIELD_NUMBER: _ClassVar[int]
+    DEBOUNCE_MAX_S_FIELD_NUMBER: _ClassVar[int]
+    CALLBACK_URL_FIELD_NUMBER: _ClassVar[int]
+    KEEP_S_FIELD_NUMBER: _ClassVar[int]
     max_attempts: int
     backoff_base_ms: int
     backoff_max_ms: int
     max_age_s: int
     delay_s: float
     idempotency_ttl_s: int
-    def __init__(self, max_attempts: _Optional[int] = ..., backoff_base_ms: _Optional[int] = ..., backoff_max_ms: _Optional[int] = ..., max_age_s: _Optional[int] = ..., delay_s: _Optional[float] = ..., idempotency_ttl_s: _Optional[int] = ...) -> None: ...
+    priority: str
+    concurrency_key: str
+    concurrency_limit: int
+    debounce_key: str
+    debounce_s: float
+    debounce_max_s: float
+    callback_url: str
+    keep_s: int
+    def __init__(self, max_attempts: _Optional[int] = ..., backoff_base_ms: _Optional[int] = ..., backoff_max_ms: _Optional[int] = ..., max_age_s: _Optional[int] = ..., delay_s: _Optional[float] = ..., idempotency_ttl_s: _Optional[int] = ..., priority: _Optional[str] = ..., concurrency_key: _Optional[str] = ..., concurrency_limit: _Optional[int] = ..., debounce_key: _Optional[str] = ..., debounce_s: _Optional[float] = ..., debounce_max_s: _Optional[float] = ..., callback_url: _Optional[str] = ..., keep_s: _Optional[int] = ...) -> None: ...
 
 class AsyncResponse(_message.Message):
     __slots__ = ("invocation_id", "status", "replayed")

@@ -28,7 +28,6 @@ from nova.store.asyncs_admin import AsyncStore
 from nova.store.db import Connection, Database
 from nova.store.listen import Channel
 from nova.store.schedules import Advance, Run, RunStatus, ScheduleRecord
-from nova.store.work import tell_withdrawn
 
 log = structlog.get_logger(__name__)
 BATCH = 500
@@ -236,8 +235,8 @@ class Firing:
     async def _cancel(self, conn: Connection, record: ScheduleRecord) -> None:
         """End the job of the run before, waiting or running; whoever runs it is told."""
         job_id = record.last_invocation_id
-        if job_id is not None and await self._jobs.cancel(conn, record.scope, job_id):
-            await tell_withdrawn(conn, asyncs.KIND, job_id)
+        if job_id is not None:
+            await self._jobs.cancel(conn, record.scope, [job_id])
 
     async def _write_failed(self, conn: Connection, record: ScheduleRecord, run: Run, now: datetime) -> None:
         """Note that an instant failed, and go on after it if that can be said."""

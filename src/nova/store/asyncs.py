@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from nova.domain.asyncs import AsyncPolicy
+from nova.domain.asyncs import MAX_DELAY_S, PRIORITIES, AsyncPolicy
 from nova.domain.call import Accepted, AsyncOptions
 from nova.domain.identity import Scope
 from nova.errors import NovaError, not_found
@@ -50,6 +50,17 @@ class NewJob:
     @property
     def realm(self) -> str:
         return f"async/{self.function}"
+
+    @property
+    def debounce(self) -> tuple[str, ...] | None:
+        """What jobs have in common of which only the last counts; None: this one counts whatever else comes."""
+        key = self.options.debounce_key
+        return None if key is None else (*self.key[:3], key)
+
+    @property
+    def delay_s(self) -> float:
+        options = self.options
+        return float(options.delay_s if options.debounce_key is None else options.debounce_s)
 
     @property
     def request_hash(self) -> bytes:
@@ -104,21 +115,31 @@ async def enqueue(
 async def add(conn: Connection, jobs: Sequence[NewJob]) -> list[Accepted | NovaError]:
     """Write jobs in few statements; for each, in order, how it was accepted or why not.
 
-    Whoever calls this inside a transaction notifies ``Channel.WORK`` with :data:`DUE`. A job without an idempotency key
-    alone needs no transaction: it is one statement.
+    Whoever calls this inside a transaction notifies ``Channel.WORK`` with :data:`DUE`. Jobs without idempotency and debounce
+    keys need no transaction: they are one statement.
     """
+    outcomes: dict[str, Accepted | NovaError] = {}
+    last = {job.debounce: job for job in jobs if job.debounce is not None}
+    for _, job in sorted(last.items()):  # in one order, so that two batches cannot wait for each other
+        if (holder := await _put_off(conn, job)) is not None:
+            outcomes[job.id] = Accepted(holder, "queued")
+    asked = jobs
+    jobs = [job for job in jobs if job.id not in outcomes and (job.debounce is None or last[job.debounce] is job)]
     keyed = [job for job in jobs if job.options.idempotency_key is not None]
     won = await _take_keys(conn, keyed) if keyed else frozenset[str]()
     fresh = [job for job in jobs if job.options.idempotency_key is None or job.id in won]
     added = await _insert(conn, fresh) if fresh else frozenset[str]()
     if lost := [job for job in fresh if job.id in won and job.id not in added]:
         await _drop_keys(conn, lost)
-    outcomes: dict[str, Accepted | NovaError] = {
+    outcomes |= {
         job.id: Accepted(job.id, "queued") if job.id in added else not_found("function", job.function) for job in fresh
     }
+    for job in fresh:
+        if job.debounce is not None and job.id in added:
+            await conn.run(sql.hold_debounce, id=job.id, key=job.options.debounce_key)
     if repeated := [job for job in keyed if job.id not in won]:
         outcomes |= await _replays(conn, repeated)
-    return [outcomes[job.id] for job in jobs]
+    return [outcomes[job.id if job.debounce is None else last[job.debounce].id] for job in asked]
 
 
 async def delete(conn: Connection, scope: Scope, ids: Sequence[str]) -> int:
@@ -151,6 +172,37 @@ async def tidy(db: Database, *, limit: int = 1000) -> None:
     await db.run(sql.forget_rates)
 
 
+async def _put_off(conn: Connection, job: NewJob) -> str | None:
+    """The job that this one changes, because it has the same debounce key and nobody has taken it; None: it is one of its own."""
+    options = job.options
+    await conn.one(sql.debounce_turn, realm="\n".join(job.debounce or ()))
+    row = await conn.one(
+        sql.debounced,
+        tenant=job.scope.tenant,
+        namespace=job.scope.namespace,
+        function=job.function,
+        key=options.debounce_key,
+    )
+    if row is None:
+        return None
+    holder = str(row["job_id"])
+    most_s = MAX_DELAY_S if options.debounce_max_s is None else options.debounce_max_s
+    if await conn.one(sql.put_off, id=holder, delay_s=job.delay_s, most_s=float(most_s)) is None:
+        return None
+    await conn.run(
+        sql.change,
+        id=holder,
+        payload=job.payload.decode(),
+        qualifier=job.qualifier,
+        caller=job.caller,
+        traceparent=job.traceparent,
+        tracestate=job.tracestate,
+        callback=options.callback_url,
+        keep_s=options.keep_s,
+    )
+    return holder
+
+
 async def _insert(conn: Connection, jobs: Sequence[NewJob]) -> frozenset[str]:
     """The ids of those whose function is there."""
     rows = await conn.fetch(
@@ -166,13 +218,18 @@ async def _insert(conn: Connection, jobs: Sequence[NewJob]) -> frozenset[str]:
         backoff_bases=[job.options.backoff_base_ms for job in jobs],
         backoff_maxes=[job.options.backoff_max_ms for job in jobs],
         max_ages=[job.options.max_age_s for job in jobs],
-        delays=[float(job.options.delay_s) for job in jobs],
+        delays=[job.delay_s for job in jobs],
         depths=[job.depth for job in jobs],
         sources=[job.source for job in jobs],
         callers=[job.caller for job in jobs],
         traceparents=[job.traceparent for job in jobs],
         tracestates=[job.tracestate for job in jobs],
         keys=[job.options.idempotency_key for job in jobs],
+        priorities=[PRIORITIES.index(job.options.priority) for job in jobs],
+        concurrency_keys=[job.options.concurrency_key for job in jobs],
+        concurrency_limits=[job.options.concurrency_limit for job in jobs],
+        callbacks=[job.options.callback_url for job in jobs],
+        keeps=[job.options.keep_s for job in jobs],
         default_attempts=_DEFAULTS.max_attempts,
         default_base=_DEFAULTS.backoff_base_ms,
         default_max=_DEFAULTS.backoff_max_ms,

@@ -7,11 +7,17 @@ from typing import Any
 
 from nova.domain.asyncs import JobStatus
 from nova.domain.identity import Scope
-from nova.store.asyncs import delete, sql
+from nova.store import turns
+from nova.store.asyncs import DUE, KIND, delete, sql
 from nova.store.db import Connection, Database, Row
+from nova.store.listen import Channel
+from nova.store.work import tell_withdrawn
 
 BATCH = 1000
 """Jobs retried or deleted by one statement."""
+_FIRST_ID = "00000000-0000-0000-0000-000000000000"
+_IDS_TOLD = 200
+"""Ids that fit into one notification (8000 bytes)."""
 MAX_BATCHES = 1000
 """Of one request; what is left is told by its total."""
 
@@ -34,6 +40,17 @@ class DeadFilter:
     until: datetime | None = None
     since: datetime | None = None
     error_contains: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BulkFilter:
+    """Which jobs of ``functions``, whose states as stored are ``statuses``. Times are of acceptance; None does not restrict."""
+
+    functions: tuple[str, ...]
+    statuses: tuple[str, ...]
+    concurrency_key: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +111,56 @@ class AsyncStore:
             sql.retry, ids=list(ids), tenant=scope.tenant, namespace=scope.namespace, max_attempts=max_attempts
         )
 
-    async def cancel(self, conn: Connection, scope: Scope, job_id: str) -> bool:
-        """End a job that is queued or runs. False: it had ended."""
-        return await conn.run(sql.cancel, id=job_id, tenant=scope.tenant, namespace=scope.namespace) > 0
+    async def cancel(self, conn: Connection, scope: Scope, ids: Sequence[str]) -> int:
+        """End jobs that are queued or run, and tell whoever runs or awaits them; how many had not ended before."""
+        cancelled = await conn.fetch(sql.cancel, ids=list(ids), tenant=scope.tenant, namespace=scope.namespace)
+        for row in cancelled:
+            await tell_withdrawn(conn, KIND, row["id"])
+        gone = [row["id"] for row in cancelled]
+        for start in range(0, len(gone), _IDS_TOLD):
+            await conn.notify(Channel.ASYNC, ",".join(gone[start : start + _IDS_TOLD]))
+        if gone and await turns.leave(conn, gone):
+            await conn.notify(Channel.WORK, DUE)
+        return len(gone)
+
+    async def functions_with(self, scope: Scope, statuses: Sequence[str]) -> list[str]:
+        """Names of functions that have jobs of these states, as they are stored: what runs is ``queued``."""
+        rows = await self._db.fetch(
+            sql.functions_with, tenant=scope.tenant, namespace=scope.namespace, statuses=list(statuses)
+        )
+        return [row["name"] for row in rows]
+
+    async def cancel_all(self, scope: Scope, wanted: BulkFilter) -> int:
+        """End what matches, :data:`BATCH` in one transaction; how many."""
+        return await self._each(scope, wanted, lambda conn, ids: self.cancel(conn, scope, ids))
+
+    async def retry_all(self, scope: Scope, wanted: BulkFilter, max_attempts: int | None) -> int:
+        """Queue what matches again, :data:`BATCH` in one transaction; how many."""
+        return await self._each(scope, wanted, lambda conn, ids: self.retry(conn, scope, ids, max_attempts))
+
+    async def _each(
+        self, scope: Scope, wanted: BulkFilter, act: Callable[[Connection, Sequence[str]], Awaitable[int]]
+    ) -> int:
+        total, after = 0, _FIRST_ID
+        for _ in range(MAX_BATCHES):
+            async with self._db.transaction() as conn:
+                rows = await conn.fetch(
+                    sql.matching,
+                    tenant=scope.tenant,
+                    namespace=scope.namespace,
+                    statuses=list(wanted.statuses),
+                    functions=list(wanted.functions),
+                    concurrency_key=wanted.concurrency_key,
+                    since=wanted.since,
+                    until=wanted.until,
+                    after=after,
+                    limit=BATCH,
+                )
+                total += await act(conn, [row["id"] for row in rows])
+            if len(rows) < BATCH:
+                break
+            after = rows[-1]["id"]
+        return total
 
     async def pause(self, conn: Connection, scope: Scope, job_id: str) -> bool:
         """False: it had ended. One that runs is held when it has to be tried again."""

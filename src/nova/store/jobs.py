@@ -12,6 +12,8 @@ from typing import Any
 
 from nova.domain.asyncs import AsyncDestinations, Destination, DestinationType, Outcome
 from nova.domain.identity import Scope
+from nova.domain.turns import Gate
+from nova.store import turns
 from nova.store.asyncs import tidy
 from nova.store.db import Connection, Database, Queries, Row
 
@@ -26,7 +28,7 @@ class Job:
     """A claimed job. ``attempt`` counts from 1; ``recorded`` is the number of attempts whose story is kept.
 
     ``age_s`` is measured from when the job was due first, or retried by hand. ``held``: its function was paused in the
-    moment of the claim.
+    moment of the claim. ``gate`` None: nothing holds it back but room.
     """
 
     id: str
@@ -52,6 +54,8 @@ class Job:
     recorded: int
     destinations: AsyncDestinations
     held: bool
+    callback_url: str | None = None
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,8 @@ class Ended:
     version: int | None = None
     output: bytes | None = None
     error: bytes | None = None
-    event: "OutboxEvent | None" = None
+    events: "tuple[OutboxEvent, ...]" = ()
+    gated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,15 @@ class PutBack:
     forgiven: bool = False
     attempts: bytes = b"[]"
     started_at: datetime | None = None
+    gated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """``ids`` of those that were still the owner's. ``moved``: others are due now that waited for their places."""
+
+    ids: frozenset[str]
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,34 +131,50 @@ class JobStore:
         more = rows[0]["lanes"] > batch or max(taken.values()) >= share
         return [_job_of(row) for row in rows], more
 
-    async def tidy(self) -> None:
-        """Once a minute; see :func:`nova.store.asyncs.tidy`."""
+    async def tidy(self) -> bool:
+        """Once a minute; see :func:`nova.store.asyncs.tidy`. Is something due that was not?"""
         await tidy(self._db)
+        return await turns.tidy(self._db)
 
     async def sweep(self) -> None:
         """Make the room that ended jobs took in the queue free for others. Nothing when somebody else is at it."""
         await self._db.run(sql.sweep)
 
-    async def write(self, owner: str, ended: Sequence[Ended], put_back: Sequence[PutBack]) -> frozenset[str]:
-        """Write what became of jobs, in one transaction; the ids of those that were still the owner's."""
-        events = any(end.event is not None for end in ended)
-        if not events and not (ended and put_back):
+    async def admit(self, owner: str, jobs: Sequence[Job]) -> list[Job]:
+        """Those of the claimed jobs that may run now; the others are back in the queue."""
+        gated = [_at_gate(job, job.gate) for job in jobs if job.gate is not None]
+        if not gated:
+            return list(jobs)
+        allowed = await turns.admit(self._db, owner, gated)
+        return [job for job in jobs if job.gate is None or job.id in allowed]
+
+    async def write(self, owner: str, ended: Sequence[Ended], put_back: Sequence[PutBack]) -> Written:
+        """Write what became of jobs, in one transaction."""
+        further = any(end.events or end.gated for end in ended) or any(back.gated for back in put_back)
+        if not further and not (ended and put_back):
             async with self._db.connection() as conn:  # one statement is a transaction
                 return await _write(conn, owner, ended, put_back)
         async with self._db.transaction() as conn:
             return await _write(conn, owner, ended, put_back)
 
 
-async def _write(conn: Connection, owner: str, ended: Sequence[Ended], put_back: Sequence[PutBack]) -> frozenset[str]:
+async def _write(conn: Connection, owner: str, ended: Sequence[Ended], put_back: Sequence[PutBack]) -> Written:
     written: set[str] = set()
     if ended:
         written |= await _end(conn, owner, ended)
-        events = [end.event for end in ended if end.event is not None and end.id in written]
+        events = [event for end in ended if end.id in written for event in end.events]
         if events:
             await send_on(conn, events)
     if put_back:
         written |= await _put_back(conn, owner, put_back)
-    return frozenset(written)
+    gated = [end.id for end in ended if end.gated] + [back.id for back in put_back if back.gated]
+    gated = [job_id for job_id in gated if job_id in written]
+    moved = await turns.leave(conn, gated) if gated else False
+    return Written(frozenset(written), moved)
+
+
+def _at_gate(job: Job, gate: Gate) -> turns.Claimed:
+    return turns.Claimed(job.id, job.fence, job.scope.tenant, job.scope.namespace, job.function_id, gate)
 
 
 async def _end(conn: Connection, owner: str, ended: Sequence[Ended]) -> set[str]:
@@ -227,7 +257,16 @@ def _job_of(row: Row) -> Job:
         recorded=row["recorded"],
         destinations=_destinations(row["destinations"]),
         held=row["held"],
+        callback_url=row["callback_url"],
+        gate=_gate(row),
     )
+
+
+def _gate(row: Row) -> Gate | None:
+    key, most, rate = row["concurrency_key"], row["max_inflight"], row["rate"]
+    if key is None and most is None and rate is None:
+        return None
+    return Gate(key or "", row["concurrency_limit"] or 1, most, rate, row["priority"], row["due"])
 
 
 _NOWHERE = AsyncDestinations()

@@ -20,7 +20,7 @@ from nova.domain.message import NewMessage, Published
 from nova.domain.trigger import TriggerRecord
 from nova.domain.trigger import TriggerSettings as Wanted
 from nova.errors import NovaError
-from nova.events.triggers.base import SourceEvent
+from nova.events.triggers.base import Context, SourceEvent
 from nova.events.triggers.context import Contexts
 from nova.events.triggers.deliver import Delivery, Progress
 from nova.events.triggers.handlers import TriggerHandlers
@@ -302,3 +302,9 @@ async def over_tcp(dsn: str) -> AsyncIterator[Tcp]:
         stack.callback(tcp.cut)
         stack.callback(server.close)
         yield tcp
+
+
+def context(settings: Settings | None = None, window: int = 10) -> Context:
+    """What a source gets of the platform, for a source without the frame."""
+    made = record(max_inflight=window)
+    return Contexts(settings or settings_for()).of(made)

@@ -6,9 +6,11 @@ WITH input AS (
         %(ids)b::uuid[], %(tenants)b::text[], %(namespaces)b::text[], %(functions)b::text[], %(function_ids)b::uuid[],
         %(qualifiers)b::text[], %(payloads)b::text[], %(max_attempts)b::int[], %(backoff_bases)b::int[],
         %(backoff_maxes)b::int[], %(max_ages)b::int[], %(delays)b::float8[], %(depths)b::int[], %(sources)b::text[],
-        %(callers)b::text[], %(traceparents)b::text[], %(tracestates)b::text[], %(keys)b::text[]
+        %(callers)b::text[], %(traceparents)b::text[], %(tracestates)b::text[], %(keys)b::text[], %(priorities)b::int[],
+        %(concurrency_keys)b::text[], %(concurrency_limits)b::int[], %(callbacks)b::text[], %(keeps)b::int[]
     ) AS i (id, tenant_id, namespace, function_name, function_id, qualifier, payload, max_attempts, backoff_base_ms,
-            backoff_max_ms, max_age_s, delay_s, depth, source, caller, traceparent, tracestate, idempotency_key)
+            backoff_max_ms, max_age_s, delay_s, depth, source, caller, traceparent, tracestate, idempotency_key, priority,
+            concurrency_key, concurrency_limit, callback_url, keep_s)
 ), known AS (
     SELECT i.*, f.id AS known_id, f.data #> '{recorded,async_policy}' AS policy,
            now() + make_interval(secs => i.delay_s) AS due,
@@ -20,17 +22,19 @@ WITH input AS (
 ), jobs AS (
     INSERT INTO async_invocations (id, tenant_id, namespace, function_id, function_name, qualifier, payload,
                                    max_attempts, backoff_base_ms, backoff_max_ms, max_age_s, depth, source, caller,
-                                   traceparent, tracestate, idempotency_key, queued_at, next_run_at)
+                                   traceparent, tracestate, idempotency_key, queued_at, next_run_at, priority,
+                                   concurrency_key, concurrency_limit, callback_url, keep_s)
     SELECT id, tenant_id, namespace, known_id, function_name, qualifier, payload::json,
            coalesce(max_attempts, (policy ->> 'max_attempts')::int, %(default_attempts)s),
            coalesce(backoff_base_ms, (policy ->> 'backoff_base_ms')::int, %(default_base)s),
            coalesce(backoff_max_ms, (policy ->> 'backoff_max_ms')::int, %(default_max)s),
            coalesce(max_age_s, (policy ->> 'max_age_s')::int, %(default_age)s),
-           depth, source, caller, traceparent, tracestate, idempotency_key, due, due
+           depth, source, caller, traceparent, tracestate, idempotency_key, due, due, priority, concurrency_key,
+           concurrency_limit, callback_url, keep_s
     FROM known
 ), queue AS (
-    INSERT INTO work (id, kind, tenant_id, namespace, subject, run_at)
-    SELECT id, 'async', tenant_id, namespace, id, CASE WHEN held THEN 'infinity' ELSE due END FROM known
+    INSERT INTO work (id, kind, tenant_id, namespace, subject, run_at, priority)
+    SELECT id, 'async', tenant_id, namespace, id, CASE WHEN held THEN 'infinity' ELSE due END, priority FROM known
 )
 SELECT id::text AS id FROM known
 
@@ -76,10 +80,12 @@ SELECT count(*) AS deleted FROM gone
 -- name: delete_finished -- what is past its time, oldest first, with the keys it holds
 WITH gone AS (
     DELETE FROM async_invocations
-    WHERE id IN (SELECT id FROM async_invocations
-                 WHERE (status IN ('succeeded', 'cancelled') AND finished_at < %(before_ok)s)
-                    OR (status = 'dlq' AND finished_at < %(before_dlq)s)
-                 ORDER BY finished_at LIMIT %(limit)s)
+    WHERE id IN ((SELECT id FROM async_invocations WHERE keep_until < now() ORDER BY keep_until LIMIT %(limit)s)
+                 UNION ALL
+                 (SELECT id FROM async_invocations
+                 WHERE keep_until IS NULL AND ((status IN ('succeeded', 'cancelled') AND finished_at < %(before_ok)s)
+                                               OR (status = 'dlq' AND finished_at < %(before_dlq)s))
+                  ORDER BY finished_at LIMIT %(limit)s))
       AND status <> 'queued'
     RETURNING id, tenant_id, namespace, 'async/' || function_name AS realm, idempotency_key
 ), keys AS (
@@ -93,8 +99,8 @@ SELECT count(*) AS deleted FROM gone
 SELECT a.id::text AS id, a.function_id::text AS function_id, a.function_name, a.qualifier,
        CASE WHEN a.status = 'queued' AND w.lease_until > now() THEN 'running' ELSE a.status END AS status,
        a.paused, coalesce(w.attempt, a.attempt) AS attempt, a.max_attempts, a.backoff_base_ms, a.backoff_max_ms,
-       a.max_age_s, a.source, a.caller, a.traceparent, a.idempotency_key, a.error, a.request_id::text AS request_id,
-       a.version, a.created_at, coalesce(a.started_at, w.claimed_at) AS started_at, a.finished_at,
+       a.max_age_s, a.priority, a.concurrency_key, a.source, a.caller, a.traceparent, a.idempotency_key, a.error,
+       a.request_id::text AS request_id, a.version, a.created_at, coalesce(a.started_at, w.claimed_at) AS started_at, a.finished_at,
        CASE WHEN a.status = 'queued' AND (w.lease_until IS NULL OR w.lease_until <= now()) THEN a.next_run_at END
            AS next_run_at
 FROM async_invocations a LEFT JOIN work w ON w.id = a.id
@@ -109,7 +115,8 @@ ORDER BY a.id DESC LIMIT %(limit)s
 
 -- name: page_dlq -- as page, through the index of dead letters
 SELECT a.id::text AS id, a.function_id::text AS function_id, a.function_name, a.qualifier, a.status, a.paused,
-       a.attempt, a.max_attempts, a.backoff_base_ms, a.backoff_max_ms, a.max_age_s, a.source, a.caller, a.traceparent,
+       a.attempt, a.max_attempts, a.backoff_base_ms, a.backoff_max_ms, a.max_age_s, a.priority,
+       a.concurrency_key, a.source, a.caller, a.traceparent,
        a.idempotency_key, a.error, a.request_id::text AS request_id, a.version, a.created_at, a.started_at,
        a.finished_at, NULL::timestamptz AS next_run_at
 FROM async_invocations a
@@ -124,8 +131,8 @@ ORDER BY a.id DESC LIMIT %(limit)s
 SELECT a.id::text AS id, a.function_id::text AS function_id, a.function_name, a.qualifier,
        CASE WHEN a.status = 'queued' AND w.lease_until > now() THEN 'running' ELSE a.status END AS status,
        a.paused, coalesce(w.attempt, a.attempt) AS attempt, a.max_attempts, a.backoff_base_ms, a.backoff_max_ms,
-       a.max_age_s, a.source, a.caller, a.traceparent, a.idempotency_key, a.error, a.request_id::text AS request_id,
-       a.version, a.created_at, coalesce(a.started_at, w.claimed_at) AS started_at, a.finished_at,
+       a.max_age_s, a.priority, a.concurrency_key, a.source, a.caller, a.traceparent, a.idempotency_key, a.error,
+       a.request_id::text AS request_id, a.version, a.created_at, coalesce(a.started_at, w.claimed_at) AS started_at, a.finished_at,
        CASE WHEN a.status = 'queued' AND (w.lease_until IS NULL OR w.lease_until <= now()) THEN a.next_run_at END
            AS next_run_at,
        a.attempts, a.payload::text AS payload, a.output::text AS output
@@ -137,26 +144,28 @@ WITH again AS (
     UPDATE async_invocations a
     SET status = 'queued', paused = false, attempt = 0, generation = generation + 1,
         max_attempts = coalesce(%(max_attempts)s, max_attempts), output = NULL, error = NULL, request_id = NULL,
-        version = NULL, queued_at = now(), next_run_at = now(), finished_at = NULL
+        version = NULL, queued_at = now(), next_run_at = now(), finished_at = NULL, keep_until = NULL
     WHERE id = ANY (%(ids)b::uuid[]) AND tenant_id = %(tenant)s AND namespace = %(namespace)s
       AND status IN ('dlq', 'cancelled')
-    RETURNING id, tenant_id, namespace, function_id
+    RETURNING id, tenant_id, namespace, function_id, priority
 )
-INSERT INTO work (id, kind, tenant_id, namespace, subject, run_at)
-SELECT id, 'async', tenant_id, namespace, id,
+INSERT INTO work (id, kind, tenant_id, namespace, subject, priority, run_at)
+SELECT id, 'async', tenant_id, namespace, id, priority,
        CASE WHEN EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = a.tenant_id AND p.namespace = a.namespace
                                                       AND p.function_id = a.function_id)
             THEN 'infinity' ELSE now() END
 FROM again a
 
--- name: cancel
+-- name: cancel -- what is queued or runs
 WITH gone AS (
     DELETE FROM work
-    WHERE kind = 'async' AND id = %(id)s AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+    WHERE kind = 'async' AND id = ANY (%(ids)b::uuid[]) AND tenant_id = %(tenant)s AND namespace = %(namespace)s
     RETURNING id, attempt
 )
-UPDATE async_invocations a SET status = 'cancelled', paused = false, attempt = g.attempt, finished_at = now()
+UPDATE async_invocations a SET status = 'cancelled', paused = false, attempt = g.attempt, finished_at = now(),
+                               keep_until = now() + make_interval(secs => a.keep_s)
 FROM gone g WHERE a.id = g.id
+RETURNING a.id::text AS id
 
 -- name: pause
 WITH held AS (
@@ -212,6 +221,7 @@ UPDATE work SET run_at = now() WHERE id IN (
     WHERE w.kind = 'async' AND w.run_at = 'infinity' AND NOT a.paused
       AND NOT EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = a.tenant_id AND p.namespace = a.namespace
                                                    AND p.function_id = a.function_id)
+      AND NOT EXISTS (SELECT FROM async_places p WHERE p.job_id = w.id AND p.state = 'waiting')
     LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
 
 -- name: forget_rates
@@ -246,6 +256,48 @@ WHERE status = 'dlq' AND tenant_id = %(tenant)s AND namespace = %(namespace)s
   AND finished_at <= coalesce(%(until)s::timestamptz, now())
   AND (%(error_contains)s::text IS NULL OR strpos(error ->> 'message', %(error_contains)s) > 0
        OR strpos(error ->> 'type', %(error_contains)s) > 0)
+
+-- name: matching -- jobs for cancel-all and retry-all, those with the smallest ids after one
+SELECT id::text AS id, status FROM async_invocations
+WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND status = ANY (%(statuses)b::text[])
+  AND id > %(after)s::uuid
+  AND (%(functions)s::text[] IS NULL OR function_name = ANY (%(functions)s))
+  AND (%(concurrency_key)s::text IS NULL OR concurrency_key = %(concurrency_key)s)
+  AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s)
+  AND created_at <= coalesce(%(until)s::timestamptz, now())
+ORDER BY id LIMIT %(limit)s
+
+-- name: functions_with -- jobs of these states
+SELECT DISTINCT function_name AS name FROM async_invocations
+WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND status = ANY (%(statuses)b::text[])
+
+-- name: debounce_turn -- one at a time for each key, also while there is no row to lock
+SELECT pg_advisory_xact_lock(hashtextextended(%(realm)s, 1))
+
+-- name: debounced -- the job that holds the key
+SELECT d.job_id::text AS job_id FROM async_debounces d JOIN functions f ON f.id = d.function_id
+WHERE d.tenant_id = %(tenant)s AND d.namespace = %(namespace)s AND f.name = %(function)s AND d.key = %(key)s
+
+-- name: put_off -- a job that nobody has taken yet
+UPDATE work w
+SET run_at = CASE WHEN w.run_at = 'infinity' THEN w.run_at ELSE least(
+        now() + make_interval(secs => %(delay_s)s), d.began_at + make_interval(secs => %(most_s)s)) END
+FROM async_debounces d
+WHERE w.id = %(id)s AND w.fence = 0 AND d.job_id = w.id
+RETURNING w.id
+
+-- name: change -- to what the newest request says
+UPDATE async_invocations a
+SET payload = %(payload)s::json, qualifier = %(qualifier)s, caller = %(caller)s, traceparent = %(traceparent)s,
+    tracestate = %(tracestate)s, callback_url = %(callback)s, keep_s = %(keep_s)s,
+    queued_at = CASE WHEN w.run_at = 'infinity' THEN a.queued_at ELSE w.run_at END,
+    next_run_at = CASE WHEN w.run_at = 'infinity' THEN a.next_run_at ELSE w.run_at END
+FROM work w WHERE a.id = %(id)s AND w.id = a.id
+
+-- name: hold_debounce -- the key is this job's from now on
+INSERT INTO async_debounces (tenant_id, namespace, function_id, key, job_id)
+SELECT a.tenant_id, a.namespace, a.function_id, %(key)s, a.id FROM async_invocations a WHERE a.id = %(id)s
+ON CONFLICT (tenant_id, namespace, function_id, key) DO UPDATE SET job_id = excluded.job_id, began_at = now()
 
 -- name: functions_with_dead
 SELECT DISTINCT function_name AS name FROM async_invocations

@@ -1,7 +1,7 @@
 -- Jobs, the consumer's side. Every write proves the claim by owner and fence; a row whose fence is stale is left alone.
 
--- name: claim -- the same share from every tenant that has jobs and is active; only as much as runs at once.
--- Lanes are found by skipping through the index, so a tenant's backlog costs nothing here.
+-- name: claim -- the same share from every tenant that has jobs and is active; only as much as runs at once. Of a tenant's jobs
+-- those with a higher priority first. Lanes are found by skipping through the index, so a tenant's backlog costs nothing here.
 WITH RECURSIVE found AS (
     (SELECT tenant_id FROM work WHERE kind = 'async' ORDER BY tenant_id LIMIT 1)
     UNION ALL
@@ -14,11 +14,13 @@ WITH RECURSIVE found AS (
     ORDER BY random() LIMIT %(batch)s
 ), due AS MATERIALIZED (
     SELECT d.id, d.lost_at, l.lanes FROM lanes l, LATERAL (
-        SELECT w.id, CASE WHEN w.owner IS NOT NULL THEN w.claimed_at END AS lost_at FROM work w
-        WHERE w.kind = 'async' AND w.tenant_id = l.tenant_id AND w.run_at <= now()
-          AND (w.lease_until IS NULL OR w.lease_until <= now())
-        ORDER BY w.run_at, w.id LIMIT greatest(1, %(batch)s / l.lanes)
-        FOR UPDATE SKIP LOCKED) d
+        SELECT t.id, t.lost_at FROM (VALUES (0::smallint), (1::smallint), (2::smallint)) AS p (priority), LATERAL (
+            SELECT w.id, CASE WHEN w.owner IS NOT NULL THEN w.claimed_at END AS lost_at FROM work w
+            WHERE w.kind = 'async' AND w.tenant_id = l.tenant_id AND w.priority = p.priority AND w.run_at <= now()
+              AND (w.lease_until IS NULL OR w.lease_until <= now())
+            ORDER BY w.run_at, w.id LIMIT greatest(1, %(batch)s / l.lanes)
+            FOR UPDATE SKIP LOCKED) t
+        LIMIT greatest(1, %(batch)s / l.lanes)) d
 ), claimed AS (
     UPDATE work SET owner = %(owner)s, fence = fence + 1, attempt = attempt + 1, claimed_at = now(),
                     lease_until = now() + make_interval(secs => %(lease_s)s)
@@ -30,6 +32,9 @@ SELECT c.id::text AS id, c.attempt, c.fence, c.lanes, a.tenant_id, a.namespace, 
        a.generation, a.source, a.caller, a.traceparent, a.tracestate, a.created_at,
        extract(epoch FROM now() - a.queued_at)::float8 AS age_s, jsonb_array_length(a.attempts) + (c.lost_at IS NOT NULL)::int AS recorded, c.lost_at,
        f.data #> '{recorded,async_destinations}' AS destinations,
+       a.priority, a.concurrency_key, a.concurrency_limit, a.callback_url, a.queued_at AS due,
+       (f.data #>> '{recorded,async_policy,max_inflight}')::int AS max_inflight,
+       (f.data #>> '{recorded,async_policy,rate_limit_per_s}')::float8 AS rate,
        a.paused OR EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = a.tenant_id AND p.namespace = a.namespace
                                                         AND p.function_id = a.function_id) AS held
 FROM claimed c JOIN async_invocations a ON a.id = c.id LEFT JOIN functions f ON f.id = a.function_id
@@ -58,7 +63,8 @@ SET status = g.status, attempt = g.attempt, request_id = g.request_id, version =
     error = g.error::jsonb, paused = false,
     attempts = (CASE WHEN jsonb_array_length(a.attempts) >= %(kept)s THEN a.attempts - 0 ELSE a.attempts END)
                || g.attempts::jsonb,
-    started_at = coalesce(a.started_at, g.started_at), finished_at = now()
+    started_at = coalesce(a.started_at, g.started_at), finished_at = now(),
+    keep_until = now() + make_interval(secs => a.keep_s)
 FROM given g JOIN held h USING (id)
 WHERE a.id = g.id
 RETURNING a.id::text AS id
