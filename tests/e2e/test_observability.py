@@ -96,6 +96,8 @@ def test_the_declared_series_move_on_a_running_platform(running: RunningNova) ->
         "rate_limited_total",
         "retention_rows_deleted_total",
         "destination_deliveries_total",
+        "event_deliveries_total",
+        "event_lag_milliseconds",
         "schedule_runs_total",
         "trigger_events_total",
         "schedule_lateness_milliseconds",

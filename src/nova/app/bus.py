@@ -6,11 +6,21 @@ from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
 from nova.events.bus import outbox
 from nova.events.bus.browse import Arrivals, BrowseHandlers
+from nova.events.bus.delivering import Delivering
+from nova.events.bus.dispatch import Dispatcher
 from nova.events.bus.publish import TopicPublisher
 from nova.events.bus.publishing import PublishHandlers
+from nova.events.bus.replaying import DeliveryHandlers
+from nova.events.bus.subscriptions import SubscriptionHandlers
 from nova.events.bus.topics import TopicHandlers
+from nova.events.webhooks import TIMEOUT_S as WEBHOOK_TIMEOUT_S
+from nova.events.webhooks import WebhookSender
+from nova.events.workflows.definitions import Definitions
+from nova.events.workflows.runs import Runs
+from nova.security import egress
 from nova.store.bus_outbox import BusOutboxStore
 from nova.store.topics import TopicStore
+from nova.store.workflow_runs import RunStore
 from nova.work.leader import Duty
 from nova.work.notices import Notices
 from nova.work.runner import Kind
@@ -24,6 +34,8 @@ def handlers(settings: Settings, stores: Stores) -> list[object]:
         TopicHandlers(db, topics),
         PublishHandlers(db, publisher, topics, BusOutboxStore(db), settings.limits, SYSTEM_CLOCK),
         BrowseHandlers(db, topics, Arrivals(stores.listener)),
+        SubscriptionHandlers(db, topics, stores.functions, stores.versions, SYSTEM_CLOCK),
+        DeliveryHandlers(db, topics),
     ]
 
 
@@ -32,4 +44,18 @@ async def work(shop: Workshop) -> dict[str, Kind]:
     stores = shop.stores
     relay = outbox.Relay(stores.db, shop.notices, stores.listener)
     await shop.services.start(Duty(outbox.DUTY, relay.lead, shop.leases))
+    await _deliver(shop)
     return {}
+
+
+async def _deliver(shop: Workshop) -> None:
+    """What is published reaches its subscribers."""
+    stores, services = shop.stores, shop.services
+    client = egress.client(shop.settings.egress, timeout_s=WEBHOOK_TIMEOUT_S)
+    sender = await services.start(WebhookSender(client, SYSTEM_CLOCK))
+    publisher = await services.start(TopicPublisher(stores.db, shop.notices))
+    runs = Runs(stores.db, shop.notices, Definitions(RunStore(stores.db)))
+    delivering = Delivering(shop.invoker, sender, SYSTEM_CLOCK, workflows=runs)
+    await services.start(
+        Dispatcher(stores.db, stores.listener, shop.leases, delivering, publisher=publisher, events=shop.metrics)
+    )

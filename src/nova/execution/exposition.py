@@ -69,6 +69,10 @@ SERIES: Mapping[str, Series] = {
     "destination_deliveries_total": Series(
         "counter", ("tenant", "type", "status"), "Outcomes sent on to functions and webhooks"
     ),
+    "event_deliveries_total": Series(
+        "counter", ("tenant", "topic", "status"), "Messages of topics delivered, tried again and dead"
+    ),
+    "event_lag_milliseconds": Series("histogram", (), "From a message's commit to the end of its first delivery"),
     "schedule_runs_total": Series("counter", ("status",), "Instants of schedules, by what was done"),
     "trigger_events_total": Series("counter", ("type", "status"), "Events that triggers got, by what became of them"),
     "schedule_lateness_milliseconds": Series("histogram", (), "From a schedule's instant to its firing"),
@@ -242,6 +246,8 @@ class _Scrape(Collector):
         yield self._counted("log_flush_failures_total", [((), logs.flush_failures)])
         yield self._counted("async_jobs_total", self._of_tenants(counters.jobs))
         yield self._counted("destination_deliveries_total", self._of_tenants(counters.deliveries))
+        yield self._counted("event_deliveries_total", self._of_tenants(counters.events))
+        yield self._measured("event_lag_milliseconds", metrics.event_lags.items())
         yield self._counted("schedule_runs_total", counters.schedule_runs.items())
         yield self._counted("trigger_events_total", counters.trigger_events.items())
         yield self._measured("schedule_lateness_milliseconds", metrics.lateness.items())

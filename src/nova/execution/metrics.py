@@ -142,6 +142,7 @@ class Counters:
     jobs: Counter[tuple[str, ...]] = field(default_factory=Counter)
     deliveries: Counter[tuple[str, ...]] = field(default_factory=Counter)
     schedule_runs: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    events: Counter[tuple[str, ...]] = field(default_factory=Counter)
     trigger_events: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
 
@@ -159,6 +160,7 @@ class Metrics:
         self.build_times: dict[tuple[str, ...], Histogram] = {}
         self.overheads: dict[str, Histogram] = {}
         self.lateness: dict[tuple[str, ...], Histogram] = {}
+        self.event_lags: dict[tuple[str, ...], Histogram] = {}
         self._max_series = settings.max_series
         self._live: dict[tuple[str, str, str, int], _Live] = {}
         self._clock = clock
@@ -286,6 +288,19 @@ class Metrics:
     def delivery_ended(self, scope: Scope, type: str, status: str) -> None:
         """The outcome of an asynchronous call reached its destination, or never will."""
         self.counters.deliveries[scope.tenant, type, status] += 1
+
+    # Subscriptions (nova.events.bus.dispatch_line.DeliveryEvents)
+
+    def event_delivered(self, scope: Scope, topic: str, status: str) -> None:
+        """A message was delivered to a subscription, is to be tried again, or is dead."""
+        key = (scope.tenant, topic, status)
+        if key not in self.counters.events and len(self.counters.events) >= self._max_series:
+            key = (OTHER, OTHER, status)
+        self.counters.events[key] += 1
+
+    def event_lag(self, milliseconds: float) -> None:
+        """From the commit of a message to the end of its first attempt."""
+        self._observe(self.event_lags, (), milliseconds)
 
     # Schedules (nova.scheduling.firing.FiringEvents)
 

@@ -16,6 +16,7 @@ from nova.errors import NovaError
 from nova.observability.rollup import Fence
 from nova.store import asyncs
 from nova.store.builds import BuildStore
+from nova.store.bus_deliveries import DeliveryStore
 from nova.store.bus_outbox import BusOutboxStore
 from nova.store.db import Database
 from nova.store.invocations import InvocationStore
@@ -52,7 +53,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
     """Every table but that of the call records. Settings are read in each round: they are hot."""
     kept = settings.retention
     store, builds, outbox = RetentionStore(db), BuildStore(db), OutboxStore(db)
-    messages, bus_outbox = MessageRetention(db), BusOutboxStore(db)
+    messages, bus_outbox, bus_deliveries = MessageRetention(db), BusOutboxStore(db), DeliveryStore(db)
     states = StateStore(db, lambda: settings.limits.state_mb << 20)
 
     def aged(table: AgedTable, age: Callable[[], timedelta]) -> Rule:
@@ -74,6 +75,10 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
     async def published(now: datetime, limit: int) -> int:
         return await bus_outbox.delete_published(now - timedelta(days=kept.deliveries_days), limit)
 
+    async def delivered(now: datetime, limit: int) -> int:
+        done, dead = now - timedelta(days=kept.deliveries_days), now - timedelta(days=kept.dlq_days)
+        return await bus_deliveries.delete_old(done, dead, limit)
+
     async def old_builds(_now: datetime, limit: int) -> int:
         return await builds.retire(older_than_s=kept.builds_days * 86_400, limit=limit)
 
@@ -91,6 +96,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         Rule("event_messages", messages.sweep),  # as each topic says
         Rule("event_dedup", messages.sweep_keys),  # at their own expiry
         Rule("bus_outbox", published),
+        Rule("event_deliveries", delivered),
         Rule("builds", old_builds),
     ]
 

@@ -96,12 +96,16 @@ class SubscriptionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """``ahead`` messages are after the cursor, ``queued`` deliveries wait as rows; ``oldest`` is the first of those."""
+    """``ahead`` messages are after the cursor, ``queued`` deliveries wait as rows; everything up to ``acked`` is done.
+
+    ``oldest_s`` is the age of the first that is not; None: everything is done.
+    """
 
     ahead: int = 0
     queued: int = 0
     dlq: int = 0
-    oldest: int | None = None
+    acked: int = 0
+    oldest_s: float | None = None
 
 
 _settings = TypeAdapter(SubscriptionSettings)
@@ -195,7 +199,7 @@ class SubscriptionStore:
 
     async def figures(self, ids: Collection[str]) -> dict[str, Figures]:
         rows = await self._db.fetch(_sql.figures, ids=list(ids))
-        return {row["sid"]: Figures(row["ahead"], row["queued"], row["dlq"], row["oldest"]) for row in rows}
+        return {row.pop("sid"): Figures(**row) for row in rows}
 
 
 class ShardStore:

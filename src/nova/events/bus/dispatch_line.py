@@ -37,7 +37,9 @@ WINDOW = 1024
 """Messages that are read and not recorded yet, at most."""
 MAX_ROWS = 10_000
 """While so many deliveries of a subscription wait as rows, no more messages are read for it."""
-_CHUNK = 256
+WINDOW_BYTES = 16 << 20
+"""Or so many bytes of them, beyond the last that were read."""
+_CHUNK = 100
 _AGAIN_S = 1.0
 """After the database did not answer."""
 _BURST_S = 0.02
@@ -51,7 +53,7 @@ class DeliveryEvents(Protocol):
         """``status`` is ``succeeded``, ``retried`` or ``dlq``."""
         ...
 
-    def event_lag(self, topic: str, milliseconds: float) -> None:
+    def event_lag(self, milliseconds: float) -> None:
         """From the commit of a message to the end of its first attempt."""
         ...
 
@@ -60,7 +62,7 @@ class NoDeliveryEvents:
     def event_delivered(self, scope: Scope, topic: str, status: str) -> None:
         pass
 
-    def event_lag(self, topic: str, milliseconds: float) -> None:
+    def event_lag(self, milliseconds: float) -> None:
         pass
 
 
@@ -108,10 +110,12 @@ class Line:
         taken its process down with it: its attempt is written before it begins."""
         self._set(record)
         self.read_to = record.cursor
-        self._open: OrderedDict[int, None] = OrderedDict()
+        self._open: OrderedDict[int, int] = OrderedDict()
+        """sequences that are read and have no row yet, with their bytes"""
         self._ahead = ahead
         self._careful_to = careful_to
         self._expired = 0
+        self._held = 0
 
     def _set(self, record: SubscriptionRecord) -> None:
         self.record = record
@@ -178,7 +182,12 @@ class Line:
     # Reading
 
     def _room(self) -> bool:
-        return self.record.enabled and len(self._open) < WINDOW and len(self._rows) < MAX_ROWS
+        return (
+            self.record.enabled
+            and len(self._open) < WINDOW
+            and self._held < WINDOW_BYTES
+            and len(self._rows) < MAX_ROWS
+        )
 
     async def _read(self) -> None:
         try:
@@ -220,7 +229,8 @@ class Line:
             if sequence <= self._careful_to:
                 item.row = True
                 self._rows[item.place] = item
-            self._open[sequence] = None
+            self._open[sequence] = message.size
+            self._held += message.size
             self._enter(item)
         self._parts.recorder.move(self)
 
@@ -426,7 +436,7 @@ class Line:
         settings = record.settings
         if item.attempts == 1 and item.message is not None and not item.replay:
             late = verdict.started_at - item.message.published_at
-            events.event_lag(record.topic, late.total_seconds() * 1000 + verdict.duration_ms)
+            events.event_lag(late.total_seconds() * 1000 + verdict.duration_ms)
         if verdict.gone:
             await self._disable(verdict.error or "")
         if verdict.outcome == "done":
@@ -492,9 +502,9 @@ class Line:
                 self._break()
                 return
             if item.generation == self.record.generation and item.sequence in self._open:
-                del self._open[item.sequence]
+                self._held -= self._open.pop(item.sequence)
                 self._parts.recorder.move(self)
-                if self._hint and len(self._open) < WINDOW // 2:
+                if self._hint and len(self._open) < WINDOW // 2 and self._held < WINDOW_BYTES:
                     self.wake()
             item.saved = self._loop.time()
             if not kept:

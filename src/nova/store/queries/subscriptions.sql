@@ -58,14 +58,19 @@ UPDATE event_subscriptions SET epoch = epoch + 1 WHERE id = %(id)s::uuid;
 -- name: delete
 DELETE FROM event_subscriptions WHERE id = %(id)s::uuid;
 
--- name: figures -- how far it is: messages after the cursor and rows that wait count as lag
-SELECT s.id::text AS sid, greatest(0, coalesce(h.last_sequence, s.cursor) - s.cursor) AS ahead,
-       (SELECT count(*) FROM event_deliveries d WHERE d.subscription_id = s.id AND d.status = 'queued') AS queued,
-       (SELECT count(*) FROM event_deliveries d WHERE d.subscription_id = s.id AND d.status = 'dlq') AS dlq,
-       (SELECT min(x.sequence) FROM event_deliveries x WHERE x.subscription_id = s.id AND x.status = 'queued') AS oldest
-  FROM event_subscriptions s
-  LEFT JOIN event_heads h ON h.topic_id = s.topic_id
- WHERE s.id = ANY (%(ids)s::uuid[]);
+-- name: figures -- how far it is: messages after the cursor that have no row yet, and rows that wait, are lag
+SELECT f.sid, f.ahead, f.queued, f.dlq, f.acked,
+       (SELECT extract(epoch FROM now() - m.published_at)::float8 FROM event_messages m
+         WHERE m.topic_id = f.topic_id AND m.sequence = f.acked + 1) AS oldest_s
+  FROM (SELECT s.id::text AS sid, s.topic_id, greatest(0, h.last_sequence - s.cursor) -
+               (SELECT count(*) FROM event_deliveries d WHERE d.subscription_id = s.id AND d.sequence > s.cursor
+                                                          AND d.generation = s.generation) AS ahead,
+               (SELECT count(*) FROM event_deliveries d WHERE d.subscription_id = s.id AND d.status = 'queued') AS queued,
+               (SELECT count(*) FROM event_deliveries d WHERE d.subscription_id = s.id AND d.status = 'dlq') AS dlq,
+               least(s.cursor, (SELECT min(d.sequence) - 1 FROM event_deliveries d
+                                 WHERE d.subscription_id = s.id AND d.status = 'queued')) AS acked
+          FROM event_subscriptions s JOIN event_heads h ON h.topic_id = s.topic_id
+         WHERE s.id = ANY (%(ids)s::uuid[])) AS f;
 
 -- name: shard -- everything that one duty serves, by id
 SELECT s.*, t.name AS topic, s.id::text AS sid, s.topic_id::text AS tid
