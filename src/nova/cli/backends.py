@@ -8,7 +8,13 @@ from nova.cli.output import Column
 from nova.cli.session import Session, command
 from nova.client import Json
 
-_SHORT = {"memory": "mem", "network_rules": "network", "read_only_root": "root", "net_io": "bandwidth"}
+_SHORT = {
+    "memory": "mem",
+    "network_rules": "network",
+    "read_only_root": "root",
+    "net_io": "bandwidth",
+    "disk_io": "drives",
+}
 
 
 def _enforced(level: str) -> Callable[[Json], str]:

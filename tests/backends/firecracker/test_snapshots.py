@@ -195,8 +195,9 @@ async def test_a_function_that_cannot_be_kept_says_why(
 
 async def test_what_a_killed_daemon_kept_is_removed(place: Ground, tmp_path: Path) -> None:
     """Its machines' tokens died with it."""
-    left = tmp_path / "gone" / "0123"
-    left.mkdir(parents=True)
-    (left / "memory").write_bytes(bytes(4096))
+    left = [tmp_path / "gone" / "0123", tmp_path / "gone.templates" / "4567"]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "memory").write_bytes(bytes(4096))
     async with place.backend("gone", snapshot_dir=tmp_path):
-        assert not left.exists()
+        assert not any(folder.exists() for folder in left)

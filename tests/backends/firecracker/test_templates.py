@@ -72,6 +72,8 @@ async def test_machines_from_one_template_have_drives_places_and_limits_of_their
     backend: FirecrackerBackend, place: Ground, thaws: list[ThawHead]
 ) -> None:
     """PO14."""
+    capabilities = await backend.capabilities()
+    assert (capabilities.template, capabilities.enforces["disk_io"]) == (True, "hard")
     layer = LayerMount(place.folder / "code", "/layers/0")
     limits = Limits(memory_mb=32, tmp_mb=7, pids=9)
     first = await make(backend, place.spec(limits=replace(limits, net_mbps=16), layers=(layer,)))

@@ -16,8 +16,8 @@ from nova.errors import FunctionError
 
 Enforced = Literal["hard", "soft", "no"]
 Isolation = Literal["vm", "container", "process", "wasm"]
-RESOURCES = ("memory", "cpu", "pids", "disk", "network_rules", "net_io", "read_only_root", "user", "seccomp")
-"""What :attr:`Capabilities.enforces` speaks of."""
+RESOURCES = ("memory", "cpu", "pids", "disk", "network_rules", "net_io", "disk_io", "read_only_root", "user", "seccomp")
+"""What :attr:`Capabilities.enforces` speaks of. No function asks for ``disk_io``: it is the operator's, for all instances."""
 STRENGTH = {"firecracker": 50, "qemu": 40, "sandbox": 30, "docker": 20, "qemu-emulated": 10, "wasm": 0}
 """Stronger first: a kernel of its own behind hardware, then this kernel with our own filters, then another's daemon, then a
 machine emulated at a tenth of the speed. WebAssembly has a runtime of its own and competes with nobody."""
@@ -27,7 +27,7 @@ machine emulated at a tenth of the speed. WebAssembly has a runtime of its own a
 class Capabilities:
     """What this backend can do on this host, found by trying, not by guessing.
 
-    ``enforces`` maps memory, cpu, pids, disk, network_rules, net_io, read_only_root, user and seccomp to how they hold.
+    ``enforces`` maps each of :data:`RESOURCES` to how it holds.
     ``strength`` orders backends where ``auto`` has a choice, see :data:`STRENGTH`. ``runtimes`` None: whatever the host has.
     ``snapshot``: functions can be kept loaded; ``template``: blank instances stand ready; ``reload``: an instance takes new
     code; ``layers`` and ``volumes``: their folders can be mounted.

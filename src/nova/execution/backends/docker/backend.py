@@ -203,6 +203,7 @@ class DockerBackend:
                 "disk": "hard",
                 "network_rules": "hard" if network is not None else "no",
                 "net_io": "hard" if network is not None and network.shapes else "no",
+                "disk_io": "no",
                 "read_only_root": "hard",
                 "user": "hard",
                 "seccomp": "hard",

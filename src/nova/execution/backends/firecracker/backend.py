@@ -133,7 +133,8 @@ class FirecrackerBackend(MachineBackend[MicroVm]):
         )
 
     def _can(self) -> Abilities:
-        return Abilities(self.name, self._reason, self._groups.hard, self._online, self._online)
+        drives = bool(self._options.drive_mbps or self._options.drive_ops)
+        return Abilities(self.name, self._reason, self._groups.hard, self._online, self._online, drives)
 
     def snapshot_obstacle(self, runtime: str) -> str:
         if self._reason:

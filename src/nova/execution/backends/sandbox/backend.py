@@ -194,6 +194,7 @@ class SandboxBackend:
                 "disk": "hard",
                 "network_rules": "hard" if self._network is not None else "no",
                 "net_io": "hard" if self._network is not None and self._network.shapes else "no",
+                "disk_io": "no",
                 "read_only_root": "hard",
                 "user": "hard",
                 "seccomp": "hard",

@@ -11,13 +11,14 @@ from nova.execution.backends.vm import shape
 @dataclass(frozen=True, slots=True)
 class Abilities:
     """``reason``: why there are no machines here; empty when there are. ``cpu``: control groups hold them. ``network``: they may
-    have one, and it is filtered; ``net_io``: and held to a bandwidth."""
+    have one, and it is filtered; ``net_io``: and held to a bandwidth. ``disk_io``: their drives are."""
 
     backend: str
     reason: str
     cpu: bool
     network: bool
     net_io: bool
+    disk_io: bool = False
 
     def unavailable(self, runtimes: Collection[str]) -> str:
         """Why nothing can be made here, ``runtimes`` being those that have an image."""
@@ -31,6 +32,7 @@ class Abilities:
             "disk": "hard",
             "network_rules": _hard(self.network),
             "net_io": _hard(self.net_io),
+            "disk_io": _hard(self.disk_io),
             "read_only_root": "hard",
             "user": "hard",
             "seccomp": "no",

@@ -126,7 +126,7 @@ class MachineBackend(ABC, Generic[G]):
                 raise
             log.warning("a machine did not go on; it boots", kept_as=source, backend=self.name, reason=error.detail)
             return None
-        vm.source = source
+        vm.source, vm.runtime_us = source, 0  # it was started before anybody asked
         return vm
 
     # -- functions that are kept loaded --------------------------------------------------------------------------
