@@ -375,7 +375,7 @@ def handler(event, context):
 
 async def test_bad_requests_are_answered_and_cost_nothing(stack: RealStack) -> None:
     for event, status in (
-        ({"path": "/v1/topics/t", "method": "POST", "body": "{}"}, 404),
+        ({"path": "/v1/topic/t", "method": "POST", "body": "{}"}, 404),
         ({"path": "/v1/context", "method": "POST", "body": "{}"}, 405),
         ({"path": "/v1/invoke/echo?no=1", "method": "POST", "body": "{}"}, 400),
         ({"path": "/v1/invoke/echo", "method": "POST", "body": "{"}, 400),
