@@ -68,6 +68,20 @@ async def test_a_job_from_its_call_to_its_end(orbit: Orbit) -> None:
     assert "deleted 0" in await orbit("dlq", "purge", "--yes")
 
 
+async def test_jobs_are_steered_in_bulk_and_watched(orbit: Orbit) -> None:
+    key = ("--delay", "600", "--concurrency-key", "k", "--priority", "low")
+    waiting = [(await orbit("invoke", "f", "--async", *key)).split()[0] for _ in range(2)]
+    assert (await data(orbit, "async", "get", waiting[0]))["priority"] == "low"
+    assert "cancelled 0" in await orbit("async", "cancel-all", "--function", "f", "--concurrency-key", "no", "--yes")
+    assert "cancelled 2" in await orbit("async", "cancel-all", "--concurrency-key", "k", "--yes")
+    assert await data(orbit, "async", "retry-all", "--status", "dlq") == {"retried": 0}
+    assert "queued 2 again" in await orbit("async", "retry-all", "--function", "f", "--max-attempts", "1")
+    shown = (await orbit("async", "watch", waiting[1])).splitlines()
+    assert shown[-1].startswith(("succeeded (attempt 1)", "dlq (attempt 1)"))
+    with pytest.raises(CliError, match="--debounce, --callback: needs --async"):
+        await orbit("invoke", "f", "--debounce", "2", "--callback", "http://127.0.0.1/")
+
+
 async def test_jobs_are_held_and_cancelled(orbit: Orbit) -> None:
     waiting = (await data(orbit, "invoke", "f", "--async", "--delay", "600", "--idempotency-key", "k"))["invocation_id"]
     assert (await data(orbit, "invoke", "f", "--async", "--delay", "600", "--idempotency-key", "k"))[

@@ -17,6 +17,9 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Of the job.")]
 OneId = Annotated[str | None, typer.Argument(metavar="[ID]", help="Of the job.")]
 OfFunction = Annotated[str | None, typer.Option("--function", metavar="NAME", help="Every job of this function.")]
 Only = Annotated[str | None, typer.Option("--function", metavar="NAME", help="Only of this function.")]
+KeyOnly = Annotated[
+    str | None, typer.Option("--concurrency-key", metavar="KEY", help="Only with this concurrency key.")
+]
 Attempts = Annotated[int | None, typer.Option("--max-attempts", min=1, help="Executions from now on; as before.")]
 Error = Annotated[str | None, typer.Option("--error", metavar="TEXT", help="Only with this in the error.")]
 Since = Annotated[str | None, typer.Option("--since", metavar="AGO", help="Not older: 30s, 10m, 2h, 7d.")]
@@ -97,6 +100,53 @@ def resume(session: Session, job: OneId = None, function: OfFunction = None) -> 
 def cancel(session: Session, job: Id) -> None:
     """End a job that is queued or runs."""
     _steered(session, "cancel", job, "cancelled")
+
+
+@command
+def cancel_all(session: Session, function: Only = None, key: KeyOnly = None, since: Since = None) -> None:
+    """End jobs that are queued or run."""
+    session.confirm(f"Cancel the jobs{f' of {function}' if function else ''}?")
+    done = session.client.call("async.cancel_all", body=_jobs(function, key, since))
+    if session.out.for_people:
+        session.out.done(f"cancelled {done['cancelled']}")
+    else:
+        session.out.data(done)
+
+
+@command
+def requeue_all(
+    session: Session,
+    function: Only = None,
+    key: KeyOnly = None,
+    since: Since = None,
+    ended: Annotated[
+        str, typer.Option("--status", metavar="dlq,cancelled", help="Those that ended so.")
+    ] = "dlq,cancelled",
+    max_attempts: Attempts = None,
+) -> None:
+    """Queue dead and cancelled jobs again."""
+    body = {**_jobs(function, key, since), "status": [part.strip() for part in ended.split(",")]}
+    if max_attempts is not None:
+        body["max_attempts"] = max_attempts
+    done = session.client.call("async.retry_all", body=body)
+    if session.out.for_people:
+        session.out.done(f"queued {done['retried']} again")
+    else:
+        session.out.data(done)
+
+
+@command
+def watch(session: Session, job: Id) -> None:
+    """A job's states as they change, until it has ended."""
+    for event in session.client.events("async.events", {"id": job}):
+        if event.event == "end":
+            return
+        if session.out.for_people:
+            change = event.data
+            error = f": {change['error']['message']}" if change["error"] else ""
+            session.out.line(f"{status('status')(change)} (attempt {change['attempt']}){error}")
+        else:
+            session.out.line(json.dumps(event.data))
 
 
 @command
@@ -209,6 +259,11 @@ def _dead(function: str | None, error: str | None, since: str | None) -> Json:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _jobs(function: str | None, key: str | None, since: str | None) -> Json:
+    given = {"function": function, "concurrency_key": key, "since": lists.since(since)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def register(app: typer.Typer) -> None:
     jobs = typer.Typer(no_args_is_help=True, help="Calls that nobody waits for.")
     for name, function in {
@@ -219,6 +274,9 @@ def register(app: typer.Typer) -> None:
         "pause": pause,
         "resume": resume,
         "cancel": cancel,
+        "cancel-all": cancel_all,
+        "retry-all": requeue_all,
+        "watch": watch,
         "delete": delete,
         "pause-all": pause_all,
         "resume-all": resume_all,

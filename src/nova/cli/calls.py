@@ -56,6 +56,24 @@ def invoke(
     key: Annotated[
         str | None, typer.Option("--idempotency-key", metavar="KEY", help="With --async: equal keys are one job.")
     ] = None,
+    priority: Annotated[str | None, typer.Option("--priority", metavar="high|normal|low", help="With --async.")] = None,
+    in_turn: Annotated[
+        str | None,
+        typer.Option("--concurrency-key", metavar="KEY", help="With --async: jobs that share it take turns."),
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option("--concurrency-limit", min=1, help="With --concurrency-key: run at once; 1.")
+    ] = None,
+    debounce: Annotated[
+        str | None,
+        typer.Option("--debounce-key", metavar="KEY", help="With --async: replace a job that waits with it."),
+    ] = None,
+    debounce_s: Annotated[
+        float | None, typer.Option("--debounce", metavar="SECONDS", help="With --debounce-key: wait for another; 1.")
+    ] = None,
+    callback: Annotated[
+        str | None, typer.Option("--callback", metavar="URL", help="With --async: is told how the job ended.")
+    ] = None,
 ) -> None:
     """Call a function and print its result. Exit code 6: the function itself failed."""
     if source not in (None, "-"):
@@ -63,14 +81,26 @@ def invoke(
     if sum(given is not None for given in (source, data, file)) > 1:
         raise CliError("say one of -d, -f and -", 2)
     read = _input(data, "-" if source else file)
+    wishes = {
+        "delay_s": delay,
+        "max_attempts": max_attempts,
+        "idempotency_key": key,
+        "priority": priority,
+        "concurrency_key": in_turn,
+        "concurrency_limit": at_once,
+        "debounce_key": debounce,
+        "debounce_s": debounce_s,
+        "callback_url": callback,
+    }
     if later:
         if watch or tail or stream or sticky_key is not None:
             raise CliError("--async does not go with --watch, --tail, --stream and --sticky-key", 2)
-        wishes = {"qualifier": qualifier, "delay_s": delay, "max_attempts": max_attempts, "idempotency_key": key}
-        asyncs.invoke_later(session, name, read(), wishes)
+        asyncs.invoke_later(session, name, read(), {"qualifier": qualifier, **wishes})
         return
-    if delay is not None or max_attempts is not None or key is not None:
-        raise CliError("--delay, --max-attempts and --idempotency-key need --async", 2)
+    if any(wish is not None for wish in wishes.values()):
+        raise CliError(
+            f"{', '.join(_wish(field) for field, wish in wishes.items() if wish is not None)}: needs --async", 2
+        )
 
     if stream:
         if watch:
@@ -141,6 +171,11 @@ def _show(session: Session, call: Call) -> None:
     out.note(f"version {call.version}, {start}, {call.duration_ms:.2f} ms, request {call.request_id}")
     if call.error is not None:
         raise streaming.failed(call.error)
+
+
+def _wish(field: str) -> str:
+    """The flag of a field of ``invoke-async``."""
+    return "--" + field.removesuffix("_s").removesuffix("_url").replace("_", "-")
 
 
 @command
