@@ -176,6 +176,10 @@ class Written:
     begun: bool = False
     told: bool = False
     refused: dict[str, NovaError] = field(default_factory=dict)
+    """runs that could not begin, by their ids; the run that wanted one was not given back"""
+
+    def refuses(self, write: RunWrite) -> bool:
+        return any(child.id in self.refused for child in write.children)
 
 
 async def begin(conn: Connection, runs: Sequence[NewRun]) -> list[Begun | NovaError]:
@@ -327,6 +331,10 @@ class RunStore:
         row = await self._db.one(sql.definition, workflow=workflow_id, version=version)
         return None if row is None else row["definition"]
 
+    async def children(self, run_id: str) -> frozenset[str]:
+        """The runs that this one has started."""
+        return frozenset(row["id"] for row in await self._db.fetch(sql.children, run=run_id))
+
     async def nodes(self, run_id: str) -> list[Row]:
         """What the run's nodes have come to so far."""
         return await self._db.fetch(sql.nodes, run=run_id)
@@ -363,7 +371,7 @@ async def _write_rest(conn: Connection, writes: Sequence[RunWrite], ids: frozens
         written.told = await _tell_parents(conn, finished)
         for workflow in sorted({write.run.workflow_id for write in finished if write.run.limited}):
             written.begun |= await promote(conn, workflow) > 0
-    released = [write for write in writes if write.then == "release"]
+    released = [write for write in writes if write.then == "release" and not written.refuses(write)]
     if released:
         await conn.run(
             sql.release,

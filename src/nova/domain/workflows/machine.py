@@ -155,6 +155,11 @@ class Machine:
         self._end(Ending("cancelled", Failure("Nova.Cancelled", reason or "cancelled"), compensate), True, now)
         self._drain(now)
 
+    def give_up(self, error: Failure, now: datetime) -> None:
+        """End it without undoing anything: whoever has had it so far did not survive that."""
+        self._end(Ending("failed", error, False), True, now)
+        self._drain(now)
+
     def pause(self, event: str) -> None:
         """Begin nothing new."""
         self.board.step.consumed.append(event)

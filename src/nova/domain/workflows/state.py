@@ -11,6 +11,8 @@ from nova.domain.workflows.document import RetryPolicy
 
 Status = Literal["pending", "ready", "running", "waiting", "succeeded", "failed", "skipped", "cancelled"]
 TERMINAL = frozenset({"succeeded", "failed", "skipped", "cancelled"})
+MAX_MESSAGE = 8192
+"""Characters of an error's message that are kept."""
 ITSELF = -1
 """The item of a node that is no item of a map."""
 Ref = tuple[int, int]
@@ -30,7 +32,10 @@ class Failure:
         return {"type": self.type, "message": self.message, "node_key": self.path}
 
     def encoded(self) -> bytes:
-        return payload.encode(self.as_dict())
+        """As JSON that PostgreSQL takes: it keeps no NUL, and nothing that is no text."""
+        message = self.message[:MAX_MESSAGE].replace("\x00", "").encode(errors="replace").decode()
+        kind = self.type[:256].replace("\x00", "").encode(errors="replace").decode()
+        return payload.encode({"type": kind, "message": message, "node_key": self.path})
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Failure":

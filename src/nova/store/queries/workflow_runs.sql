@@ -35,10 +35,10 @@ WITH given AS (
 ), made AS (
     INSERT INTO dag_runs (id, tenant_id, namespace, workflow_id, workflow_name, version, key, status, input, depth,
                           parent_run_id, parent_node, parent_item, forked_from, caller, source, traceparent, tracestate,
-                          deadline_at)
+                          deadline_at, started_at)
     SELECT id, tenant_id, namespace, workflow_id, name, version, key, status, input::json, depth, parent_run_id,
            parent_node, parent_item, forked_from, caller, source, traceparent, tracestate,
-           now() + make_interval(secs => timeout_s)
+           now() + make_interval(secs => timeout_s), CASE WHEN status = 'running' THEN now() END
     FROM given
     ON CONFLICT (tenant_id, namespace, workflow_id, key) WHERE key IS NOT NULL DO NOTHING
     RETURNING id, tenant_id, namespace, status
@@ -57,7 +57,7 @@ WITH next AS (
 ), due AS (
     UPDATE work w SET run_at = now() FROM next n WHERE w.id = n.id
 )
-UPDATE dag_runs r SET status = 'running' FROM next n WHERE r.id = n.id
+UPDATE dag_runs r SET status = 'running', started_at = now() FROM next n WHERE r.id = n.id
 
 -- name: claim -- the same share from every tenant that has runs and is active, as nova.store.jobs does it
 WITH RECURSIVE found AS (
@@ -97,6 +97,9 @@ SELECT definition::text AS definition FROM dag_workflow_versions WHERE workflow_
 SELECT node_key, item, status, attempt, generation, input::text AS input, output::text AS output, error, taken, wake_at,
        child_run_id::text AS child, completed_no, compensation, compensation_error, revision, started_at, finished_at
 FROM dag_run_nodes WHERE run_id = %(run)s ORDER BY node_key, item
+
+-- name: children
+SELECT id::text AS id FROM dag_runs WHERE parent_run_id = %(run)s
 
 -- name: hold -- the runs' rows of work and those of the runs above them, in one order, so that nobody waits in a circle
 SELECT id FROM work WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR UPDATE
@@ -146,7 +149,7 @@ SELECT id::text AS id FROM held
 -- name: write_runs
 UPDATE dag_runs r
 SET status = g.status, ending = g.ending::jsonb, output = g.output::json, error = g.error::jsonb,
-    started_at = coalesce(r.started_at, now()), finished_at = CASE WHEN g.finished THEN now() END
+    finished_at = CASE WHEN g.finished THEN now() END
 FROM unnest(%(ids)b::uuid[], %(statuses)b::text[], %(endings)b::text[], %(outputs)b::text[], %(errors)b::text[],
             %(finished)b::bool[]) AS g (id, status, ending, output, error, finished)
 WHERE r.id = g.id
