@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 from pathspec import GitIgnoreSpec
 from pydantic import AfterValidator, Field
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 from watchfiles import awatch
 
 from nova import payload
@@ -28,6 +29,7 @@ MAX_FILES = 10_000
 RESCAN_S = 30.0
 """How often everything is looked at without a notification."""
 _TICK_S = 0.05
+_AGAIN_S = 0.3
 PLACE = ("path", "pattern")
 
 Op = Literal["created", "modified", "deleted"]
@@ -117,19 +119,21 @@ class Filesystem:
                     async with asyncio.timeout(max(_TICK_S, settle_s / 2) if busy else RESCAN_S):
                         await hints.wait()
                 hints.clear()
-                if hinting.done():
-                    await hinting
                 if not root.is_dir():
                     raise SourceError(f"{self._config.path!r} is not a directory any more")
                 yield
         finally:
             hinting.cancel()
-            with suppress(asyncio.CancelledError, RuntimeError, OSError):
-                await hinting
+            await asyncio.wait({hinting})
 
     async def _hint(self, root: Path, hints: asyncio.Event) -> None:
-        async for _ in awatch(root, watch_filter=None, step=20, debounce=100, recursive=True):
-            hints.set()
+        """Whatever ends the notifications (a name that is not UTF-8 does) is itself one; they begin again."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(Exception), wait=wait_fixed(_AGAIN_S), before_sleep=lambda _: hints.set()
+        ):
+            with attempt:
+                async for _ in awatch(root, watch_filter=None, step=20, debounce=100, recursive=True):
+                    hints.set()
 
     async def _settled(self, root: Path) -> list[tuple[str, Op]]:
         """What has changed since its last event, and has stayed so for long enough, oldest first."""

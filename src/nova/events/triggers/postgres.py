@@ -35,7 +35,7 @@ _ROWS = """
 SELECT md5({row}::text || {cursor}::text), {cursor}::text, coalesce({cursor} > %(high)s, true),
        convert_to(row_to_json(t)::text, 'UTF8')
   FROM {table} t
- WHERE (%(low)s IS NULL OR {cursor} >= %(low)s) AND {cursor} IS NOT NULL
+ WHERE (%(whole)s OR {cursor} >= %(low)s) AND {cursor} IS NOT NULL
    AND age(t.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)
  ORDER BY {cursor} LIMIT %(limit)s"""
 """A row whose writer is older than every transaction that still runs: none of those can write an earlier one any more."""
@@ -134,7 +134,7 @@ class Postgres:
     async def check(self) -> None:
         async with self._connected() as conn:
             if self._config.table is not None:
-                await conn.execute(await self._query(conn), {"low": None, "high": None, "limit": 0})
+                await conn.execute(await self._query(conn), _values(Place(), 0))
 
     async def lag(self) -> int | None:
         return self._waiting if self._config.table is not None else None
@@ -190,7 +190,7 @@ class Postgres:
         sink.connected()
         while True:
             limit = len(place.done) + _READ
-            rows = await (await conn.execute(query, {"low": place.low, "high": place.high, "limit": limit})).fetchall()
+            rows = await (await conn.execute(query, _values(place, limit))).fetchall()
             fresh = [row for row in rows if row[0] not in place.done]
             self._waiting = len(fresh)
             if fresh:
@@ -247,6 +247,10 @@ class Postgres:
 
     def _now(self) -> float:
         return self._context.clock.now().timestamp()
+
+
+def _values(place: Place, limit: int) -> dict[str, Any]:
+    return {"whole": place.low is None, "low": place.low, "high": place.high, "limit": limit}
 
 
 def _first_line(error: psycopg.Error) -> str:
