@@ -86,6 +86,11 @@ class Dispatcher:
         self._duties = [Duty(f"subscriptions.{n}", partial(self._lead, n), leases) for n in range(DUTIES)]
         self._tasks = Background("dispatcher")
 
+    @property
+    def serving(self) -> frozenset[str]:
+        """The subscriptions that are delivered from here."""
+        return frozenset(line for term in self._terms for line in term.lines)
+
     async def start(self) -> None:
         self._listener.on(Channel.TOPICS, self._on_topic)
         self._listener.on(Channel.SUBSCRIPTIONS, self._on_change)
