@@ -17,8 +17,8 @@ from nova.execution.images import Images
 log = structlog.get_logger(__name__)
 
 _GROUP_S: Final = 2.0
-_LEAST_SHARE: Final = 0.01
-"""Of a processor."""
+_BACKGROUND: Final = 0.5
+"""Less would let a row of boots hold up the template that ends them."""
 
 
 @contextlib.contextmanager
@@ -32,10 +32,10 @@ def host_errors() -> Iterator[None]:
 
 
 def limit(group: Group, limits: Limits, vmm_mb: int, *, background: bool = False) -> None:
-    """``vmm_mb``: what the process may have beside the guest's memory. ``background``: whoever else wants the processor comes
-    first. Raises OSError."""
+    """``vmm_mb``: what the process may have beside the guest's memory. ``background``: instances get more of the processor when
+    they want it too. Raises OSError."""
     memory = shape.memory_mb(limits) + vmm_mb
-    share = _LEAST_SHARE if background else limits.cpu_share
+    share = limits.cpu_share * _BACKGROUND if background else limits.cpu_share
     group.limit(memory << 20, limits.cpu_ceiling, share, shape.threads(limits))
 
 
