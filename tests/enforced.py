@@ -28,10 +28,17 @@ _STATE = "control/test_state.py"
 _LAYERS = "control/test_layers.py"
 _VOLUMES = "control/test_volumes.py"
 
+_BUS = "events/bus"
+_BUS_BATCH = "events/bus/test_ordering.py::test_batches_fill_within_their_window_and_only_what_failed_comes_again"
+_HOOKS = "events/bus/test_webhooks.py::test_a_webhook_gets_the_event_signed_with_both_secrets_while_they_rotate"
+_STARTS = "events/bus/test_webhooks.py::test_a_workflow_is_started_with_the_delivery_as_its_key_whatever_is_tried_again"
+_REPLAYED = "events/bus/test_replay.py::test_a_replay_delivers_the_range_again_as_a_generation_of_its_own"
 _TOPICS = "events/bus/test_topics.py"
 _BUS_OUTBOX = "events/bus/test_outbox.py"
 _WORKFLOWS = "control/test_workflows.py"
 _WORKFLOW_RUNS = "e2e/test_workflows.py"
+
+_DURABLE = "e2e/test_durable.py"
 
 ENFORCED: dict[str, str] = {
     "aliases.description": f"{_ALIASES}::test_an_alias_names_a_version_or_splits",
@@ -234,6 +241,41 @@ ENFORCED: dict[str, str] = {
     "tenants.tier": f"{_TENANTS}::test_the_tenants_tier_sets_the_rate_of_keys_without_one",
     "tenants?cursor": f"{_TENANTS}::test_lists_are_paged_newest_first",
     "tenants?limit": f"{_TENANTS}::test_lists_are_paged_newest_first",
+    "subscriptions.backoff_base_ms": f"{_BUS}/test_dispatch.py::test_pauses_grow_up_to_their_maximum",
+    "subscriptions.backoff_max_ms": f"{_BUS}/test_dispatch.py::test_pauses_grow_up_to_their_maximum",
+    "subscriptions.batch_size": _BUS_BATCH,
+    "subscriptions.batch_window_ms": _BUS_BATCH,
+    "subscriptions.consumer_group": f"{_BUS}/test_subscriptions.py::test_names_and_groups_are_unique_in_a_topic_and_lists_page",
+    "subscriptions.dead_letter_topic": f"{_BUS}/test_subscriptions.py::test_dead_deliveries_are_shown_retried_skipped_and_purged",
+    "subscriptions.enabled": f"{_BUS}/test_subscriptions.py::test_start_says_what_comes_first_and_a_pause_holds",
+    "subscriptions.filters": f"{_BUS}/test_subscriptions.py::test_a_patch_changes_what_it_names_and_acts_at_once",
+    "subscriptions.from_sequence": _REPLAYED,
+    "subscriptions.from_time": _REPLAYED,
+    "subscriptions.function_name": f"{_BUS}/test_subscriptions.py::test_a_patch_changes_what_it_names_and_acts_at_once",
+    "subscriptions.limit": _REPLAYED,
+    "subscriptions.max_attempts": f"{_BUS}/test_dispatch.py::test_three_attempts_are_three_executions_and_then_it_is_dead",
+    "subscriptions.max_inflight": f"{_BUS}/test_ordering.py::test_max_inflight_and_the_rate_hold",
+    "subscriptions.message_ids": _REPLAYED,
+    "subscriptions.name": f"{_BUS}/test_subscriptions.py::test_names_and_groups_are_unique_in_a_topic_and_lists_page",
+    "subscriptions.on_dlq": f"{_BUS}/test_ordering.py::test_a_dead_message_holds_its_successors_only_when_it_is_asked_to",
+    "subscriptions.ordered": f"{_BUS}/test_ordering.py::test_a_dead_message_holds_its_successors_only_when_it_is_asked_to",
+    "subscriptions.qualifier": f"{_BUS}/test_dispatch.py::test_the_version_and_the_time_that_it_may_take_reach_the_call",
+    "subscriptions.rate_limit_per_sec": f"{_BUS}/test_ordering.py::test_max_inflight_and_the_rate_hold",
+    "subscriptions.start": f"{_BUS}/test_subscriptions.py::test_start_says_what_comes_first_and_a_pause_holds",
+    "subscriptions.timeout_s": f"{_BUS}/test_dispatch.py::test_the_version_and_the_time_that_it_may_take_reach_the_call",
+    "subscriptions.to": f"{_BUS}/test_replay.py::test_a_seek_moves_the_cursor_back_and_forth",
+    "subscriptions.to_sequence": _REPLAYED,
+    "subscriptions.to_time": f"{_BUS}/test_replay.py::test_a_seek_moves_the_cursor_back_and_forth",
+    "subscriptions.type": f"{_BUS}/test_subscriptions.py::test_bad_fields_are_refused_and_leave_nothing",
+    "subscriptions.webhook_headers": _HOOKS,
+    "subscriptions.webhook_method": _HOOKS,
+    "subscriptions.webhook_signing_secret": f"{_BUS}/test_subscriptions.py::test_secrets_are_shown_once_and_rotate",
+    "subscriptions.webhook_timeout_ms": f"{_BUS}/test_webhooks.py::test_a_slow_receiver_is_given_up_in_time",
+    "subscriptions.webhook_url": _HOOKS,
+    "subscriptions.workflow_name": _STARTS,
+    "subscriptions?cursor": f"{_BUS}/test_subscriptions.py::test_names_and_groups_are_unique_in_a_topic_and_lists_page",
+    "subscriptions?limit": f"{_BUS}/test_subscriptions.py::test_names_and_groups_are_unique_in_a_topic_and_lists_page",
+    "subscriptions?status": f"{_BUS}/test_subscriptions.py::test_dead_deliveries_are_shown_retried_skipped_and_purged",
     "topics.dedup_id": f"{_TOPICS}::test_a_repeated_message_is_the_first_one",
     "topics.dedup_window_s": f"{_TOPICS}::test_a_repeated_message_is_the_first_one",
     "topics.delay_s": f"{_BUS_OUTBOX}::test_delayed_messages_come_in_the_order_of_their_times",
@@ -379,4 +421,19 @@ ENFORCED: dict[str, str] = {
     "workflows?dry_run": f"{_WORKFLOWS}::test_dry_run_checks_and_writes_nothing",
     "workflows?limit": f"{_WORKFLOWS}::test_lists_filter_and_page",
     "workflows?q": f"{_WORKFLOWS}::test_lists_filter_and_page",
+    "durable.execution_id": f"{_DURABLE}::test_a_name_begins_one_execution",
+    "durable.input": f"{_DURABLE}::test_an_execution_waits_without_an_instance_and_goes_on_where_it_was",
+    "durable.message": f"{_DURABLE}::test_a_callback_that_fails_fails_its_execution_and_a_retry_goes_on_from_there",
+    "durable.name": f"{_DURABLE}::test_an_execution_waits_without_an_instance_and_goes_on_where_it_was",
+    "durable.payload": f"{_DURABLE}::test_an_execution_waits_without_an_instance_and_goes_on_where_it_was",
+    "durable.qualifier": f"{_DURABLE}::test_a_name_begins_one_execution",
+    "durable.reason": f"{_DURABLE}::test_an_execution_waits_without_an_instance_and_goes_on_where_it_was",
+    "durable.timeout_s": f"{_DURABLE}::test_an_execution_that_takes_too_long_fails",
+    "durable.type": f"{_DURABLE}::test_a_callback_that_fails_fails_its_execution_and_a_retry_goes_on_from_there",
+    "durable?cursor": f"{_DURABLE}::test_a_name_begins_one_execution",
+    "durable?limit": f"{_DURABLE}::test_a_name_begins_one_execution",
+    "durable?name": f"{_DURABLE}::test_a_name_begins_one_execution",
+    "durable?since": f"{_DURABLE}::test_a_name_begins_one_execution",
+    "durable?status": f"{_DURABLE}::test_a_name_begins_one_execution",
+    "durable?wait_s": f"{_DURABLE}::test_an_execution_that_takes_too_long_fails",
 }

@@ -1,13 +1,17 @@
 """Delivering from memory: what reaches the target, what is retried, what is dead, and what it costs the others."""
 
+import time
+from itertools import pairwise
+
 import pytest
 
 from nova import payload
+from nova.domain.call import CallRequest, CallResult
 from nova.errors import FunctionError, NovaError
 from nova.store.db import Database
 from tests.events.bus.dispatching import data, dispatching, subscription
 from tests.events.bus.topics import topic
-from tests.events.support import Calls, failing
+from tests.events.support import Calls, failing, result
 
 pytestmark = pytest.mark.anyio
 BROKEN = FunctionError("ValueError", "no")
@@ -63,3 +67,62 @@ async def test_everything_is_delivered_once_and_the_cursor_follows(database: Dat
     assert sorted(data(call) for call in bus.calls.seen) == list(range(2000))
     row = await database.one("SELECT cursor, in_charge FROM event_subscriptions")
     assert row == {"cursor": 2000, "in_charge": None}
+
+
+async def test_pauses_grow_up_to_their_maximum(database: Database) -> None:
+    """EV4."""
+    made = await subscription(database, await topic(database), max_attempts=4, backoff_base_ms=80, backoff_max_ms=160)
+    times: list[float] = []
+
+    async def script(call: CallRequest) -> CallResult:
+        times.append(time.monotonic())
+        return result(call, error=BROKEN)
+
+    async with dispatching(database, Calls(script)) as bus:
+        await bus.publish(1)
+        await bus.settled(made, 1)
+    first, second, third = (after - before for before, after in pairwise(times))
+    assert 0.06 <= first < second
+    assert 0.12 <= second < 2
+    assert 0.12 <= third < 2
+
+
+async def test_the_version_and_the_time_that_it_may_take_reach_the_call(database: Database) -> None:
+    made = await subscription(database, await topic(database), qualifier="7", timeout_s=2.5)
+    async with dispatching(database) as bus:
+        await bus.publish(1)
+        await bus.settled(made, 1)
+    assert [(call.qualifier, call.timeout_ms) for call in bus.calls.seen] == [("7", 2500)]
+
+
+async def test_two_processes_share_the_work_and_one_takes_it_over(database: Database) -> None:
+    """Whoever leaves in good order is followed at once, and nobody is careful."""
+    topic_id = await topic(database)
+    made = [await subscription(database, topic_id, f"s{n}", shard=n) for n in range(4)]
+    async with dispatching(database) as first:
+        await first.until(lambda: first.dispatcher.serving == set(made))
+        async with dispatching(database) as second:
+            await first.publish(1)
+            for one in made:
+                await first.settled(one, 1)
+            assert not second.calls.seen
+            await first.dispatcher.close()
+            await second.until(lambda: second.dispatcher.serving == set(made))
+            await first.publish(2)
+            for one in made:
+                rows = await second.settled(one, 2)
+                assert [row.attempts for row in rows] == [1, 1]
+    assert [data(call) for call in second.calls.seen] == [2] * 4
+
+
+async def test_messages_that_retention_removed_first_are_counted(database: Database) -> None:
+    topic_id = await topic(database)
+    made = await subscription(database, topic_id, enabled=False)
+    async with dispatching(database) as bus:
+        await bus.publish(*range(5))
+        await database.run("UPDATE event_heads SET first_sequence = 4")
+        await database.run("UPDATE event_subscriptions SET enabled = true, epoch = epoch + 1")
+        bus.listener.deliver("nova_subscriptions", made)
+        await bus.settled(made, 2)
+    assert sorted(data(call) for call in bus.calls.seen) == [3, 4]
+    assert await database.one("SELECT cursor, expired FROM event_subscriptions") == {"cursor": 5, "expired": 3}
