@@ -82,6 +82,10 @@ def test_the_declared_series_move_on_a_running_platform(running: RunningNova) ->
             http.post("/functions/hello/invoke", json={"n": n, "fail": n == 2})
         accepted = http.post("/functions/hello/invoke-async", json={"payload": {"n": 9}})
         http.get(accepted.headers["location"], params={"wait_s": 20})
+        http.post("/workflows", json={"name": "counted"}).raise_for_status()
+        nothing = {"nodes": [{"node_key": "n", "node_type": "pass"}]}
+        http.post("/workflows/counted/versions", json=nothing).raise_for_status()
+        http.post("/workflows/counted/runs", params={"wait_s": 20}, json={}).raise_for_status()
         http.get("/stats", headers={"X-API-Key": "nk_nobody_knows"})
         text = http.get("/metrics/prometheus").text
     sampled = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if not line.startswith("#")}

@@ -6,11 +6,12 @@ from nova.config import Settings
 from nova.control.workflow_versions import WorkflowVersionHandlers
 from nova.control.workflows import WorkflowHandlers
 from nova.events.workflows.definitions import Definitions
+from nova.events.workflows.engine import Engine
 from nova.events.workflows.handlers_approvals import ApprovalHandlers
 from nova.events.workflows.handlers_changes import RunChanges
 from nova.events.workflows.handlers_runs import RunHandlers
 from nova.events.workflows.runs import Runs
-from nova.store.workflow_runs import RunStore
+from nova.store.workflow_runs import KIND, RunStore
 from nova.store.workflow_views import WorkflowViews
 from nova.store.workflows import WorkflowStore
 from nova.work.notices import Notices
@@ -31,4 +32,15 @@ def handlers(settings: Settings, stores: Stores) -> list[object]:
 
 async def work(shop: Workshop) -> dict[str, Kind]:
     """Start what runs in the background; the kinds of work that nebula's runner is to claim for it."""
-    return {}
+    settings, stores = shop.settings, shop.stores
+    engine = Engine(
+        stores.db,
+        shop.invoker,
+        shop.notices,
+        stores.listener,
+        max_items=lambda: settings.limits.map_items,
+        max_depth=lambda: settings.workflows.max_depth,
+        events=shop.metrics,
+    )
+    await shop.services.start(engine)
+    return {KIND: engine.kind(lambda: settings.workflows.workers)}

@@ -143,6 +143,8 @@ class Counters:
     deliveries: Counter[tuple[str, ...]] = field(default_factory=Counter)
     schedule_runs: Counter[tuple[str, ...]] = field(default_factory=Counter)
     events: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    workflow_runs: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    workflow_nodes: Counter[tuple[str, ...]] = field(default_factory=Counter)
     trigger_events: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
 
@@ -307,6 +309,13 @@ class Metrics:
     def decided(self, status: str) -> None:
         """An instant of a schedule was fired, skipped or missed."""
         self.counters.schedule_runs[status,] += 1
+
+    def run_ended(self, scope: Scope, workflow: str, status: str) -> None:
+        """A run of a workflow ended (nova.events.workflows.observers.RunEvents)."""
+        self.counters.workflow_runs[scope.tenant, status] += 1
+
+    def node_ended(self, status: str) -> None:
+        self.counters.workflow_nodes[status,] += 1
 
     def trigger_event(self, type: str, status: str) -> None:
         """What became of an event that a trigger got (nova.events.triggers.deliver.TriggerEvents)."""
