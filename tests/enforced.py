@@ -40,6 +40,9 @@ _WORKFLOW_RUNS = "e2e/test_workflows.py"
 
 _DURABLE = "e2e/test_durable.py"
 
+_FRAME = "events/triggers/test_frame.py"
+_TRIGGERS = "events/triggers/test_triggers.py"
+
 ENFORCED: dict[str, str] = {
     "aliases.description": f"{_ALIASES}::test_an_alias_names_a_version_or_splits",
     "aliases.match": f"{_ROUTING}::test_the_first_rule_that_fits_decides",
@@ -436,4 +439,24 @@ ENFORCED: dict[str, str] = {
     "durable?since": f"{_DURABLE}::test_a_name_begins_one_execution",
     "durable?status": f"{_DURABLE}::test_a_name_begins_one_execution",
     "durable?wait_s": f"{_DURABLE}::test_an_execution_that_takes_too_long_fails",
+    "triggers.batch": f"{_FRAME}::test_a_batch_is_one_call_when_it_is_full_or_its_window_ends",
+    "triggers.batch.size": f"{_FRAME}::test_a_batch_is_one_call_when_it_is_full_or_its_window_ends",
+    "triggers.batch.window_ms": f"{_FRAME}::test_a_batch_is_one_call_when_it_is_full_or_its_window_ends",
+    "triggers.config": f"{_FRAME}::test_a_trigger_runs_from_its_creation_to_its_deletion",
+    "triggers.enabled": f"{_FRAME}::test_a_trigger_runs_from_its_creation_to_its_deletion",
+    "triggers.filters": f"{_FRAME}::test_filters_and_repetitions_do_not_reach_the_function",
+    "triggers.max_attempts": f"{_FRAME}::test_what_the_function_does_not_take_is_tried_again_then_dead_lettered",
+    "triggers.max_inflight": f"{_FRAME}::test_no_more_calls_are_under_way_than_allowed",
+    "triggers.name": f"{_TRIGGERS}::test_names_are_unique_and_dry_runs_write_nothing",
+    "triggers.on_error": f"{_FRAME}::test_dropping_and_retrying_without_end",
+    "triggers.qualifier": f"{_FRAME}::test_a_function_gets_an_envelope_in_the_name_of_the_maker",
+    "triggers.target": f"{_FRAME}::test_a_trigger_runs_from_its_creation_to_its_deletion",
+    "triggers.target_type": f"{_FRAME}::test_topics_get_messages_that_are_told_apart_by_their_ids",
+    "triggers.type": f"{_FRAME}::test_a_trigger_runs_from_its_creation_to_its_deletion",
+    "triggers?cursor": f"{_TRIGGERS}::test_lists_filter_and_page",
+    "triggers?dry_run": f"{_TRIGGERS}::test_names_are_unique_and_dry_runs_write_nothing",
+    "triggers?enabled": f"{_TRIGGERS}::test_lists_filter_and_page",
+    "triggers?limit": f"{_TRIGGERS}::test_lists_filter_and_page",
+    "triggers?target": f"{_TRIGGERS}::test_lists_filter_and_page",
+    "triggers?type": f"{_TRIGGERS}::test_lists_filter_and_page",
 }

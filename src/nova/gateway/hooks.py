@@ -61,8 +61,9 @@ class Hooks:
         await reply(scope, send, answer.status, lines, answer.body)
 
     def _admit(self, place: Place, name: str, address: str | None) -> bytes:
-        """The tenant is open, and the webhook not called too often: each has the rate of a caller of its own."""
-        identity = Identity(f"trigger:{name}", frozenset({place.tenant}), frozenset({place.namespace}))
+        """The tenant is open, and the webhook not called too often: each address has the rate of a caller there, so that a
+        stranger does not use up the sender's."""
+        identity = Identity(f"trigger:{name}@{address}", frozenset({place.tenant}), frozenset({place.namespace}))
         caller = Caller(identity, address)
         self._door.scope(caller, place.tenant, place.namespace)
         bucket = self._door.charge(caller, place)

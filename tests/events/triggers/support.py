@@ -251,7 +251,7 @@ def settings_for(*roots: Path) -> Settings:
 async def planed(database: Database, settings: Settings | None = None) -> AsyncIterator[Plane]:
     settings = settings or settings_for()
     handlers = TriggerHandlers(database, TriggerStore(database), Contexts(settings), SYSTEM_CLOCK)
-    async with management(database, [handlers], api.ROUTES) as running:
+    async with management(database, [handlers], api.ROUTES, settings=settings) as running:
         yield Plane(running, database)
 
 
