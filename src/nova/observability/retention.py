@@ -24,6 +24,7 @@ from nova.store.messages import MessageRetention
 from nova.store.outbox import OutboxStore
 from nova.store.retention import AgedTable, RetentionStore
 from nova.store.state import StateStore
+from nova.store.workflow_runs import RunStore
 
 log = structlog.get_logger(__name__)
 DUTY = "retention"
@@ -54,6 +55,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
     kept = settings.retention
     store, builds, outbox = RetentionStore(db), BuildStore(db), OutboxStore(db)
     messages, bus_outbox, bus_deliveries = MessageRetention(db), BusOutboxStore(db), DeliveryStore(db)
+    runs = RunStore(db)
     states = StateStore(db, lambda: settings.limits.state_mb << 20)
 
     def aged(table: AgedTable, age: Callable[[], timedelta]) -> Rule:
@@ -82,6 +84,9 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
     async def old_builds(_now: datetime, limit: int) -> int:
         return await builds.retire(older_than_s=kept.builds_days * 86_400, limit=limit)
 
+    async def old_runs(now: datetime, limit: int) -> int:
+        return await runs.delete_finished(now - timedelta(days=kept.runs_days), limit)
+
     return [
         aged("metrics_minute", lambda: timedelta(days=kept.metrics_minute_days)),
         aged("metrics_hour", lambda: timedelta(days=kept.metrics_hour_days)),
@@ -97,6 +102,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         Rule("event_dedup", messages.sweep_keys),  # at their own expiry
         Rule("bus_outbox", published),
         Rule("event_deliveries", delivered),
+        Rule("dag_runs", old_runs),
         Rule("builds", old_builds),
     ]
 

@@ -331,6 +331,13 @@ class RunStore:
         row = await self._db.one(sql.definition, workflow=workflow_id, version=version)
         return None if row is None else row["definition"]
 
+    async def delete_finished(self, before: datetime, limit: int) -> int:
+        """Runs that ended before then, with all they have; and deleted workflows that have none left."""
+        gone = await self._db.run(sql.delete_finished, before=before, limit=limit)
+        if gone < limit:
+            await self._db.run(sql.delete_workflows, limit=limit)
+        return gone
+
     async def children(self, run_id: str) -> frozenset[str]:
         """The runs that this one has started."""
         return frozenset(row["id"] for row in await self._db.fetch(sql.children, run=run_id))
