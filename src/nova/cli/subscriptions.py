@@ -24,7 +24,7 @@ Field = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Any other field, such as max_inflight=50; may be repeated."),
 ]
-_SETTABLE = [
+_SETTABLE = (
     "qualifier",
     "consumer_group",
     "max_attempts",
@@ -44,7 +44,7 @@ _SETTABLE = [
     "webhook_timeout_ms",
     "enabled",
     "name",
-]
+)
 _TEXTS = frozenset({"name", "qualifier", "consumer_group", "on_dlq", "dead_letter_topic", "webhook_method"})
 
 COLUMNS = (
