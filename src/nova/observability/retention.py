@@ -32,6 +32,8 @@ INTERVAL_S = 60.0
 BATCH = 1000
 MAX_BATCHES = 200
 """Of one table in one round, so that one table does not keep the others waiting."""
+_MANY = 10
+"""Messages come by thousands a second: so many batches of them go in one statement."""
 DAYS_AHEAD = 2
 """Day partitions of the call records that are there before their day."""
 NODE_KEPT_S = 3600.0
@@ -74,6 +76,12 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         """Before when what is well goes, and before when what is dead."""
         return now - timedelta(days=kept.async_days), now - timedelta(days=kept.dlq_days)
 
+    async def old_messages(now: datetime, limit: int) -> int:
+        return await messages.sweep(now, limit * _MANY)
+
+    async def old_names(now: datetime, limit: int) -> int:
+        return await messages.sweep_keys(now, limit * _MANY)
+
     async def published(now: datetime, limit: int) -> int:
         return await bus_outbox.delete_published(now - timedelta(days=kept.deliveries_days), limit)
 
@@ -98,8 +106,8 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         Rule("function_state", states.sweep),  # at its own expiry
         Rule("async_invocations", old_jobs),
         Rule("event_outbox", old_deliveries),
-        Rule("event_messages", messages.sweep),  # as each topic says
-        Rule("event_dedup", messages.sweep_keys),  # at their own expiry
+        Rule("event_messages", old_messages),  # as each topic says
+        Rule("event_dedup", old_names),  # at their own expiry
         Rule("bus_outbox", published),
         Rule("event_deliveries", delivered),
         Rule("dag_runs", old_runs),

@@ -19,7 +19,7 @@ from nova.errors import NovaError, not_found
 from nova.store.db import Connection, Database, Queries, Row
 
 _sql = Queries("messages")
-_SWEPT_TOPICS = 200
+_SWEPT_TOPICS = 1000
 """Topics that one sweep looks at."""
 
 

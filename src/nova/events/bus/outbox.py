@@ -17,7 +17,7 @@ from nova.work.notices import Notices
 
 log = structlog.get_logger(__name__)
 DUTY = "outbox"
-POLL_S = 2.0
+POLL_S = 5.0
 """Longest pause: notifications are hints."""
 BATCH = 500
 
