@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from nova import payload
 from nova.events.triggers import filesystem
 from nova.events.triggers.base import SourceError
 from nova.events.triggers.filesystem import Config
+from nova.store.db import Database
+from tests.events.support import Calls
 from tests.events.triggers.sources import Kept, running
-from tests.events.triggers.support import context, settings_for
+from tests.events.triggers.support import Plane, context, nebula, planed, settings_for, until
 
 pytestmark = pytest.mark.anyio
 
@@ -120,3 +123,26 @@ async def test_only_directories_below_the_roots(tmp_path: Path, monkeypatch: pyt
     (allowed / "second").write_text("")
     with pytest.raises(SourceError, match="more than 1 files"):
         await filesystem.make(Config(path=str(allowed)), context(settings)).run(Kept())
+
+
+async def test_files_reach_functions_through_a_trigger(tmp_path: Path, database: Database) -> None:
+    """In a batch, and from where it was when it was paused."""
+    root = tmp_path / "in"
+    root.mkdir()
+    calls, settings = Calls(), settings_for(tmp_path)
+    async with planed(database, settings) as plane, nebula(database, calls, settings):
+        config = {"path": str(root), "settle_ms": 0}
+        made = await plane.create(type="filesystem", config=config, batch={"size": 10, "window_ms": 200})
+        await plane.running(made)
+        for name in "ab":
+            (root / name).write_text(name)
+        await until(lambda: sum(len(payload.decode(call.payload)) for call in calls.seen) == 2)
+        await plane.post(f"/triggers/{made['id']}/pause")
+        await until(lambda: _stopped(plane, made))
+        (root / "c").write_text("c")
+        await plane.post(f"/triggers/{made['id']}/resume")
+        await until(lambda: any(b'"path":"c"' in call.payload for call in calls.seen))
+
+
+async def _stopped(plane: Plane, made: dict[str, Any]) -> bool:
+    return (await plane.status(made))["node"] is None

@@ -43,7 +43,7 @@ async def test_a_function_gets_an_envelope_in_the_name_of_the_maker(database: Da
         assert verdict is Verdict.SUCCEEDED
     (call,) = running.calls.seen
     assert (call.function, call.qualifier, call.trigger, call.caller) == ("f", "blue", "trigger", "trigger:t")
-    assert (call.identity.subject, call.identity.tenants, call.traceparent) == ("key:maker", {"default"}, "tp")
+    assert (call.identity.subject, set(call.identity.tenants), call.traceparent) == ("key:maker", {"default"}, "tp")
     (envelope,) = running.inputs
     del envelope["time"]
     assert envelope == {

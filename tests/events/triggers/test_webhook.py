@@ -268,7 +268,7 @@ async def test_webhooks_are_found_by_their_scope_and_change_at_once(gate: Gate, 
 
     async def counted() -> bool:
         status = await gate.plane.status(made)
-        return status["state"] == "running" and status["received"] == status["processed"] >= 2
+        return bool(status["state"] == "running" and status["received"] == status["processed"] >= 2)
 
     await until(counted)
     await database.run("UPDATE tenants SET status = 'suspended' WHERE id = 'acme'")
