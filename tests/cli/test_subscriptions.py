@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from nova.cli import session, subscriptions
 from nova.cli.session import CliError
 from nova.errors import FunctionError
+from nova.events.bus.dispatch import DUTIES
 from nova.store.db import Database
 from tests.events.bus.dispatching import data
 from tests.events.bus.test_subscriptions import Desk, desk_of
@@ -49,6 +50,7 @@ async def orbit(database: Database) -> AsyncIterator[Orbit]:
                 raise result.exception
             return result.stdout
 
+        await desk.bus.until(lambda: desk.bus.dispatcher.in_charge == DUTIES)  # it says so on standard output
         yield Orbit(run, desk)
 
 

@@ -96,6 +96,11 @@ class Delivered:
             while not fits():
                 await asyncio.sleep(0.005)
 
+    async def noticed(self) -> None:
+        """Whoever delivers knows of every change."""
+        rows = await self.db.fetch("SELECT id::text AS id, epoch FROM event_subscriptions")
+        await self.until(lambda: self.dispatcher.serving == {row["id"]: row["epoch"] for row in rows})
+
     async def settled(self, subscription_id: str, count: int, *statuses: str) -> list[DeliveryRecord]:
         """Its rows, when so many have ended (in one of ``statuses``)."""
         async with asyncio.timeout(20):

@@ -91,6 +91,7 @@ async def test_a_seek_to_the_end_leaves_what_waits_behind(database: Database) ->
         await desk.bus.until(lambda: len(desk.bus.calls.seen) == 1)
         moved = await desk.call("POST", f"/subscriptions/{made['id']}/seek", {"to": "latest"})
         assert moved["lag"] == 0
+        await desk.bus.noticed()
         forever.set()
         await desk.bus.publish(100)
         await desk.bus.until(lambda: 100 in [data(call) for call in desk.bus.calls.seen])

@@ -191,6 +191,7 @@ async def test_start_says_what_comes_first_and_a_pause_holds(desk: Desk) -> None
     assert sorted(data(call) for call in desk.bus.calls.seen) == [1, 2, 3, 3]
     await desk.call("POST", f"/subscriptions/{early['id']}/pause")
     await desk.call("POST", f"/subscriptions/{late['id']}/pause")
+    await desk.bus.noticed()
     await desk.bus.publish(4)
     assert (await desk.item(early))["lag"] == 1
 
@@ -204,6 +205,7 @@ async def test_a_patch_changes_what_it_names_and_acts_at_once(desk: Desk) -> Non
     )
     assert (changed["function_name"], changed["max_attempts"], changed["max_inflight"]) == ("g", 7, 10)
     assert (await desk.call("PATCH", path, {"max_attempts": None, "name": "t"}))["max_attempts"] == 3
+    await desk.bus.noticed()
     await desk.bus.publish("no", type="bill.made")
     await desk.bus.publish("yes", type="order.made")
     await desk.bus.settled(made["id"], 1)

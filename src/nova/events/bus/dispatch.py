@@ -87,9 +87,14 @@ class Dispatcher:
         self._tasks = Background("dispatcher")
 
     @property
-    def serving(self) -> frozenset[str]:
-        """The subscriptions that are delivered from here."""
-        return frozenset(line for term in self._terms for line in term.lines)
+    def in_charge(self) -> int:
+        """How many of the duties are this process's."""
+        return len(self._terms)
+
+    @property
+    def serving(self) -> dict[str, int]:
+        """The subscriptions that are delivered from here, each as it was at this epoch."""
+        return {key: line.record.epoch for term in self._terms for key, line in term.lines.items()}
 
     async def start(self) -> None:
         self._listener.on(Channel.TOPICS, self._on_topic)
