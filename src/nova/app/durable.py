@@ -4,14 +4,17 @@ from nova.app.core import Stores
 from nova.app.workshop import Workshop
 from nova.config import Settings
 from nova.events.durable.calls import DurableCallWork
+from nova.events.durable.handlers import DurableHandlers
 from nova.events.durable.runs import DurableRuns
-from nova.store.durable import CALL_KIND, KIND
+from nova.store.durable import CALL_KIND, KIND, DurableStore
+from nova.store.durable_waits import DurableWaits
 from nova.work.runner import Kind
 
 
 def handlers(settings: Settings, stores: Stores) -> list[object]:
     """Of the routes that people use; in every process that answers for the control plane."""
-    return []
+    store = DurableStore(stores.db)
+    return [DurableHandlers(store, DurableWaits(store, stores.listener))]
 
 
 async def work(shop: Workshop) -> dict[str, Kind]:

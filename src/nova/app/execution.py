@@ -22,6 +22,7 @@ from nova.execution.boots import Booter
 from nova.execution.builds import Builder
 from nova.execution.builds_service import BuildService
 from nova.execution.durable import DurableCalls
+from nova.execution.durable_handlers import DurableBeginHandlers
 from nova.execution.executor import Executor
 from nova.execution.exposition import Exposition
 from nova.execution.figures import FigureHandlers
@@ -57,6 +58,7 @@ from nova.observability.spans import SpanWriter
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
 from nova.store.durable import DurableStore
+from nova.store.durable_waits import DurableWaits
 from nova.store.idempotency import IdempotencyStore
 from nova.store.shadows import ShadowStore
 from nova.store.spans import SpanStore
@@ -158,7 +160,8 @@ class ExecutionPlane:
         )
         self.shadows.run_on(self.executor)
         self._notices = Notices(stores.db)
-        self.durable = DurableCalls(DurableStore(stores.db), stores.listener, self._notices)
+        kept = DurableStore(stores.db)
+        self.durable = DurableCalls(kept, DurableWaits(kept, stores.listener), self._notices)
         self.executor.durable = self.durable.call
         self.guests.durable = self.durable
         self.publisher = TopicPublisher(stores.db, Notices(stores.db))
@@ -255,6 +258,7 @@ class ExecutionPlane:
             ReadinessHandlers(self.catalog, self.router, self.fleet.pool, lambda: self.executor.draining),
             FigureHandlers(stores.invocations, self.exposition, self.executor.stats, settle, SYSTEM_CLOCK),
             PrewarmHandlers(scaler or self.scaler),
+            DurableBeginHandlers(self.durable, self.catalog, self._settings.limits),
             self.image_desk,
             SnapshotHandlers(
                 self.sealer, self.catalog, self.booter, SYSTEM_CLOCK, node_name(self._settings.cluster.node_id)

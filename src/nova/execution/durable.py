@@ -4,8 +4,6 @@ The instance speaks the public Lambda durable-execution protocol: ``CheckpointDu
 ``GetDurableExecutionState``. A checkpoint is answered when it is committed; those of one moment share a transaction.
 """
 
-import asyncio
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,17 +23,14 @@ from nova.domain.durable import (
 )
 from nova.domain.durable_protocol import seconds, shown_operation
 from nova.domain.function import FunctionSnapshot
-from nova.domain.identity import Scope
 from nova.errors import FunctionError, NovaError, invalid
 from nova.execution.guest_desk import Reply
 from nova.ids import new_id
 from nova.store.durable import KIND, Checkpoint, DurableStore, NewExecution, Written
-from nova.store.listen import Channel, Listener
+from nova.store.durable_waits import DurableWaits
 from nova.work.grouping import GroupCommit
 from nova.work.notices import Notices
 
-_LOOK_S: Final = 2.0
-"""Whoever waits for an execution looks at its row this often, should a notification be lost."""
 _NOBODY_WAITS: Final[frozenset[Trigger]] = frozenset({"async", "schedule", "event", "trigger"})
 """Calls of these kinds are answered when the execution has begun."""
 _JSON: Final = {"Content-Type": "application/json"}
@@ -45,18 +40,17 @@ _ERRORS: Final = {413: "InvalidParameterValueException", 429: "TooManyRequestsEx
 class DurableCalls:
     """What the executor does with calls of durable functions, and the guest API with what their runs ask."""
 
-    def __init__(self, store: DurableStore, listener: Listener, notices: Notices, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, store: DurableStore, waits: DurableWaits, notices: Notices, clock: Clock = SYSTEM_CLOCK) -> None:
         self._store = store
         self._notices = notices
         self._clock = clock
-        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.waits = waits
         self._starts: GroupCommit[NewExecution, Execution | str] = GroupCommit(
             "durable starts", self._store.start, writers=1, weigh=lambda new: len(new.input)
         )
         self._checkpoints: GroupCommit[Checkpoint, Written] = GroupCommit(
             "checkpoints", self._store.checkpoint, weigh=_weight
         )
-        listener.on(Channel.DURABLE, self._ended)
 
     async def start(self) -> None:
         return None
@@ -78,8 +72,9 @@ class DurableCalls:
             told = payload.encode({"execution_id": execution_id, "status": "running"})
             return self._result(call, snapshot, began, output=told)
         limit = began + snapshot.timeout_s
-        ended = await self.wait(call.scope, execution_id, limit if deadline is None else min(limit, deadline))
-        if ended is None:
+        until = limit if deadline is None else min(limit, deadline)
+        ended = await self.waits.end(call.scope, execution_id, until)
+        if ended.ended_at is None:
             detail = "the durable execution has not ended within the call's time; it goes on"
             raise NovaError("timeout", detail, extra={"execution_id": execution_id})
         return self._result(call, snapshot, began, output=_output(ended), error=_error(ended))
@@ -112,30 +107,6 @@ class DurableCalls:
         if isinstance(started, str):
             self._notices.work(KIND)
         return started
-
-    async def wait(self, scope: Scope, execution_id: str, until: float) -> Execution | None:
-        """The execution when it has ended; None when it has not by then (monotonic)."""
-        event = asyncio.Event()
-        self._waiting[execution_id].add(event)
-        try:
-            while True:
-                left = until - self._clock.monotonic()
-                await _set(event, min(max(left, 0), _LOOK_S))
-                event.clear()
-                execution = await self._store.get(scope, execution_id)
-                if execution.ended_at is not None:
-                    return execution
-                if self._clock.monotonic() >= until:
-                    return None
-        finally:
-            waiting = self._waiting[execution_id]
-            waiting.discard(event)
-            if not waiting:
-                del self._waiting[execution_id]
-
-    def _ended(self, execution_id: str) -> None:
-        for event in self._waiting.get(execution_id, ()):
-            event.set()
 
     def _result(
         self,
@@ -239,11 +210,3 @@ def _error(execution: Execution) -> FunctionError | None:
 
 def _weight(checkpoint: Checkpoint) -> int:
     return sum(len(update.result or "") + len(update.error or "") for update in checkpoint.updates)
-
-
-async def _set(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -19,6 +19,7 @@ from nova.store.builds import BuildStore
 from nova.store.bus_deliveries import DeliveryStore
 from nova.store.bus_outbox import BusOutboxStore
 from nova.store.db import Database
+from nova.store.durable import DurableStore
 from nova.store.invocations import InvocationStore
 from nova.store.messages import MessageRetention
 from nova.store.outbox import OutboxStore
@@ -57,7 +58,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
     kept = settings.retention
     store, builds, outbox = RetentionStore(db), BuildStore(db), OutboxStore(db)
     messages, bus_outbox, bus_deliveries = MessageRetention(db), BusOutboxStore(db), DeliveryStore(db)
-    runs = RunStore(db)
+    runs, durable = RunStore(db), DurableStore(db)
     states = StateStore(db, lambda: settings.limits.state_mb << 20)
 
     def aged(table: AgedTable, age: Callable[[], timedelta]) -> Rule:
@@ -95,6 +96,9 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
     async def old_runs(now: datetime, limit: int) -> int:
         return await runs.delete_finished(now - timedelta(days=kept.runs_days), limit)
 
+    async def old_executions(now: datetime, limit: int) -> int:
+        return await durable.sweep(now - timedelta(days=kept.runs_days), limit)
+
     return [
         aged("metrics_minute", lambda: timedelta(days=kept.metrics_minute_days)),
         aged("metrics_hour", lambda: timedelta(days=kept.metrics_hour_days)),
@@ -111,6 +115,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         Rule("bus_outbox", published),
         Rule("event_deliveries", delivered),
         Rule("dag_runs", old_runs),
+        Rule("durable_executions", old_executions),
         Rule("builds", old_builds),
     ]
 
