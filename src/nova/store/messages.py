@@ -95,11 +95,6 @@ class Append:
     topic: str
     entries: Sequence[Entry]
 
-    @property
-    def weight(self) -> int:
-        """Bytes, and what a row costs beside them."""
-        return sum(entry.size + 500 for entry in self.entries)
-
 
 @dataclass(frozen=True, slots=True)
 class Appended:
@@ -139,6 +134,38 @@ async def append(conn: Connection, appends: Sequence[Append]) -> list[Appended |
         else Appended(head.id, [_outcome(entry, stands, batch) for entry in request.entries])
         for head, request in known
     ]
+
+
+async def append_plain(conn: Connection, appends: Sequence[Append]) -> list[Appended | NovaError]:
+    """The same for messages without ``dedup_key``, in one statement, which needs no transaction around it."""
+    names = list({(a.scope.tenant, a.scope.namespace, a.topic): None for a in appends})
+    ends = {name: _Head(str(no), 0, 0, 0) for no, name in enumerate(names)}
+    of = [ends[a.scope.tenant, a.scope.namespace, a.topic] for a in appends]
+    batch = _Batch()
+    for head, request in zip(of, appends, strict=True):
+        for entry in request.entries:
+            batch.add(head, entry)
+    rows = await conn.fetch(
+        _sql.append_plain,
+        nos=list(range(len(names))),
+        tenants=[name[0] for name in names],
+        namespaces=[name[1] for name in names],
+        names=[name[2] for name in names],
+        counts=[head.last for head in ends.values()],
+        totals=[head.bytes for head in ends.values()],
+        topics=[int(topic) for topic in batch.topics],
+        **batch.columns,
+    )
+    found = {str(row["no"]): (row["id"], row["last_sequence"]) for row in rows}
+    outcomes: list[Appended | NovaError] = []
+    for head, request in zip(of, appends, strict=True):
+        if head.id not in found:
+            outcomes.append(not_found("topic", request.topic))
+            continue
+        topic_id, last = found[head.id]
+        placed = [Published(entry.id, last + batch.placed[entry.id]) for entry in request.entries]
+        outcomes.append(Appended(topic_id, placed))
+    return outcomes
 
 
 @dataclass(slots=True)
@@ -186,6 +213,23 @@ class _Batch:
         self.placed[entry.id] = head.last
         head.bytes += entry.size
 
+    @property
+    def columns(self) -> dict[str, Sequence[object]]:
+        entries = self.entries
+        return {
+            "sequences": self.sequences,
+            "positions": self.positions,
+            "ids": [entry.id for entry in entries],
+            "payloads": [entry.payload for entry in entries],
+            "headers": [entry.headers for entry in entries],
+            "ordering_keys": [entry.ordering_key for entry in entries],
+            "attributes": [entry.attributes for entry in entries],
+            "traceparents": [entry.traceparent for entry in entries],
+            "tracestates": [entry.tracestate for entry in entries],
+            "sizes": [entry.size for entry in entries],
+            "callers": [entry.caller for entry in entries],
+        }
+
     async def write(self, conn: Connection) -> None:
         entries, heads = self.entries, list(self.heads.values())
         await conn.run(
@@ -194,17 +238,7 @@ class _Batch:
             lasts=[head.last for head in heads],
             totals=[head.bytes for head in heads],
             topics=self.topics,
-            sequences=self.sequences,
-            positions=self.positions,
-            ids=[entry.id for entry in entries],
-            payloads=[entry.payload for entry in entries],
-            headers=[entry.headers for entry in entries],
-            ordering_keys=[entry.ordering_key for entry in entries],
-            attributes=[entry.attributes for entry in entries],
-            traceparents=[entry.traceparent for entry in entries],
-            tracestates=[entry.tracestate for entry in entries],
-            sizes=[entry.size for entry in entries],
-            callers=[entry.caller for entry in entries],
+            **self.columns,
         )
         named = [
             (topic, entry.dedup_key, sequence)

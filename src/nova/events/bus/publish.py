@@ -33,7 +33,13 @@ class _Request:
     held: bool
 
     @property
+    def named(self) -> bool:
+        """Some message may be a duplicate."""
+        return any(entry.dedup_key is not None for entry in self.entries)
+
+    @property
     def weight(self) -> int:
+        """Bytes, and what rows cost beside them."""
         return sum(entry.size + 500 for entry in self.entries)
 
 
@@ -109,6 +115,9 @@ class TopicPublisher:
         return [_answer(request, outcome) for request, outcome in zip(requests, outcomes, strict=True)]
 
     async def _commit(self, requests: Sequence[_Request]) -> Sequence[Appended | NovaError]:
+        if not any(request.delays or request.named for request in requests):
+            async with self._db.connection() as conn:
+                return await messages.append_plain(conn, [request.append for request in requests])
         async with self._db.transaction() as conn:
             outcomes = await messages.append(conn, [request.append for request in requests])
             await self._delay(conn, requests, outcomes)

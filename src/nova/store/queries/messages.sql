@@ -46,6 +46,34 @@ SELECT i.topic_id, i.sequence, i.id, i.payload::json, i.headers::json, i.orderin
              published_by)
   JOIN heads USING (topic_id);
 
+-- name: append_plain -- the same in one statement, when no message has a name
+WITH locked AS (
+    SELECT h.topic_id, i.no, i.messages, i.bytes
+      FROM unnest(%(nos)b::int[], %(tenants)b::text[], %(namespaces)b::text[], %(names)b::text[], %(counts)b::bigint[],
+                  %(totals)b::bigint[]) AS i (no, tenant_id, namespace, name, messages, bytes)
+      JOIN event_topics t USING (tenant_id, namespace, name) JOIN event_heads h ON h.topic_id = t.id
+     ORDER BY h.topic_id
+       FOR UPDATE OF h
+), heads AS (
+    UPDATE event_heads h SET last_sequence = h.last_sequence + l.messages, bytes = h.bytes + l.bytes,
+                             last_at = greatest(h.last_at, clock_timestamp())
+      FROM locked l
+     WHERE h.topic_id = l.topic_id
+    RETURNING h.topic_id, l.no, h.last_sequence - l.messages AS last_sequence, h.bytes - l.bytes AS bytes, h.last_at
+), added AS (
+    INSERT INTO event_messages (topic_id, sequence, id, payload, headers, ordering_key, attributes, traceparent,
+                                tracestate, size, position, published_by, published_at)
+    SELECT heads.topic_id, heads.last_sequence + i.sequence, i.id, i.payload::json, i.headers::json, i.ordering_key,
+           i.attributes::json, i.traceparent, i.tracestate, i.size, heads.bytes + i.position, i.published_by, heads.last_at
+      FROM unnest(%(topics)b::int[], %(sequences)b::bigint[], %(ids)b::uuid[], %(payloads)b::text[], %(headers)b::text[],
+                  %(ordering_keys)b::text[], %(attributes)b::text[], %(traceparents)b::text[], %(tracestates)b::text[],
+                  %(sizes)b::int[], %(positions)b::bigint[], %(callers)b::text[])
+           AS i (no, sequence, id, payload, headers, ordering_key, attributes, traceparent, tracestate, size, position,
+                 published_by)
+      JOIN heads USING (no)
+)
+SELECT topic_id::text AS id, no, last_sequence FROM heads;
+
 -- name: ends
 SELECT first_sequence, last_sequence, bytes FROM event_heads WHERE topic_id = %(topic)s::uuid;
 
