@@ -27,7 +27,6 @@ MAX_REMEMBERED = 10_000
 """Rows in that time; with more, the older ones are taken for complete sooner."""
 _READ = 500
 """Rows at once."""
-_CONNECT_S = 10
 _PRIMARY_KEY = """
 SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
  WHERE i.indrelid = %(table)s::text::regclass AND i.indisprimary ORDER BY a.attnum"""
@@ -42,6 +41,9 @@ SELECT md5({row}::text || {cursor}::text), {cursor}::text, coalesce({cursor} > %
 _NEWEST = """
 SELECT md5({row}::text || {cursor}::text), {cursor}::text FROM {table} t
  WHERE {cursor} IS NOT NULL ORDER BY {cursor} DESC LIMIT %(limit)s"""
+_DEFAULTS: dict[str, Any] = {"application_name": "nova trigger", "connect_timeout": 10, "password": ""}
+_OURS: dict[str, Any] = {"autocommit": True, "passfile": "/dev/null", "sslcertmode": "disable", "gssencmode": "disable"}
+"""Nobody connects with what belongs to whoever runs this process: passwords of its environment or home, certificates."""
 _ALLOWED = frozenset({"host", "port", "dbname", "user", "password", "sslmode", "connect_timeout", "application_name"})
 """Parts of a DSN. Others read files of this machine."""
 PLACE = ("dsn", "channel", "table", "cursor_column")
@@ -151,7 +153,7 @@ class Postgres:
         """Errors of the server leave as :class:`SourceError`, without the DSN."""
         try:
             conn = await psycopg.AsyncConnection.connect(
-                self._config.dsn, autocommit=True, connect_timeout=_CONNECT_S, application_name="nova trigger"
+                self._config.dsn, **(_DEFAULTS | conninfo_to_dict(self._config.dsn) | _OURS)
             )
         except psycopg.Error as error:
             raise SourceError(f"cannot connect: {_first_line(error)}") from None

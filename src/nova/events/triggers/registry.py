@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from nova.api.problem import from_validation
 from nova.domain.trigger import TriggerType
-from nova.errors import invalid
+from nova.errors import FieldError, NovaError, invalid
 from nova.events.triggers.base import SECRET, SECRET_URL, Context, Source
 from nova.payload import encode
 
@@ -55,8 +55,14 @@ def checked(type: TriggerType, config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         found = model.model_validate_json(encode(dict(config)), strict=True)
     except ValidationError as exc:
-        raise from_validation(exc, "config.") from None
+        raise _of_config(from_validation(exc, "config.")) from None
     return found.model_dump(mode="json", exclude_unset=True)
+
+
+def _of_config(refusal: NovaError) -> NovaError:
+    """What is wrong with the config as a whole is wrong with ``config``."""
+    errors = [FieldError(error.field.rstrip("."), error.message) for error in refusal.errors]
+    return NovaError(refusal.code, refusal.detail.replace("config.: ", "config: "), errors=errors)
 
 
 def source_of(type: TriggerType, config: Mapping[str, Any], context: Context) -> Source:
