@@ -53,7 +53,14 @@ EVERYTHING: dict[str, Any] = {
     "tags": {"team": "a"},
     "function_url": {"enabled": False, "invoke_mode": "stream"},
     "capture": {"payloads": "errors", "max_kb": 8, "redact": ["/password"]},
-    "async_policy": {"max_attempts": 5, "backoff_base_ms": 10, "backoff_max_ms": 100, "max_age_s": 600},
+    "async_policy": {
+        "max_attempts": 5,
+        "backoff_base_ms": 10,
+        "backoff_max_ms": 100,
+        "max_age_s": 600,
+        "max_inflight": 4,
+        "rate_limit_per_s": 2.5,
+    },
     "async_destinations": {
         "on_success": {"type": "function", "target": "hello"},
         "on_failure": {"type": "webhook", "target": "https://hooks.example/x"},
@@ -127,7 +134,7 @@ async def test_every_field_is_kept_and_shown(plane: Control) -> None:
     recorded = function.settings.recorded
     assert (recorded.min_replicas, recorded.max_replicas) == (2, 5)
     assert (recorded.idle_ttl_s, recorded.function_url) == (12.5, False)
-    assert recorded.async_policy == AsyncPolicy(5, 10, 100, 600)
+    assert recorded.async_policy == AsyncPolicy(5, 10, 100, 600, 4, 2.5)
     assert recorded.async_destinations == AsyncDestinations(
         Destination("function", "hello"), Destination("webhook", "https://hooks.example/x")
     )
@@ -163,6 +170,8 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("min_replicas", 101, "min_replicas"),
     ("min_replicas", -1, "min_replicas"),
     ("async_policy", {"max_attempts": 0}, "async_policy.max_attempts"),
+    ("async_policy", {"max_inflight": 0}, "async_policy.max_inflight"),
+    ("async_policy", {"rate_limit_per_s": 0}, "async_policy.rate_limit_per_s"),
     ("async_destinations", {"on_success": {"type": "topic", "target": "t"}}, "async_destinations.on_success.type"),
     ("async_destinations", {"on_success": {"type": "function", "target": "a b"}}, "async_destinations.on_success"),
     ("async_destinations", {"on_failure": {"type": "webhook", "target": "ftp://x/"}}, "async_destinations.on_failure"),

@@ -168,7 +168,8 @@ class Rollover:
             stale = [pool for pool in self._fleet.stale(*name, _keys(entry)) if pool.members]
             old = max(stale, key=lambda pool: pool.rate(now), default=None)
             new = self._fleet.pool(entry.live)
-            rate = sum(pool.rate(now) for pool in stale)  # one change may follow another before its calls have moved over
+            # every pool's: one change may follow another before its calls have moved over
+            rate = sum(pool.rate(now) for pool in stale)
             if old is not None and not new.members and rate * old.boot_s >= _WORTH_IT:
                 self._begin(name, old, new, now)
         self._look_on()
