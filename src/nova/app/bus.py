@@ -1,5 +1,9 @@
 """The event bus: topics, what is published to them, and who gets it."""
 
+from functools import partial
+
+import httpx
+
 from nova.app.core import Stores
 from nova.app.workshop import Workshop
 from nova.clock import SYSTEM_CLOCK
@@ -13,8 +17,7 @@ from nova.events.bus.publishing import PublishHandlers
 from nova.events.bus.replaying import DeliveryHandlers
 from nova.events.bus.subscriptions import SubscriptionHandlers
 from nova.events.bus.topics import TopicHandlers
-from nova.events.webhooks import TIMEOUT_S as WEBHOOK_TIMEOUT_S
-from nova.events.webhooks import WebhookSender
+from nova.events.webhooks import TIMEOUT_S
 from nova.events.workflows.definitions import Definitions
 from nova.events.workflows.runs import Runs
 from nova.security import egress
@@ -48,14 +51,16 @@ async def work(shop: Workshop) -> dict[str, Kind]:
     return {}
 
 
+def webhook_client(settings: Settings) -> httpx.AsyncClient:
+    return egress.client(settings.egress, timeout_s=TIMEOUT_S)
+
+
 async def _deliver(shop: Workshop) -> None:
     """What is published reaches its subscribers."""
     stores, services = shop.stores, shop.services
-    client = egress.client(shop.settings.egress, timeout_s=WEBHOOK_TIMEOUT_S)
-    sender = await services.start(WebhookSender(client, SYSTEM_CLOCK))
     publisher = await services.start(TopicPublisher(stores.db, shop.notices))
     runs = Runs(stores.db, shop.notices, Definitions(RunStore(stores.db)))
-    delivering = Delivering(shop.invoker, sender, SYSTEM_CLOCK, workflows=runs)
+    delivering = Delivering(shop.invoker, partial(webhook_client, shop.settings), SYSTEM_CLOCK, workflows=runs)
     await services.start(
         Dispatcher(stores.db, stores.listener, shop.leases, delivering, publisher=publisher, events=shop.metrics)
     )

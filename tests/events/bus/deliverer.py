@@ -16,7 +16,6 @@ from nova.domain.call import CallRequest, CallResult
 from nova.errors import FunctionError
 from nova.events.bus.delivering import Delivering
 from nova.events.bus.dispatch import Dispatcher
-from nova.events.webhooks import WebhookSender
 from nova.security.egress import client
 from nova.service import ServiceGroup
 from nova.store.db import Database
@@ -51,8 +50,8 @@ async def main(dsn: str, seed: int) -> None:
         listener = await group.start(Listener(dsn))
         db.on_commit = listener.deliver
         leases = await group.start(Leases(dsn, listener, node=f"node-{os.getpid()}"))
-        sender = await group.start(WebhookSender(client(EgressSettings(), timeout_s=5), SYSTEM_CLOCK))
-        delivering = Delivering(Effects(db, random.Random(seed)), sender, SYSTEM_CLOCK)
+        effects = Effects(db, random.Random(seed))
+        delivering = Delivering(effects, lambda: client(EgressSettings(), timeout_s=5), SYSTEM_CLOCK)
         await group.start(Dispatcher(db, listener, leases, delivering, poll_s=1))
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

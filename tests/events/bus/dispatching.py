@@ -17,7 +17,6 @@ from nova.domain.ports import WorkflowStarter
 from nova.events.bus.delivering import Delivering
 from nova.events.bus.dispatch import Dispatcher
 from nova.events.bus.publish import TopicPublisher
-from nova.events.webhooks import WebhookSender
 from nova.ids import new_id
 from nova.security.egress import client
 from nova.service import ServiceGroup
@@ -128,9 +127,8 @@ async def dispatching(
         notices = await services.start(Notices(db))
         publisher = await services.start(TopicPublisher(db, notices))
         leases = await services.start(Leases(db.dsn, listener, node="test"))
-        http = client(egress or EgressSettings(allow=["127.0.0.0/8"]), timeout_s=5)
-        sender = await services.start(WebhookSender(http, SYSTEM_CLOCK))
-        delivering = Delivering(calls, sender, SYSTEM_CLOCK, workflows=workflows)
+        settings = egress or EgressSettings(allow=["127.0.0.0/8"])
+        delivering = Delivering(calls, lambda: client(settings, timeout_s=5), SYSTEM_CLOCK, workflows=workflows)
         dispatcher = Dispatcher(db, listener, leases, delivering, publisher=publisher, poll_s=poll_s)
         await services.start(dispatcher)
         yield Delivered(db, calls, publisher, dispatcher, listener)

@@ -155,6 +155,7 @@ async def test_bad_fields_are_refused_and_leave_nothing(desk: Desk) -> None:
     for header in ("Host", "webhook-id", "X-Nova-Topic"):
         refused = await desk.create(status=400, **hook, webhook_headers={header: "x"})
         assert refused["errors"][0]["field"] == f"webhook_headers.{header}"
+    assert (await desk.create(status=400, **hook, max_inflight=101))["errors"][0]["field"] == "max_inflight"
     assert (await desk.create(status=400, **hook, batch_size=2))["errors"][0]["field"] == "batch_size"
     assert (await desk.create(status=400, **hook, webhook_signing_secret="whsec_short"))["code"] == "validation_failed"
     assert (await desk.call("GET", "/topics/orders/subscriptions"))["items"] == []

@@ -1,11 +1,12 @@
 """One attempt of a delivery: a function called, a workflow started, or a webhook sent, with the message as an event."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
+import httpx
 import structlog
 
 from nova import payload
@@ -61,15 +62,30 @@ class Verdict:
 
 
 class Delivering:
-    """``workflows`` None: subscriptions of type workflow end in the dead-letter queue with an error that says so."""
+    """``client`` makes an HTTP client (:func:`nova.security.egress.client`): each webhook has one of its own, because one whose
+    receiver hangs uses up all its connections. ``workflows`` None: subscriptions of type workflow end in the dead-letter
+    queue with an error that says so.
+    """
 
     def __init__(
-        self, invoker: Invoker, sender: WebhookSender, clock: Clock, *, workflows: WorkflowStarter | None = None
+        self,
+        invoker: Invoker,
+        client: Callable[[], httpx.AsyncClient],
+        clock: Clock,
+        *,
+        workflows: WorkflowStarter | None = None,
     ) -> None:
         self._invoker = invoker
-        self._sender = sender
+        self._client = client
+        self._senders: dict[str, WebhookSender] = {}
         self._clock = clock
         self._workflows = workflows
+
+    async def forget(self, subscription_id: str) -> None:
+        """It is not delivered from here any more."""
+        sender = self._senders.pop(subscription_id, None)
+        if sender is not None:
+            await sender.close()
 
     async def deliver(self, record: SubscriptionRecord, parcels: Sequence[Parcel]) -> list[Verdict]:
         """One call for all of ``parcels``; a verdict for each. Never raises for what the target does."""
@@ -143,7 +159,10 @@ class Delivering:
 
     async def _send(self, record: SubscriptionRecord, parcel: Parcel, verdict: Verdict) -> Verdict:
         settings = record.settings
-        sent = await self._sender.send(
+        sender = self._senders.get(record.id)
+        if sender is None:
+            sender = self._senders[record.id] = WebhookSender(self._client(), self._clock)
+        sent = await sender.send(
             settings.target,
             parcel.delivery_id,
             envelope(record, parcel),

@@ -172,6 +172,7 @@ class Line:
         while self._inflight and self.fence.held and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
         await self._tasks.close()
+        await self._parts.delivering.forget(self.record.id)
 
     def moved(self) -> Moved:
         """How far it has come, for the recorder."""

@@ -13,6 +13,8 @@ from nova.payload import encode
 from nova.store.bus_deliveries import DeliveryRecord
 from nova.store.subscriptions import Figures, SubscriptionRecord, SubscriptionSettings
 
+MAX_WEBHOOKS = 100
+"""Connections to one receiver."""
 _BYTES = 32
 _PREFIX = "whsec_"
 _SHOWN = 4
@@ -50,6 +52,8 @@ def settings_of(body: api.SubscriptionCreate) -> SubscriptionSettings:
     for header in body.webhook_headers:
         if header.lower() in _RESERVED or header.lower().startswith(("webhook-", "x-nova-")):
             raise invalid(f"webhook_headers.{header}", "is set by the platform")
+    if body.type == "webhook" and body.max_inflight > MAX_WEBHOOKS:
+        raise invalid("max_inflight", f"is at most {MAX_WEBHOOKS} for a webhook")
     if body.webhook_signing_secret is not None:
         _check_secret(body.webhook_signing_secret)
     compile_filters(body.filters)
