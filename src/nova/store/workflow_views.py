@@ -111,8 +111,10 @@ class WorkflowViews:
         return {row["parent_item"]: row["id"] for row in rows}
 
     async def changes(self, run_id: str, after: int, *, limit: int) -> list[Row]:
-        """What nodes came to after a revision of the run, in the order in which it happened."""
-        return await self._db.fetch(_sql.changes, id=run_id, after=after, limit=limit)
+        """What nodes came to after a revision of the run, in the order in which it happened: at least ``limit`` of it, if there
+        is as much, and all of the last revision among it."""
+        rows = await self._db.fetch(_sql.changes, id=run_id, after=after, limit=limit)
+        return sorted(rows, key=lambda row: (row["revision"], row["item"]))
 
     async def approval(self, scope: Scope, approval_id: str) -> Row | None:
         return await self._db.one(_sql.approval, id=approval_id, tenant=scope.tenant, namespace=scope.namespace)

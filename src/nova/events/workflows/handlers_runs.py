@@ -32,7 +32,7 @@ from nova.store.workflows import WorkflowStore
 _LOOK_S = 1.0
 """Whoever waits for a run looks at its row this often, should a notification be lost."""
 _CHANGES = 500
-"""Changes of a run that one write of its feed has at most."""
+"""Changes of a run that its feed reads at a time."""
 _SEE = "payload:read"
 
 
@@ -171,7 +171,7 @@ class RunHandlers:
                     events.insert(0, _run_event(row, revision))
                 if events:
                     yield Batch(events)
-                if len(rows) == _CHANGES:
+                if len(rows) >= _CHANGES:
                     continue
                 if row["status"] in ENDED:
                     break

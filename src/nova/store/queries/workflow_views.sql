@@ -71,12 +71,12 @@ SELECT node_key, item, generation, attempt, purpose, request_id::text AS request
    AND (%(node)s::text IS NULL OR node_key = %(node)s)
  ORDER BY node_key, item, generation, started_at;
 
--- name: changes -- since a revision
+-- name: changes -- since a revision; what one revision changed comes together
 SELECT node_key, item, status, attempt, error, compensation, compensation_error, revision, started_at, finished_at
   FROM dag_run_nodes
  WHERE run_id = %(id)s::uuid AND revision > %(after)s
- ORDER BY revision, item
- LIMIT %(limit)s;
+ ORDER BY revision
+ FETCH FIRST (%(limit)s) ROWS WITH TIES;
 
 -- name: approvals_of_run
 SELECT node_key, id::text AS id FROM approvals WHERE run_id = %(id)s::uuid AND status = 'pending';
