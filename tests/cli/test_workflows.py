@@ -137,7 +137,8 @@ def test_a_report_is_written_although_a_reading_failed(orbit: Orbit) -> None:
 
 
 def test_a_workflow_is_changed_halted_and_steered(orbit: Orbit) -> None:
-    definition = {"nodes": [{"node_key": "go", "node_type": "wait_event", "key": "go"}]}
+    nodes = [{"node_key": "go", "node_type": "wait_event", "key": "go"}, {"node_key": "then", "node_type": "pass"}]
+    definition = {"nodes": nodes, "edges": [{"from": "go", "to": "then"}]}
     orbit("workflows", "create", "steered", "--tag", "team=shop", "--max-concurrent-runs", "2").ok()
     try:
         orbit("workflows", "publish", "steered", "-f", "-", stdin=json.dumps(definition).encode()).ok()
@@ -150,7 +151,7 @@ def test_a_workflow_is_changed_halted_and_steered(orbit: Orbit) -> None:
         orbit("runs", "send", run_id, "go", "-d", "[1]").ok()
         orbit("runs", "resume", run_id).ok()
         done = orbit("runs", "get", run_id, "--watch", "-o", "json").ok().json
-        assert (done["status"], done["output"]) == ("succeeded", {"go": [1]})
+        assert (done["status"], done["output"]) == ("succeeded", {"then": [1]})
         other = orbit("workflows", "run", "steered", "-o", "name").ok().out.strip()
         assert other in orbit("runs", "cancel", other, "--reason", "enough").ok().out
         assert "halted" in orbit("workflows", "halt", "steered").ok().out
