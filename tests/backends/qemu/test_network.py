@@ -77,7 +77,7 @@ class Online:
 
     async def rest(self) -> None:
         """Until there is a template, and nothing is under way."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not [*self.folder.glob("snapshots/*.templates/*/state")] or self.left():
                 await asyncio.sleep(0.05)
 

@@ -1,6 +1,5 @@
 """The Firecracker backend: every instance is a machine of its own, jailed, with its drives, network and agent."""
 
-import asyncio
 import contextlib
 import hashlib
 import shutil
@@ -14,7 +13,7 @@ from typing import Final
 import structlog
 
 from nova.errors import NovaError
-from nova.execution.backends.base import STRENGTH, Capabilities, InstanceSpec
+from nova.execution.backends.base import InstanceSpec
 from nova.execution.backends.firecracker import boot, leftovers
 from nova.execution.backends.firecracker.jail import VSOCK, Jail
 from nova.execution.backends.firecracker.machine import Machine
@@ -26,7 +25,7 @@ from nova.execution.backends.vm.abilities import Abilities
 from nova.execution.backends.vm.backend import MachineBackend
 from nova.execution.backends.vm.drives import make_blank_drives, make_drives, own_drives
 from nova.execution.backends.vm.guest import Guest
-from nova.execution.backends.vm.host import destroy, limit, with_image
+from nova.execution.backends.vm.host import destroy, limit
 from nova.execution.backends.vm.leases import Leases
 from nova.execution.backends.vm.network import VmNetwork
 from nova.execution.backends.vm.snapshots import Kept
@@ -64,7 +63,8 @@ class FirecrackerBackend(MachineBackend[MicroVm]):
     ) -> None:
         """``reach`` is how the agent of a started machine is reached; ``home`` a descriptor of the network namespace to put
         the bridge into, instead of this process's."""
-        super().__init__(images, options.snapshot_dir / options.node, options.snapshots_mb, templates=options.templates)
+        folder = options.snapshot_dir / options.node
+        super().__init__(images, options.runtimes, folder, options.snapshots_mb, templates=options.templates)
         self._options = options
         self._reach = reach
         self._leases = Leases(options.leases, leases_node(options.node))
@@ -112,25 +112,6 @@ class FirecrackerBackend(MachineBackend[MicroVm]):
         self._reason = "the backend is closed"
 
     # -- what it can do ------------------------------------------------------------------------------------------
-
-    async def capabilities(self) -> Capabilities:
-        can = self._can()
-        runtimes = frozenset(
-            await asyncio.to_thread(with_image, self._images, self._options.runtimes if not can.reason else ())
-        )
-        reason = can.unavailable(runtimes)
-        return Capabilities(
-            available=not reason,
-            reason=reason,
-            isolation="vm",
-            enforces=can.enforces(),
-            runtimes=runtimes,
-            strength=STRENGTH[self.name],
-            snapshot=any(not self.snapshot_obstacle(runtime) for runtime in runtimes),
-            template=not reason and self._templates is not None,
-            reload=True,
-            layers=True,
-        )
 
     def _can(self) -> Abilities:
         drives = bool(self._options.drive_mbps or self._options.drive_ops)

@@ -1,9 +1,7 @@
 """One Firecracker process, from its jail to its end. It knows the machine; what runs inside is the backend's matter."""
 
 import asyncio
-import contextlib
 import os
-import signal
 from typing import Final, Self
 
 from nova.errors import NovaError
@@ -11,12 +9,13 @@ from nova.execution.backends.firecracker.api import FirecrackerApi
 from nova.execution.backends.firecracker.console import Console
 from nova.execution.backends.firecracker.jail import API_SOCKET, Jail
 from nova.execution.backends.sandbox.cgroups import Group
+from nova.execution.backends.vm.process import MachineProcess
 
 START_S: Final = 5.0
 """From the jailer's start to the API."""
 
 
-class Machine:
+class Machine(MachineProcess):
     """A process whose API answers. :meth:`end` frees what it has; jail and control group belong to the caller."""
 
     def __init__(self, jail: Jail, process: asyncio.subprocess.Process) -> None:
@@ -24,14 +23,7 @@ class Machine:
         self.jail = jail
         self.api = FirecrackerApi(jail.root / API_SOCKET)
         self.console = Console(process.stdout)
-        self.ended = asyncio.ensure_future(process.wait())
-        self._process = process
-        self._pidfd = _pidfd(process.pid)
-        self._reading = asyncio.ensure_future(self.console.run())
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        super().__init__(process, self.console.run())
 
     @classmethod
     async def launch(cls, jail: Jail, namespace: str, group: Group) -> Self:
@@ -64,29 +56,10 @@ class Machine:
             raise
         return machine
 
-    def kill(self) -> None:
-        """SIGKILL; harmless when it is dead."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
     async def end(self) -> None:
         """Kill it and wait until it is dead. Idempotent."""
-        self.kill()
-        await asyncio.shield(self.ended)
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reading
+        await super().end()
         await self.api.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-
-def _pidfd(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1  # it has ended already
 
 
 def _join(group: Group, pid: int) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from nova.errors import NovaError
-from nova.execution.backends.base import STRENGTH, Capabilities, InstanceSpec
+from nova.execution.backends.base import InstanceSpec
 from nova.execution.backends.qemu import boot
 from nova.execution.backends.qemu.machine import Machine
 from nova.execution.backends.qemu.options import MACHINES_MOST, Accelerator, QemuOptions, missing, program
@@ -31,7 +31,7 @@ from nova.execution.backends.vm.abilities import Abilities
 from nova.execution.backends.vm.backend import MachineBackend
 from nova.execution.backends.vm.drives import make_blank_drives, make_drives, own_drives
 from nova.execution.backends.vm.guest import Guest
-from nova.execution.backends.vm.host import destroy, limit, with_image
+from nova.execution.backends.vm.host import destroy, limit
 from nova.execution.backends.vm.leases import Leases
 from nova.execution.backends.vm.network import VmNetwork
 from nova.execution.backends.vm.snapshots import Kept
@@ -77,7 +77,8 @@ class QemuBackend(MachineBackend[QemuVm]):
     name = "qemu"
 
     def __init__(self, options: QemuOptions, images: Images) -> None:
-        super().__init__(images, options.snapshot_dir / options.node, options.snapshots_mb, templates=options.templates)
+        folder = options.snapshot_dir / options.node
+        super().__init__(images, options.runtimes, folder, options.snapshots_mb, templates=options.templates)
         self._options = options
         self._node = f"{options.node}-qemu"
         self._leases = Leases(options.leases, self._node)
@@ -150,24 +151,8 @@ class QemuBackend(MachineBackend[QemuVm]):
 
     # -- what it can do ------------------------------------------------------------------------------------------
 
-    async def capabilities(self) -> Capabilities:
-        can = self._can()
-        runtimes = frozenset(
-            await asyncio.to_thread(with_image, self._images, self._options.runtimes if not can.reason else ())
-        )
-        reason = can.unavailable(runtimes)
-        return Capabilities(
-            available=not reason,
-            reason=reason,
-            isolation="vm",
-            enforces=can.enforces(),
-            runtimes=runtimes,
-            strength=STRENGTH[self.name if self._accelerated() else _EMULATED],
-            snapshot=not reason and SNAPSHOT_RUNTIMES.intersection(runtimes) != set(),
-            template=not reason and self._templates is not None,
-            reload=True,
-            layers=True,
-        )
+    def _strength(self) -> str:
+        return self.name if self._accelerated() else _EMULATED
 
     def _accelerated(self) -> bool:
         """Emulated until it is known better."""

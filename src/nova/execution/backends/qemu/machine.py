@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from nova.errors import NovaError
 from nova.execution.backends.qemu.console import Console
 from nova.execution.backends.qemu.wiring import Wiring
 from nova.execution.backends.sandbox.cgroups import Group
+from nova.execution.backends.vm.process import MachineProcess
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # what goes wrong is raised too, and said in our words
 
@@ -32,23 +32,16 @@ _UNHURRIED: Final = 1 << 40
 """Bytes per second: a file need not be spared as a network is."""
 
 
-class Machine:
+class Machine(MachineProcess):
     """A process whose monitor answers. :meth:`end` frees what it has; the control group belongs to the caller."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, line: socket.socket) -> None:
         """``line``: one more descriptor of the monitor's socket, which belongs to the machine."""
         assert process.stdout is not None
         self.console = Console(process.stdout)
-        self.ended = asyncio.ensure_future(process.wait())
-        self._process = process
         self._line = line
-        self._pidfd = _pidfd(process.pid)
         self._monitor = QMPClient(name)
-        self._reading = asyncio.ensure_future(self.console.run())
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        super().__init__(process, self.console.run())
 
     @classmethod
     async def launch(cls, name: str, argv: Sequence[str], wiring: Wiring, group: Group) -> Self:
@@ -164,29 +157,10 @@ class Machine:
             if status in ("completed", "failed", "cancelled"):
                 return str(status)
 
-    def kill(self) -> None:
-        """SIGKILL; harmless when it is dead."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
     async def end(self) -> None:
         """Kill it and wait until it is dead. Idempotent."""
-        self.kill()
-        await asyncio.shield(self.ended)
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reading
+        await super().end()
         # whatever the monitor has to say of its process's end is no news
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._monitor.disconnect()
         self._line.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-
-def _pidfd(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1  # it has ended already

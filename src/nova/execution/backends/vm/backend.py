@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -19,12 +19,12 @@ import structlog
 
 from nova.domain.call import StartSource
 from nova.errors import NovaError
-from nova.execution.backends.base import InitSpec, Instance, InstanceSpec, InstanceStats
+from nova.execution.backends.base import STRENGTH, Capabilities, InitSpec, Instance, InstanceSpec, InstanceStats
 from nova.execution.backends.vm import shape
 from nova.execution.backends.vm.abilities import Abilities
 from nova.execution.backends.vm.fingerprint import fingerprint, function_fingerprint
 from nova.execution.backends.vm.guest import Guest
-from nova.execution.backends.vm.host import host_errors
+from nova.execution.backends.vm.host import host_errors, with_image
 from nova.execution.backends.vm.shape import Shape
 from nova.execution.backends.vm.snapshots import Kept, KeptMachines
 from nova.execution.backends.vm.templates import TemplateShelf
@@ -50,10 +50,13 @@ class MachineBackend(ABC, Generic[G]):
 
     name: str
 
-    def __init__(self, images: Images, snapshots: Path, snapshots_mb: int, *, templates: bool) -> None:
-        """``snapshots``: a folder of this backend's alone, for machines that are kept; ``templates``: keep some that were booted
-        for nobody."""
+    def __init__(
+        self, images: Images, runtimes: Sequence[str], snapshots: Path, snapshots_mb: int, *, templates: bool
+    ) -> None:
+        """``runtimes``: those to look for images of; ``snapshots``: a folder of this backend's alone, for machines that are kept;
+        ``templates``: keep some that were booted for nobody."""
         self._images = images
+        self._runtimes = runtimes
         self._kept = KeptMachines(snapshots, snapshots_mb)
         self._blank = KeptMachines(snapshots.with_name(f"{snapshots.name}.templates"), TEMPLATES_MB)
         self._templates = TemplateShelf(self.name, self._blank, self._keep_blank) if templates else None
@@ -63,6 +66,14 @@ class MachineBackend(ABC, Generic[G]):
 
     @abstractmethod
     def _can(self) -> Abilities: ...
+
+    @abstractmethod
+    def snapshot_obstacle(self, runtime: str) -> str:
+        """See :class:`Snapshotter`."""
+
+    def _strength(self) -> str:
+        """A key of :data:`STRENGTH`."""
+        return self.name
 
     @abstractmethod
     async def _boot(
@@ -86,6 +97,25 @@ class MachineBackend(ABC, Generic[G]):
     @abstractmethod
     async def _made_with(self) -> tuple[Mapping[str, Path], Mapping[str, object]]:
         """Files and options on which a kept machine depends, for :func:`fingerprint`."""
+
+    # -- what it can do ------------------------------------------------------------------------------------------
+
+    async def capabilities(self) -> Capabilities:
+        can = self._can()
+        found = () if can.reason else await asyncio.to_thread(with_image, self._images, self._runtimes)
+        reason = can.unavailable(found)
+        return Capabilities(
+            available=not reason,
+            reason=reason,
+            isolation="vm",
+            enforces=can.enforces(),
+            runtimes=frozenset(found),
+            strength=STRENGTH[self._strength()],
+            snapshot=any(not self.snapshot_obstacle(runtime) for runtime in found),
+            template=not reason and self._templates is not None,
+            reload=True,
+            layers=True,
+        )
 
     # -- instances -----------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class Console(Protocol):
     def last_words(self) -> str: ...
 
 
-class MachineProcess(Protocol):
+class Machine(Protocol):
     """The process that is the machine."""
 
     @property
@@ -46,7 +46,7 @@ class MachineProcess(Protocol):
     async def end(self) -> None: ...
 
 
-M = TypeVar("M", bound=MachineProcess)
+M = TypeVar("M", bound=Machine)
 
 
 @dataclass(slots=True, eq=False)
