@@ -262,6 +262,7 @@ ENFORCED: dict[str, str] = {
     "subscriptions.name": f"{_BUS}/test_subscriptions.py::test_names_and_groups_are_unique_in_a_topic_and_lists_page",
     "subscriptions.on_dlq": f"{_BUS}/test_ordering.py::test_a_dead_message_holds_its_successors_only_when_it_is_asked_to",
     "subscriptions.ordered": f"{_BUS}/test_ordering.py::test_a_dead_message_holds_its_successors_only_when_it_is_asked_to",
+    "subscriptions.payload": "e2e/test_subscriptions.py::test_what_is_published_reaches_functions_and_what_fails_waits_for_help",
     "subscriptions.qualifier": f"{_BUS}/test_dispatch.py::test_the_version_and_the_time_that_it_may_take_reach_the_call",
     "subscriptions.rate_limit_per_sec": f"{_BUS}/test_ordering.py::test_max_inflight_and_the_rate_hold",
     "subscriptions.start": f"{_BUS}/test_subscriptions.py::test_start_says_what_comes_first_and_a_pause_holds",

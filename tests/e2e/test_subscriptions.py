@@ -37,6 +37,8 @@ def test_what_is_published_reaches_functions_and_what_fails_waits_for_help(platf
         "/topics/e2e-sub/subscriptions", {"name": "keep", "filters": [{"exact": {"/wanted": "true"}}], **fields}, 201
     )
     path = f"/subscriptions/{made['id']}"
+    tried = post(path + "/test", {"payload": {"n": -1}})
+    assert (tried["status"], tried["output"], tried["fits"]) == ("succeeded", {"n": -1, "attempt": 1}, False)
     batch = [{"payload": {"n": n, "wanted": n % 2 == 0, "bad": n == 8}, "ordering_key": "k"} for n in range(20)]
     post("/topics/e2e-sub/publish-batch", {"messages": batch}, 201)
 

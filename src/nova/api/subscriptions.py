@@ -200,6 +200,23 @@ class Replayed(Model):
     deliveries: int
 
 
+class Trial(Model):
+    """``payload`` is the data of the event that is delivered."""
+
+    payload: Any = None
+
+
+class TrialResult(Model):
+    """``output`` is what a function answered. ``fits``: would a message like it pass the filters?"""
+
+    status: Literal["succeeded", "failed"]
+    error: str | None
+    output: Any
+    request_id: str | None
+    duration_ms: float
+    fits: bool
+
+
 class Retried(Model):
     retried: int
 
@@ -326,6 +343,19 @@ ROUTES = (
         body=Replay,
         answer=Replayed,
         status=202,
+        resource=None,
+        tag="subscriptions",
+    ),
+    Route(
+        op="subscription.test",
+        method="POST",
+        path=_ITEM + "/test",
+        summary="Deliver one event now and say what came of it; nothing is kept",
+        plane=Plane.EXECUTION,
+        permission=_MANAGE,
+        audit="subscription.test",
+        body=Trial,
+        answer=TrialResult,
         resource=None,
         tag="subscriptions",
     ),

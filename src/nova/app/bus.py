@@ -55,12 +55,18 @@ def webhook_client(settings: Settings) -> httpx.AsyncClient:
     return egress.client(settings.egress, timeout_s=TIMEOUT_S)
 
 
+def starter(stores: Stores, notices: Notices | None = None) -> Runs:
+    """Starts the workflows that messages are for."""
+    return Runs(stores.db, notices or Notices(stores.db), Definitions(RunStore(stores.db)))
+
+
 async def _deliver(shop: Workshop) -> None:
     """What is published reaches its subscribers."""
     stores, services = shop.stores, shop.services
     publisher = await services.start(TopicPublisher(stores.db, shop.notices))
-    runs = Runs(stores.db, shop.notices, Definitions(RunStore(stores.db)))
-    delivering = Delivering(shop.invoker, partial(webhook_client, shop.settings), SYSTEM_CLOCK, workflows=runs)
+    delivering = Delivering(
+        shop.invoker, partial(webhook_client, shop.settings), SYSTEM_CLOCK, workflows=starter(stores, shop.notices)
+    )
     await services.start(
         Dispatcher(stores.db, stores.listener, shop.leases, delivering, publisher=publisher, events=shop.metrics)
     )

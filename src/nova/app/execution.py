@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nova.agent.config import WorkerLaunch
 from nova.app.backends import WASM, Ground, candidates, proofs
+from nova.app.bus import starter, webhook_client
 from nova.app.core import Stores
 from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
@@ -14,6 +16,7 @@ from nova.domain.identity import Scope
 from nova.domain.ownership import Ownership
 from nova.domain.ports import Scaler
 from nova.events.bus.publish import TopicPublisher
+from nova.events.bus.trying import TryHandlers
 from nova.execution.ahead import FetchAhead
 from nova.execution.artifacts import Artifacts
 from nova.execution.backends.router import BackendRouter
@@ -258,6 +261,7 @@ class ExecutionPlane:
             ReadinessHandlers(self.catalog, self.router, self.fleet.pool, lambda: self.executor.draining),
             FigureHandlers(stores.invocations, self.exposition, self.executor.stats, settle, SYSTEM_CLOCK),
             PrewarmHandlers(scaler or self.scaler),
+            TryHandlers(stores.db, self.guests, partial(webhook_client, self._settings), starter(stores), SYSTEM_CLOCK),
             DurableBeginHandlers(self.durable, self.catalog, self._settings.limits),
             self.image_desk,
             SnapshotHandlers(

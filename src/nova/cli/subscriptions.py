@@ -235,6 +235,18 @@ def replay(
 
 
 @command
+def try_one(
+    session: Session,
+    subscription: Which,
+    data: Annotated[str, typer.Argument(metavar="[JSON]", help="The payload; null.")] = "null",
+) -> None:
+    """Deliver one event now, and say what came of it."""
+    body = {"payload": _json(data)}
+    told = session.client.call("subscription.test", {"id": _find(session, subscription)}, body=body)
+    session.out.item(told, name="status")
+
+
+@command
 def list_deliveries(
     session: Session,
     subscription: Which,
@@ -303,6 +315,7 @@ def register(app: typer.Typer) -> None:
     subscriptions.command("resume")(resume)
     subscriptions.command("seek")(seek)
     subscriptions.command("replay")(replay)
+    subscriptions.command("test")(try_one)
     app.add_typer(subscriptions, name="subscriptions")
     deliveries = typer.Typer(no_args_is_help=True, help="What became of messages, one by one.")
     deliveries.command("list")(list_deliveries)

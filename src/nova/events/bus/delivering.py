@@ -49,7 +49,7 @@ class Verdict:
     """What came of an attempt.
 
     failed: to be tried again; dead: it is no use; later: this was no attempt, ``pause_s`` is how long to wait. ``gone``: the
-    receiver wants nothing any more.
+    receiver wants nothing any more. ``output`` is what a function answered.
     """
 
     outcome: Outcome
@@ -59,6 +59,7 @@ class Verdict:
     error: str | None = None
     pause_s: float = 0.0
     gone: bool = False
+    output: bytes | None = None
 
 
 class Delivering:
@@ -137,6 +138,7 @@ class Delivering:
         if result.error is not None:
             failed = replace(verdict, outcome="failed", error=_text(f"{result.error.type}: {result.error.message}"))
             return [failed] * len(parcels)
+        verdict = replace(verdict, output=result.output)
         if settings.batch_size == 1:
             return [verdict]
         return _of_batch(result, parcels, verdict)

@@ -6,10 +6,12 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from nova.api import subscriptions as api
+from nova.domain.identity import Identity
 from nova.errors import invalid
 from nova.events.bus.filters import compile_filters
 from nova.http import body as bodies
 from nova.payload import encode
+from nova.security import access
 from nova.store.bus_deliveries import DeliveryRecord
 from nova.store.subscriptions import Figures, SubscriptionRecord, SubscriptionSettings
 
@@ -32,6 +34,16 @@ _MAPS = ("webhook_headers",)
 def new_secret() -> str:
     """As Standard Webhooks libraries take it."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(_BYTES)).decode()
+
+
+def check_right(identity: Identity, settings: SubscriptionSettings) -> None:
+    """Raise ``forbidden`` unless they may do what it does in their name."""
+    if settings.type == "function":
+        access.require(identity, "function:invoke", settings.target)
+    elif settings.type == "workflow":
+        access.require(identity, "workflow:invoke", None)
+    if settings.dead_letter_topic is not None:
+        access.require(identity, "event:publish", None)
 
 
 def settings_of(body: api.SubscriptionCreate) -> SubscriptionSettings:

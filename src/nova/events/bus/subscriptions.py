@@ -15,11 +15,10 @@ from nova.domain.identity import Identity, Scope
 from nova.domain.names import LATEST, LIVE
 from nova.errors import NovaError, invalid, not_found
 from nova.events.bus.dispatch import SHARDS
-from nova.events.bus.subscription_settings import merged, new_secret, settings_of, view
+from nova.events.bus.subscription_settings import check_right, merged, new_secret, settings_of, view
 from nova.http import paging
 from nova.http.handler import Answer, Req, handles
 from nova.ids import new_id
-from nova.security import access
 from nova.store.db import Connection, Database
 from nova.store.functions import FunctionStore
 from nova.store.subscriptions import (
@@ -144,7 +143,7 @@ class SubscriptionHandlers:
         async with self._db.transaction() as conn:
             record = await self._locked(conn, req)
             if enabled:
-                self._check_right(req.identity, record.settings)
+                check_right(req.identity, record.settings)
             if record.enabled != enabled:
                 await self._store.update(conn, replace(record, enabled=enabled))
         return await self._view(req.scope, record.id)
@@ -169,18 +168,10 @@ class SubscriptionHandlers:
         figures = await self._store.figures([record.id])
         return view(record, figures.get(record.id, Figures()), secret=secret)
 
-    def _check_right(self, identity: Identity, settings: SubscriptionSettings) -> None:
-        if settings.type == "function":
-            access.require(identity, "function:invoke", settings.target)
-        elif settings.type == "workflow":
-            access.require(identity, "workflow:invoke", None)
-        if settings.dead_letter_topic is not None:
-            access.require(identity, "event:publish", None)
-
     async def _check_target(self, conn: Connection, identity: Identity, record: SubscriptionRecord) -> None:
         """Raises ``forbidden``, or what is wrong with what it names."""
         settings = record.settings
-        self._check_right(identity, settings)
+        check_right(identity, settings)
         if settings.type == "function":
             await self._check_function(conn, record.scope, settings)
         elif settings.type == "workflow" and await self._workflows.get(record.scope, settings.target, conn) is None:
