@@ -31,7 +31,7 @@ def function(key: str, name: str = "echo", **more: Any) -> JsonObject:
     return {"node_key": key, "node_type": "function", "function_name": name, **more}
 
 
-def node(key: str, type: str, **more: Any) -> JsonObject:
+def node(key: str, type: str, /, **more: Any) -> JsonObject:
     return {"node_key": key, "node_type": type, **more}
 
 
@@ -88,9 +88,7 @@ class Functions:
             if isinstance(answer, Awaitable):
                 answer = await answer
         except Failed as failed:
-            return CallResult(
-                call.request_id, 1, None, FunctionError(failed.type, str(failed)), 100, False, "i"
-            )
+            return CallResult(call.request_id, 1, None, FunctionError(failed.type, str(failed)), 100, False, "i")
         return CallResult(call.request_id, 1, json.dumps(answer).encode(), None, 100, False, "i")
 
     def inputs(self, name: str) -> list[Any]:

@@ -188,13 +188,12 @@ class Engine:
                 write.then = "release"
                 write.wake_s = self._until(machine.next_alarm)
             written = await self._commit(write)
-            idle = not self._refused(live, written) and idle
-        self._count(live, step)
-        if machine.ended is not None:
-            return True
-        if idle:
-            self._keep(live)
-            return True
+            self._count(live, step)
+            if write.then == "finish":
+                return True
+            if not self._refused(live, written) and idle:
+                self._keep(live)
+                return True
         await self._drop(live, step)
         live.queued.extend(step.calls)
         self._call(live)
