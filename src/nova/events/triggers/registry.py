@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from nova.api.problem import from_validation
 from nova.domain.trigger import TriggerType
 from nova.errors import FieldError, NovaError, invalid
-from nova.events.triggers.base import SECRET, SECRET_URL, Context, Source
+from nova.events.triggers.base import SECRET, SECRET_URL, Context, Source, SourceError
 from nova.payload import encode
 
 MASK = "***"
@@ -66,8 +66,13 @@ def _of_config(refusal: NovaError) -> NovaError:
 
 
 def source_of(type: TriggerType, config: Mapping[str, Any], context: Context) -> Source:
+    """Raises :class:`SourceError` for a config that another release has stored and this one does not take."""
     module = load(type)
-    return module.make(module.Config.model_validate_json(encode(dict(config))), context)
+    try:
+        checked_config = module.Config.model_validate_json(encode(dict(config)))
+    except ValidationError as exc:
+        raise SourceError(f"the configuration is not for this release: {from_validation(exc).detail}") from None
+    return module.make(checked_config, context)
 
 
 def masked(type: TriggerType, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,45 +110,33 @@ class Triggers:
             retry=retry_if_exception(_again), wait=again.wait, sleep=self._clock.sleep, reraise=True
         ):
             with attempt:
-                progress = running.progress
-                progress.say("starting")
-                delivery = Delivery(
-                    record,
-                    target_of(record, self._ports, self._clock),
-                    progress,
-                    fence,
-                    self._db,
-                    self._clock,
-                    self._events,
-                )
+                running.progress.say("starting")
                 try:
-                    await self._run(record, delivery, progress)
+                    await self._run(record, running.progress, fence, again)
                 except Exception as error:
                     if not _again(error):
                         raise
-                    again.failed(error, was_connected=delivery.was_connected)
-                    progress.say("error", _text(error))
+                    again.failed(error)
+                    running.progress.say("error", _text(error))
                     if not isinstance(error, SourceError | OSError | NovaError):
                         log.exception("a trigger's source failed", trigger=record.id, type=record.type)
                     raise
-                finally:
-                    await delivery.close()
 
-    async def _run(self, record: TriggerRecord, delivery: Delivery, progress: Progress) -> None:
-        context = self._contexts.of(record)
-        try:
-            source = registry.source_of(record.type, record.settings.config, context)
-        except ValueError as error:
-            raise SourceError(f"the configuration does not fit this version: {error}") from None
+    async def _run(self, record: TriggerRecord, progress: Progress, fence: Fence, again: "_Again") -> None:
+        target = target_of(record, self._ports, self._clock)
+        delivery = Delivery(record, target, progress, fence, self._db, self._clock, self._events)
+        source = registry.source_of(record.type, record.settings.config, self._contexts.of(record))
         lag = asyncio.create_task(self._watch(source, progress), name=f"trigger.{record.settings.name}.lag")
         try:
             await source.run(delivery)
         except ExceptionGroup as several:
             raise _first(several) from None
         finally:
+            again.was_connected = delivery.was_connected
             lag.cancel()
             with suppress(asyncio.CancelledError):
                 await lag
+            await delivery.close()
         raise SourceError("the source has ended")
 
     async def _watch(self, source: Source, progress: Progress) -> None:
@@ -221,9 +209,11 @@ class _Again:
     def __init__(self) -> None:
         self._failures = 0
         self._at_least = 0.0
+        self.was_connected = False
 
-    def failed(self, error: Exception, *, was_connected: bool) -> None:
-        self._failures = 1 if was_connected else self._failures + 1
+    def failed(self, error: Exception) -> None:
+        self._failures = 1 if self.was_connected else self._failures + 1
+        self.was_connected = False
         self._at_least = error.retry_after_s if isinstance(error, SourceError) else 0.0
 
     def wait(self, _state: RetryCallState) -> float:
