@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import json
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from tests.e2e.misuse import Platform, platform_at, until
 from tests.e2e.planes import SixPlanes
-from tests.e2e.server import NovaServer
+from tests.e2e.server import ORBIT, NovaServer, clean_environment
 
 STORY = """
 def handler(event, context):
@@ -280,6 +282,31 @@ def test_what_a_durable_function_cannot_do_is_said(here: Durable) -> None:
     queued = here.post("/functions/durable-story/invoke-async", payload={})
     job = here.http.get(f"/async-invocations/{queued.json()['invocation_id']}", params={"wait_s": 10}).json()
     assert here.post(f"/durable-executions/{job['output']['execution_id']}/cancel").status_code == 202
+
+
+def test_orbit_begins_shows_and_steers_executions(here: Durable) -> None:
+    def orbit(*words: str) -> Any:
+        command = [ORBIT, "--server", here.platform.url, "durable", *words, "-o", "json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=clean_environment())
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if done.stdout else None
+
+    number = orbit("start", "durable-story", "-d", '{"n": 3}', "--name", "by-hand")["execution_id"]
+    here.waits_for(number, "go")
+    orbit("send", number, "go", "-d", '"now"')
+    callback = here.waits_for(number, "approve")["callback_id"]
+    assert callback in [step["callback_id"] for step in orbit("steps", number)["items"]]
+    orbit("succeed", callback, "-d", '"fine"')
+    assert orbit("get", number, "--wait", "10")["output"][2:4] == ["now", "fine"]
+    listed = orbit("list", "durable-story", "--name", "by-hand", "--status", "completed")["items"]
+    assert [item["id"] for item in listed] == [number]
+    other = orbit("start", "durable-story")["execution_id"]
+    orbit("cancel", other, "--reason", "enough")
+    orbit("retry", other)
+    here.waits_for(other, "go")
+    orbit("send", other, "go")
+    orbit("fail", here.waits_for(other, "approve")["callback_id"], "--type", "No", "--message", "never")
+    assert here.ended(other)["error"]["type"] == "No"
 
 
 def test_the_public_sdk_runs_as_it_is(here: Durable) -> None:

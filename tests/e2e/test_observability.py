@@ -86,6 +86,9 @@ def test_the_declared_series_move_on_a_running_platform(running: RunningNova) ->
         nothing = {"nodes": [{"node_key": "n", "node_type": "pass"}]}
         http.post("/workflows/counted/versions", json=nothing).raise_for_status()
         http.post("/workflows/counted/runs", params={"wait_s": 20}, json={}).raise_for_status()
+        durable = {"name": "kept", "runtime": "python", "mode": "durable", "code": "def handler():\n    return 1\n"}
+        http.post("/functions", json=durable).raise_for_status()
+        http.post("/functions/kept/invoke").raise_for_status()
         http.get("/stats", headers={"X-API-Key": "nk_nobody_knows"})
         text = http.get("/metrics/prometheus").text
     sampled = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if not line.startswith("#")}

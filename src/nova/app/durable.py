@@ -20,7 +20,7 @@ def handlers(settings: Settings, stores: Stores) -> list[object]:
 async def work(shop: Workshop) -> dict[str, Kind]:
     """Start what runs in the background; the kinds of work that nebula's runner is to claim for it."""
     db, invoker, notices = shop.stores.db, shop.invoker, shop.notices
-    runs = DurableRuns(db, invoker, notices)
+    runs = DurableRuns(db, invoker, notices, events=shop.metrics)
     calls = DurableCallWork(db, invoker, notices)
 
     def workers() -> int:

@@ -75,6 +75,7 @@ SERIES: Mapping[str, Series] = {
     "event_lag_milliseconds": Series("histogram", (), "From a message's commit to the end of its first delivery"),
     "schedule_runs_total": Series("counter", ("status",), "Instants of schedules, by what was done"),
     "workflow_runs_total": Series("counter", ("tenant", "status"), "Runs of workflows that ended"),
+    "durable_executions_total": Series("counter", ("tenant", "status"), "Durable executions that ended"),
     "workflow_nodes_total": Series("counter", ("status",), "Nodes of runs, and items of maps, that ended"),
     "trigger_events_total": Series("counter", ("type", "status"), "Events that triggers got, by what became of them"),
     "schedule_lateness_milliseconds": Series("histogram", (), "From a schedule's instant to its firing"),
@@ -252,6 +253,7 @@ class _Scrape(Collector):
         yield self._measured("event_lag_milliseconds", metrics.event_lags.items())
         yield self._counted("schedule_runs_total", counters.schedule_runs.items())
         yield self._counted("workflow_runs_total", self._of_tenants(counters.workflow_runs))
+        yield self._counted("durable_executions_total", self._of_tenants(counters.durable_executions))
         yield self._counted("workflow_nodes_total", counters.workflow_nodes.items())
         yield self._counted("trigger_events_total", counters.trigger_events.items())
         yield self._measured("schedule_lateness_milliseconds", metrics.lateness.items())

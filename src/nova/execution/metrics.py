@@ -144,6 +144,7 @@ class Counters:
     schedule_runs: Counter[tuple[str, ...]] = field(default_factory=Counter)
     events: Counter[tuple[str, ...]] = field(default_factory=Counter)
     workflow_runs: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    durable_executions: Counter[tuple[str, ...]] = field(default_factory=Counter)
     workflow_nodes: Counter[tuple[str, ...]] = field(default_factory=Counter)
     trigger_events: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
@@ -313,6 +314,10 @@ class Metrics:
     def run_ended(self, scope: Scope, workflow: str, status: str) -> None:
         """A run of a workflow ended (nova.events.workflows.observers.RunEvents)."""
         self.counters.workflow_runs[scope.tenant, status] += 1
+
+    def execution_ended(self, scope: Scope, status: str) -> None:
+        """A durable execution ended."""
+        self.counters.durable_executions[scope.tenant, status] += 1
 
     def node_ended(self, status: str) -> None:
         self.counters.workflow_nodes[status,] += 1

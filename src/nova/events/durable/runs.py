@@ -8,7 +8,7 @@ another, which does again what was not recorded.
 import json
 import random
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -17,6 +17,7 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.durable import MAX_LOST, PAGE_OPERATIONS, Execution, Token, error_text
 from nova.domain.durable_protocol import envelope
+from nova.domain.identity import Scope
 from nova.domain.ports import Invoker
 from nova.errors import FunctionError, NovaError
 from nova.events.acting import acting_for
@@ -41,11 +42,15 @@ _BACKOFF_S: Final = (0.2, 30.0)
 """Shortest and longest pause before a run that follows a lost one."""
 _NON_DETERMINISTIC: Final = "Nova.NonDeterministic"
 
-Ended = Callable[[Execution, str], None]
+
+class DurableEvents(Protocol):
+    """Hears of what is counted."""
+
+    def execution_ended(self, scope: Scope, status: str) -> None: ...
 
 
 class DurableRuns:
-    """The handler of work of kind ``durable``. ``ended`` hears of executions that ended, with their status."""
+    """The handler of work of kind ``durable``."""
 
     def __init__(
         self,
@@ -53,14 +58,14 @@ class DurableRuns:
         invoker: Invoker,
         notices: Notices,
         *,
-        ended: Ended = lambda _execution, _status: None,
+        events: DurableEvents,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._db = db
         self._store = DurableStore(db)
         self._invoker = invoker
         self._notices = notices
-        self._ended = ended
+        self._events = events
         self._clock = clock
 
     def kind(self, workers: int | Callable[[], int]) -> Kind:
@@ -199,7 +204,7 @@ class DurableRuns:
             await self._own(conn, item, execution)
             await durable.end(conn, execution.id, status, output, error)
             await queue.finish(conn, item)
-        self._ended(execution, status)
+        self._events.execution_ended(execution.scope, status)
 
     async def _own(self, conn: Connection, item: WorkItem, execution: Execution) -> bool:
         """Whether something came in since the run began. Raises :class:`LeaseLost`."""
