@@ -16,7 +16,6 @@ CREATE TABLE event_topics (
     FOREIGN KEY (tenant_id, namespace) REFERENCES namespaces (tenant_id, name) ON UPDATE CASCADE ON DELETE CASCADE,
     UNIQUE (tenant_id, namespace, name)
 );
-CREATE INDEX event_topics_newest ON event_topics (tenant_id, namespace, id DESC);
 
 -- Where a topic ends. Whoever publishes locks its row until he has committed: so sequences have no gaps and become visible
 -- in their order. No foreign key: the row outlives its topic until retention has removed the messages.

@@ -31,8 +31,10 @@ SELECT extract(epoch FROM not_before - clock_timestamp())::float8 AS seconds
 -- name: published
 UPDATE bus_outbox o
    SET status = 'published', sequence = i.sequence, duplicate = i.duplicate, published_at = now(), payload = NULL
-  FROM unnest(%(ids)b::uuid[], %(sequences)b::bigint[], %(duplicates)b::boolean[]) AS i (id, sequence, duplicate)
- WHERE o.id = i.id;
+  FROM (SELECT i.sequence, i.duplicate, o.place
+          FROM unnest(%(ids)b::uuid[], %(sequences)b::bigint[], %(duplicates)b::boolean[]) AS i (id, sequence, duplicate)
+          JOIN LATERAL (SELECT o.ctid AS place FROM bus_outbox o WHERE o.id = i.id OFFSET 0) o ON true OFFSET 0) AS i
+ WHERE o.ctid = i.place;
 
 -- name: get
 SELECT o.id::text AS id, t.name AS topic, o.status, o.not_before, o.payload::text AS payload, o.headers::text AS headers,

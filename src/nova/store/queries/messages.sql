@@ -1,10 +1,13 @@
 -- Messages of topics. The head of a topic is locked while it is written to.
+-- Plans are made while tables are empty, when reading all of an index looks as good as anything. LATERAL with OFFSET 0 leaves
+-- no way but to look each row up.
 
 -- name: lock_by_name -- in one order, so that two publishers cannot wait for each other
 SELECT t.id::text AS id, t.tenant_id, t.namespace, t.name, t.dedup_window_s, h.last_sequence, h.bytes
-  FROM event_topics t JOIN event_heads h ON h.topic_id = t.id
- WHERE (t.tenant_id, t.namespace, t.name) IN (
-       SELECT * FROM unnest(%(tenants)b::text[], %(namespaces)b::text[], %(names)b::text[]))
+  FROM unnest(%(tenants)b::text[], %(namespaces)b::text[], %(names)b::text[]) AS i (tenant_id, namespace, name)
+  JOIN LATERAL (SELECT * FROM event_topics t
+                 WHERE t.tenant_id = i.tenant_id AND t.namespace = i.namespace AND t.name = i.name OFFSET 0) t ON true
+  JOIN event_heads h ON h.topic_id = t.id
  ORDER BY h.topic_id
    FOR UPDATE OF h;
 
@@ -20,12 +23,16 @@ RETURNING message_id::text AS id;
 
 -- name: held_keys
 SELECT d.topic_id::text AS topic_id, d.key, d.message_id::text AS id, d.sequence
-  FROM unnest(%(topics)b::uuid[], %(keys)b::bytea[]) AS i (topic_id, key) JOIN event_dedup d USING (topic_id, key);
+  FROM unnest(%(topics)b::uuid[], %(keys)b::bytea[]) AS i (topic_id, key)
+  JOIN LATERAL (SELECT * FROM event_dedup d WHERE d.topic_id = i.topic_id AND d.key = i.key OFFSET 0) d ON true;
 
 -- name: place_keys
 UPDATE event_dedup d SET sequence = i.sequence
-  FROM unnest(%(topics)b::uuid[], %(keys)b::bytea[], %(sequences)b::bigint[]) AS i (topic_id, key, sequence)
- WHERE d.topic_id = i.topic_id AND d.key = i.key;
+  FROM (SELECT i.sequence, d.place
+          FROM unnest(%(topics)b::uuid[], %(keys)b::bytea[], %(sequences)b::bigint[]) AS i (topic_id, key, sequence)
+          JOIN LATERAL (SELECT d.ctid AS place FROM event_dedup d
+                         WHERE d.topic_id = i.topic_id AND d.key = i.key OFFSET 0) d ON true OFFSET 0) AS i
+ WHERE d.ctid = i.place;
 
 -- name: append
 WITH heads AS (
@@ -51,7 +58,9 @@ WITH locked AS (
     SELECT h.topic_id, i.no, i.messages, i.bytes
       FROM unnest(%(nos)b::int[], %(tenants)b::text[], %(namespaces)b::text[], %(names)b::text[], %(counts)b::bigint[],
                   %(totals)b::bigint[]) AS i (no, tenant_id, namespace, name, messages, bytes)
-      JOIN event_topics t USING (tenant_id, namespace, name) JOIN event_heads h ON h.topic_id = t.id
+      JOIN LATERAL (SELECT t.id FROM event_topics t
+                     WHERE t.tenant_id = i.tenant_id AND t.namespace = i.namespace AND t.name = i.name OFFSET 0) t ON true
+      JOIN event_heads h ON h.topic_id = t.id
      ORDER BY h.topic_id
        FOR UPDATE OF h
 ), heads AS (
@@ -100,19 +109,23 @@ SELECT m.topic_id::text AS topic_id, m.sequence, m.id::text AS id, m.payload::te
  LIMIT %(limit)s;
 
 -- name: by_id
+WITH m AS MATERIALIZED (SELECT * FROM event_messages WHERE id = ANY (%(ids)s::uuid[]))
 SELECT m.topic_id::text AS topic_id, m.sequence, m.id::text AS id, m.payload::text AS payload, m.headers::text AS headers,
        m.ordering_key, m.attributes::text AS attributes, m.traceparent, m.tracestate, m.size, m.published_by,
        m.published_at
-  FROM event_messages m JOIN event_heads h ON h.topic_id = m.topic_id AND m.sequence >= h.first_sequence
- WHERE m.topic_id = %(topic)s::uuid AND m.id = ANY (%(ids)s::uuid[])
+  FROM m
+ WHERE m.topic_id = %(topic)s::uuid
+   AND m.sequence >= (SELECT first_sequence FROM event_heads WHERE topic_id = %(topic)s::uuid)
  ORDER BY m.sequence;
 
 -- name: by_sequence
 SELECT m.topic_id::text AS topic_id, m.sequence, m.id::text AS id, m.payload::text AS payload, m.headers::text AS headers,
        m.ordering_key, m.attributes::text AS attributes, m.traceparent, m.tracestate, m.size, m.published_by,
        m.published_at
-  FROM event_messages m JOIN event_heads h ON h.topic_id = m.topic_id AND m.sequence >= h.first_sequence
- WHERE m.topic_id = %(topic)s::uuid AND m.sequence = ANY (%(sequences)s::bigint[])
+  FROM unnest(%(sequences)s::bigint[]) AS i (sequence)
+  JOIN LATERAL (SELECT * FROM event_messages m
+                 WHERE m.topic_id = %(topic)s::uuid AND m.sequence = i.sequence OFFSET 0) m ON true
+ WHERE m.sequence >= (SELECT first_sequence FROM event_heads WHERE topic_id = %(topic)s::uuid)
  ORDER BY m.sequence;
 
 -- name: sequence_at -- times grow with sequences: halve the range until one is left
@@ -121,7 +134,9 @@ WITH RECURSIVE search (low, high) AS (
     UNION ALL
     SELECT CASE WHEN m.published_at < %(at)s THEN m.sequence + 1 ELSE s.low END,
            CASE WHEN m.published_at < %(at)s THEN s.high ELSE m.sequence END
-      FROM search s JOIN event_messages m ON m.topic_id = %(topic)s::uuid AND m.sequence = (s.low + s.high) / 2
+      FROM search s
+      JOIN LATERAL (SELECT * FROM event_messages m
+                     WHERE m.topic_id = %(topic)s::uuid AND m.sequence = (s.low + s.high) / 2 OFFSET 0) m ON true
      WHERE s.low < s.high
 )
 SELECT low AS sequence FROM search WHERE low >= high;
@@ -132,7 +147,9 @@ WITH RECURSIVE search (low, high) AS (
     UNION ALL
     SELECT CASE WHEN m.position < %(position)s THEN m.sequence + 1 ELSE s.low END,
            CASE WHEN m.position < %(position)s THEN s.high ELSE m.sequence END
-      FROM search s JOIN event_messages m ON m.topic_id = %(topic)s::uuid AND m.sequence = (s.low + s.high) / 2
+      FROM search s
+      JOIN LATERAL (SELECT * FROM event_messages m
+                     WHERE m.topic_id = %(topic)s::uuid AND m.sequence = (s.low + s.high) / 2 OFFSET 0) m ON true
      WHERE s.low < s.high
 )
 SELECT low AS sequence FROM search WHERE low >= high;
@@ -140,7 +157,8 @@ SELECT low AS sequence FROM search WHERE low >= high;
 -- name: past_retention -- topics whose oldest message is too old, or that hold too much
 SELECT t.id::text AS id, h.bytes, t.retention_hours, t.max_retained_mb
   FROM event_topics t JOIN event_heads h ON h.topic_id = t.id
-  JOIN event_messages m ON m.topic_id = t.id AND m.sequence = h.first_sequence
+  JOIN LATERAL (SELECT * FROM event_messages m
+                 WHERE m.topic_id = t.id AND m.sequence = h.first_sequence OFFSET 0) m ON true
  WHERE m.published_at < %(now)s - make_interval(hours => t.retention_hours)
     OR h.bytes - m.position > t.max_retained_mb::bigint << 20
  LIMIT %(limit)s;

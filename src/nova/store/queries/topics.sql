@@ -15,7 +15,8 @@ SELECT t.id::text AS id, t.tenant_id, t.namespace, t.name, t.description, t.rete
        t.dedup_window_s, t.created_by, t.created_at, t.updated_at, h.first_sequence, h.last_sequence,
        h.bytes - coalesce(m.position, h.bytes) AS bytes, h.last_at
   FROM event_topics t JOIN event_heads h ON h.topic_id = t.id
-  LEFT JOIN event_messages m ON m.topic_id = t.id AND m.sequence = h.first_sequence
+  LEFT JOIN LATERAL (SELECT m.position FROM event_messages m
+                      WHERE m.topic_id = t.id AND m.sequence = h.first_sequence OFFSET 0) m ON true
  WHERE t.tenant_id = %(tenant)s AND t.namespace = %(namespace)s AND t.name = %(name)s;
 
 -- name: lock
@@ -28,7 +29,8 @@ SELECT t.id::text AS id, t.tenant_id, t.namespace, t.name, t.description, t.rete
        t.dedup_window_s, t.created_by, t.created_at, t.updated_at, h.first_sequence, h.last_sequence,
        h.bytes - coalesce(m.position, h.bytes) AS bytes, h.last_at
   FROM event_topics t JOIN event_heads h ON h.topic_id = t.id
-  LEFT JOIN event_messages m ON m.topic_id = t.id AND m.sequence = h.first_sequence
+  LEFT JOIN LATERAL (SELECT m.position FROM event_messages m
+                      WHERE m.topic_id = t.id AND m.sequence = h.first_sequence OFFSET 0) m ON true
  WHERE t.tenant_id = %(tenant)s AND t.namespace = %(namespace)s
    AND (%(after)s::uuid IS NULL OR t.id < %(after)s::uuid)
    AND (%(q)s::text IS NULL OR strpos(lower(t.name), lower(%(q)s)) > 0)
