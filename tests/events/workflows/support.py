@@ -1,6 +1,7 @@
 """Workflows that exist in the database and nowhere else, and the engine of one process in front of scripted functions."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -38,7 +39,7 @@ def node(key: str, type: str, /, **more: Any) -> JsonObject:
 def chain(*nodes: JsonObject, **more: Any) -> JsonObject:
     """One after the other."""
     keys = [one["node_key"] for one in nodes]
-    edges = [{"from": before, "to": after} for before, after in zip(keys, keys[1:], strict=False)]
+    edges = [{"from": before, "to": after} for before, after in itertools.pairwise(keys)]
     return {"nodes": list(nodes), "edges": edges, **more}
 
 

@@ -189,7 +189,8 @@ async def test_attempts_wait_and_errors_are_caught(database: Database) -> None:
             (3, None),
         ]
         first, second = (tried[i + 1]["started_at"] - tried[i]["started_at"] for i in (0, 1))
-        assert first >= timedelta(milliseconds=45) and second >= timedelta(milliseconds=90)
+        assert first >= timedelta(milliseconds=45)
+        assert second >= timedelta(milliseconds=90)
         assert await n.result("caught", 7) == {"v": {"why": f"{10**6 - 3} left", "input": 7}}
         assert await n.result("going") == {"on": "ValueError"}
         other = await n.ended(await n.start("other"))
@@ -338,7 +339,8 @@ async def test_a_hundred_nested_runs_finish_with_one_worker(database: Database) 
     async with nebula(database, functions, workers=1, max_depth=101) as n:
         assert await n.result("nest", {"left": 100}) == {"left": 100}
         row = await database.one("SELECT count(*) AS n FROM dag_runs WHERE status = 'succeeded'")
-        assert row is not None and row["n"] == 101
+        assert row is not None
+        assert row["n"] == 101
 
 
 async def test_errors_of_runs_below_and_cancelling_them(database: Database) -> None:
@@ -360,7 +362,8 @@ async def test_errors_of_runs_below_and_cancelling_them(database: Database) -> N
         row = await n.ended(await n.start("above"))
         assert (row["status"], row["error"]["type"], row["error"]["message"]) == ("failed", "Broken", "by design")
         below = await database.one("SELECT count(*) AS n FROM dag_runs WHERE workflow_name = 'bad'")
-        assert below is not None and below["n"] == 2
+        assert below is not None
+        assert below["n"] == 2
         assert await n.result("missing") == {"c": "Nova.NotFound"}
         parent = await n.start("parent")
         async with asyncio.timeout(10):
@@ -456,7 +459,8 @@ async def test_again_from_where_it_failed_and_forks(database: Database) -> None:
         assert (await n.ended(run_id))["status"] == "failed"
         assert await n.runs.retry(SCOPE, run_id, "failed", by="key:test") == 2
         assert (await n.ended(run_id))["status"] == "failed"
-        assert functions.inputs("item").count(1) <= 2 and functions.inputs("item").count(2) == 2
+        assert functions.inputs("item").count(1) <= 2
+        assert functions.inputs("item").count(2) == 2
         await n.runs.retry(SCOPE, run_id, "failed", by="key:test")
         row = await n.ended(run_id)
         assert (row["status"], row["output"], row["generation"]) == ("succeeded", "well", 3)
