@@ -3,15 +3,19 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nova.api.subscriptions import ROUTES
 from nova.clock import SYSTEM_CLOCK
+from nova.config import EgressSettings
 from nova.errors import FunctionError
 from nova.events.bus.replaying import DeliveryHandlers
 from nova.events.bus.subscriptions import SubscriptionHandlers
+from nova.events.bus.trying import TryHandlers
+from nova.security.egress import client
 from nova.store.apikeys import KeyGrant
 from nova.store.blobs import BlobStore
 from nova.store.db import Database
@@ -58,12 +62,14 @@ async def desk_of(database: Database, calls: Calls | None = None) -> AsyncIterat
     await topic(database, "graves")
     topics = TopicStore(database)
     functions, versions = FunctionStore(database), VersionStore(database, BlobStore(database))
-    owners = [
+    owners: list[object] = [
         SubscriptionHandlers(database, topics, functions, versions, SYSTEM_CLOCK),
         DeliveryHandlers(database, topics),
     ]
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(dispatching(database, calls))
+        here = SimpleNamespace(invoker=bus.calls)
+        owners.append(TryHandlers(database, here, lambda: client(EgressSettings(), timeout_s=5), None, SYSTEM_CLOCK))
         served = await stack.enter_async_context(management(database, owners, ROUTES))
         yield Desk(served, bus)
 
@@ -234,6 +240,26 @@ async def test_only_who_may_call_the_target_may_make_it(desk: Desk) -> None:
     body = {"name": "x", "type": "function", "function_name": "f"}
     made = await desk.api.client.post("/topics/orders/subscriptions", json=body, headers=manager)
     assert made.status_code == 403
+
+
+async def test_a_trial_says_what_came_of_it_and_keeps_nothing(database: Database) -> None:
+    broken = Breakable()
+    async with desk_of(database, Calls(broken.script)) as desk:
+        made = await desk.create(filters=[{"exact": {"/n": "1"}}])
+        path = f"/subscriptions/{made['id']}/test"
+        failed = await desk.call("POST", path, {"payload": {"n": 1}})
+        assert (failed["status"], failed["error"], failed["fits"]) == ("failed", "ValueError: no", True)
+        broken.heal()
+        told = await desk.call("POST", path, {"payload": [2]})
+        assert (told["status"], told["error"], told["fits"]) == ("succeeded", None, False)
+        assert [data(call) for call in desk.bus.calls.seen] == [{"n": 1}, [2]]
+        assert await desk.deliveries(made) == []
+        hook = await desk.create("h", type="webhook", function_name=None, webhook_url="http://127.0.0.1:1/")
+        told = await desk.call("POST", f"/subscriptions/{hook['id']}/test", {})
+        assert (told["status"], "no public address" in told["error"]) == ("failed", True)
+        grants = [KeyGrant("operator"), KeyGrant("operator", ("f",), "deny")]
+        manager = {"X-API-Key": await desk.api.key(grants=grants)}
+        assert (await desk.api.client.post(path, json={}, headers=manager)).status_code == 403
 
 
 async def test_secrets_are_shown_once_and_rotate(desk: Desk) -> None:

@@ -39,7 +39,7 @@ class TryHandlers:
         db: Database,
         ports: Ports,
         client: Callable[[], httpx.AsyncClient],
-        workflows: WorkflowStarter,
+        workflows: WorkflowStarter | None,
         clock: Clock,
     ) -> None:
         self._subscriptions = SubscriptionStore(db)
