@@ -14,7 +14,7 @@ import pytest
 from nova.store.db import Database
 from nova.store.embedded import EmbeddedPostgres
 
-pytest_plugins = ["tests.e2e.server"]
+pytest_plugins = ["tests.e2e.server", "tests.events.triggers.brokers"]
 _TEMPLATE = "nova_template"
 
 

@@ -14,7 +14,6 @@ from nova.events.triggers.base import Source, SourceError, SourceEvent
 from tests.events.triggers import brokers
 from tests.events.triggers.sources import Kept, made, running
 
-mqtt_broker = brokers.mqtt_broker
 pytestmark = pytest.mark.anyio
 
 
@@ -121,6 +120,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed(
         pass  # now there is a session
     async with aiomqtt.Client("127.0.0.1", mqtt_broker.port, username="nova", password="pa55") as client:
         await asyncio.gather(*(publish(client, topic, n) for n in range(500)))
+    mqtt_broker.save()
 
     async def handle(event: SourceEvent) -> None:
         if len(sink.events) == 50:  # some brokers send far ahead

@@ -16,7 +16,6 @@ from nova.ids import new_id
 from tests.events.triggers import brokers
 from tests.events.triggers.sources import Kept, made, running
 
-nats_broker = brokers.nats_broker
 pytestmark = pytest.mark.anyio
 
 

@@ -16,7 +16,6 @@ from nova.events.triggers.base import Source, SourceError, SourceEvent
 from tests.events.triggers import brokers
 from tests.events.triggers.sources import Kept, made, running
 
-rabbit_broker = brokers.rabbit_broker
 pytestmark = pytest.mark.anyio
 
 

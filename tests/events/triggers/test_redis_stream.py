@@ -13,7 +13,6 @@ from nova.events.triggers.base import Source, SourceError, SourceEvent
 from tests.events.triggers import brokers
 from tests.events.triggers.sources import Kept, made, running
 
-redis_broker = brokers.redis_broker
 pytestmark = pytest.mark.anyio
 
 

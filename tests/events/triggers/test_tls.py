@@ -13,7 +13,6 @@ from nova.events.triggers.base import SourceError
 from tests.events.triggers import brokers
 from tests.events.triggers.sources import Kept, made, running
 
-redis_broker, mqtt_broker, rabbit_broker = brokers.redis_broker, brokers.mqtt_broker, brokers.rabbit_broker
 pytestmark = [
     pytest.mark.anyio,
     # A failed handshake leaves paho's socket to the garbage collector, which closes it.
