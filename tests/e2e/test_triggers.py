@@ -79,7 +79,9 @@ def test_tables_and_webhooks_call_functions_and_what_fails_waits_for_help(nova_s
         conn.execute("CREATE TABLE orders (id serial PRIMARY KEY, n int)")
         config = {"dsn": tcp.dsn, "table": "orders", "cursor_column": "id", "poll_s": 0.2}
         rows = make(platform, "e2e-rows", "postgres", "t-rows", config, max_attempts=1)
-        hook = make(platform, "e2e-hook", "webhook", "t-rows", {"scheme": "github", "secret": SECRET})
+        github = {"scheme": "github", "secret": SECRET}
+        hook = make(platform, "e2e-hook", "webhook", "t-rows", github)
+        sync = make(platform, "e2e-sync", "webhook", "t-rows", {**github, "response": "sync"})
         http = platform.http
         try:
             assert http.post(f"/triggers/{rows}/test").json() == {"ok": True, "error": None}
@@ -95,6 +97,11 @@ def test_tables_and_webhooks_call_functions_and_what_fails_waits_for_help(nova_s
             assert (repeated.status_code, repeated.json()["code"]) == (409, "duplicate_request")
             assert http.post("/hooks/e2e-hook", content=b"{}", headers=headers).status_code == 401
             until(lambda: kept(platform, "t-rows") == {1, 2, 7}, "what is good has come", 30)
+
+            answered = http.post("/hooks/e2e-sync", content=body, headers=headers)
+            assert (answered.status_code, answered.json()) == (200, {"n": 7}), answered.text
+            repeated = http.post("/hooks/e2e-sync", content=body, headers=headers)
+            assert (repeated.status_code, repeated.json()["code"]) == (409, "duplicate_request")
 
             def dead() -> list[Any]:
                 found: list[Any] = http.get("/async-invocations", params={"status": "dlq"}).json()["items"]
@@ -115,7 +122,7 @@ def test_tables_and_webhooks_call_functions_and_what_fails_waits_for_help(nova_s
             status = http.get(f"/triggers/{hook}/status").json()
             assert (status["state"], status["received"], status["processed"]) == ("running", 2, 2)
         finally:
-            for trigger in (rows, hook):
+            for trigger in (rows, hook, sync):
                 http.delete(f"/triggers/{trigger}")
 
 

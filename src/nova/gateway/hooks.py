@@ -40,8 +40,8 @@ class Hooks:
             raise not_found("webhook", name)
         peer = scope["client"][0] if scope["client"] else None
         address = self._door.client_address(headers, peer)
+        extra = self._admit(place, address)
         limit = await self._desk.limit(place, name)
-        extra = self._admit(place, name, address)
         body = await read_body(receive, headers.get(b"content-length"), limit)
         request = HookRequest(
             method=scope["method"],
@@ -60,10 +60,10 @@ class Hooks:
         lines = lines_of(list(answer.headers)) + b"x-request-id: %s\r\n" % request.request_id.encode() + extra
         await reply(scope, send, answer.status, lines, answer.body)
 
-    def _admit(self, place: Place, name: str, address: str | None) -> bytes:
-        """The tenant is open, and the webhook not called too often: each address has the rate of a caller there, so that a
+    def _admit(self, place: Place, address: str | None) -> bytes:
+        """The tenant is open, and its webhooks not called too often: each address has the rate of a caller there, so that a
         stranger does not use up the sender's."""
-        identity = Identity(f"trigger:{name}@{address}", frozenset({place.tenant}), frozenset({place.namespace}))
+        identity = Identity(f"hooks@{address}", frozenset({place.tenant}), frozenset({place.namespace}))
         caller = Caller(identity, address)
         self._door.scope(caller, place.tenant, place.namespace)
         bucket = self._door.charge(caller, place)
