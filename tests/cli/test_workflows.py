@@ -73,7 +73,15 @@ def test_the_order_saga_is_done_or_undone(orbit: Orbit) -> None:
         wide = orbit("runs", "get", run_id, "-o", "wide").ok().out
         assert "compensation" in wide
         told = orbit("runs", "tail", run_id).ok().out.splitlines()
-        assert told[-1].split()[1:3] == ["run", "failed"]
+        assert [line.split()[1:3] for line in told] == [
+            ["run", "running"],
+            *([key, status] for key in ("reserve", "charge") for status in ("running", "succeeded")),
+            ["ship", "running"],
+            ["ship", "failed"],
+            ["charge", "undone"],
+            ["reserve", "undone"],
+            ["run", "failed"],
+        ]
         declined = saga.run({**ORDER, "card": "4000"}, code=6)
         assert declined["error"]["type"] == "CardDeclined"
         again = orbit("runs", "retry", declined["id"], "--from", "start", "-d", json.dumps(ORDER), "--watch").ok()

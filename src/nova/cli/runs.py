@@ -1,6 +1,7 @@
 """orbit runs: what workflows are doing and have done, and how to steer it."""
 
 import time
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -94,7 +95,9 @@ def _line(data: Json) -> str:
     item = f"[{data['item']}]" if data.get("item") is not None else ""
     error = data.get("error")
     more = f"  {error['type']}: {error['message']}" if error else ""
-    return f"{data['at']}  {where}{item}  {data['status']}{more}"
+    undone = {"succeeded": "undone", "failed": "could not be undone"}.get(data.get("compensation") or "")
+    at = datetime.fromisoformat(data["at"]).astimezone().strftime("%H:%M:%S.%f")[:-3] if data["at"] else " " * 12
+    return f"{at}  {where}{item}  {undone or data['status']}{more}"
 
 
 @command

@@ -10,10 +10,9 @@ from nova.api.table import Empty, Page
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.errors import NovaError, invalid, not_found
 from nova.events.workflows.handlers_changes import RunChanges, wait
+from nova.events.workflows.handlers_feed import Feed
 from nova.events.workflows.handlers_views import (
     ENDED,
-    duration_ms,
-    failure,
     map_at,
     node_view,
     run_detail,
@@ -155,29 +154,21 @@ class RunHandlers:
 
     @handles("run.events")
     async def events(self, req: Req[None, Empty]) -> AsyncIterator[Event | Batch]:
-        """Ends with the run. The id of an event is the run's revision, so a client can go on after a break."""
-        revision = _revision(req.http.headers.get("last-event-id"))
+        """Ends with the run. The id of an event is a revision of the run, so a client can go on after a break."""
+        feed = Feed(_revision(req.http.headers.get("last-event-id")))
         run_id = (await self._row(req))["id"]
-        status: str | None = None
         with self._changes.of(run_id) as changed:
             while True:
                 row = await self._found(req, run_id)
-                rows = await self._views.changes(run_id, revision, limit=_CHANGES)
-                events = [_change(one) for one in rows]
-                if rows:
-                    revision = rows[-1]["revision"]
-                if row["status"] != status and row["status"] not in ENDED:
-                    status = row["status"]
-                    events.insert(0, _run_event(row, revision))
-                if events:
-                    yield Batch(events)
+                rows = await self._views.changes(run_id, feed.revision, limit=_CHANGES)
+                if (batch := feed.batch(row, rows, self._clock.now())) is not None:
+                    yield batch
                 if len(rows) >= _CHANGES:
                     continue
                 if row["status"] in ENDED:
                     break
                 await wait(changed, _LOOK_S)
-        yield _run_event(row, revision)
-        yield Event(run_view(row), event="end", id=str(revision))
+        yield feed.end(row)
 
     # Steering
 
@@ -295,27 +286,3 @@ def _revision(last: str | None) -> int:
     if not (last.isascii() and last.isdigit() and len(last) < 10):
         raise invalid("Last-Event-ID", "the id of an event of this feed")
     return int(last)
-
-
-def _change(row: Row) -> Event:
-    item = row["item"]
-    data = {
-        "at": row["finished_at"] or row["started_at"],
-        "node_key": row["node_key"],
-        "item": None if item < 0 else item,
-        "status": row["status"],
-        "attempt": row["attempt"],
-        "duration_ms": duration_ms(row["started_at"], row["finished_at"]),
-        "error": failure(row["error"]),
-        "compensation": row["compensation"],
-    }
-    return Event(data, event="node", id=str(row["revision"]))
-
-
-def _run_event(row: Row, revision: int) -> Event:
-    data = {
-        "at": row["finished_at"] or row["started_at"] or row["created_at"],
-        "status": row["status"],
-        "error": failure(row["error"]),
-    }
-    return Event(data, event="run", id=str(revision))

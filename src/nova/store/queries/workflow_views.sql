@@ -72,10 +72,16 @@ SELECT node_key, item, generation, attempt, purpose, request_id::text AS request
  ORDER BY node_key, item, generation, started_at;
 
 -- name: changes -- since a revision; what one revision changed comes together
-SELECT node_key, item, status, attempt, error, compensation, compensation_error, revision, started_at, finished_at
-  FROM dag_run_nodes
- WHERE run_id = %(id)s::uuid AND revision > %(after)s
- ORDER BY revision
+SELECT n.node_key, n.item, n.status, n.attempt, n.error, n.compensation, n.compensation_error, n.revision, n.started_at,
+       n.finished_at,
+       CASE WHEN n.compensation IS NOT NULL THEN (
+           SELECT max(a.started_at + make_interval(secs => a.duration_ms / 1000))
+             FROM dag_node_attempts a
+            WHERE a.run_id = n.run_id AND a.node_key = n.node_key AND a.item = n.item AND a.purpose = 'compensation'
+       ) END AS compensated_at
+  FROM dag_run_nodes n
+ WHERE n.run_id = %(id)s::uuid AND n.revision > %(after)s
+ ORDER BY n.revision
  FETCH FIRST (%(limit)s) ROWS WITH TIES;
 
 -- name: approvals_of_run
