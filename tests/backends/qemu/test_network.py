@@ -2,6 +2,7 @@
 policy is the matter of the suite for all backends."""
 
 import asyncio
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,8 @@ import pytest
 from nova.domain.function import EgressRule, NetworkPolicy
 from nova.errors import NovaError
 from nova.execution.backends.qemu.backend import QemuBackend, QemuVm
+from nova.execution.backends.vm.leases import Leases
+from nova.execution.backends.vm.network import VmNetwork
 from tests.backends.harness import TIGHT, Function, Maker, write_code
 from tests.backends.qemu import case as qemu_case
 from tests.backends.qemu import ground
@@ -21,6 +24,7 @@ from tests.execution.backends.sandbox.world import BULK_BYTES, BULK_PORT, World,
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(bool(ground.missing()), reason=ground.missing()),
+    pytest.mark.skipif(os.geteuid() != 0, reason="making interfaces needs root"),
 ]
 
 MBPS = 10
@@ -147,6 +151,21 @@ async def test_a_host_that_cannot_filter_or_limit_says_so(online: Online, monkey
     with pytest.raises(NovaError, match="network_policy"):
         await online.load(NetworkPolicy())
     assert online.left() == []
+
+
+async def test_the_bridge_of_a_killed_daemon_goes_with_its_next_one(tmp_path: Path) -> None:
+    """BE2: also when no machine of that one needs it."""
+    node = f"k-{secrets.token_hex(3)}"
+    backend = ground.backend(tmp_path, node)
+    options = backend._options
+    killed = VmNetwork(Leases(options.leases, f"{node}-qemu"), options.bridge, options.subnet)
+    await killed.start()
+    assert options.bridge in [name for _, name in socket.if_nameindex()]
+    await backend.start()
+    await backend.close()
+    assert options.bridge not in [name for _, name in socket.if_nameindex()]
+    assert ground.files(tmp_path) == []
+    await killed.close()
 
 
 def _vm(function: Function) -> QemuVm:
