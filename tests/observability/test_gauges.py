@@ -12,6 +12,8 @@ from nova.store.db import Database
 from nova.store.gauges import GaugeStore
 from nova.store.invocations import InvocationStore
 from nova.store.series import SeriesStore
+from tests.events.bus.dispatching import subscription
+from tests.events.bus.topics import topic
 from tests.execution.fakes import make_snapshot
 from tests.observability.records import row, unfenced, write
 
@@ -70,7 +72,17 @@ async def test_every_series_moves(database: Database) -> None:
     snapshot = make_snapshot(function_id=new_id())
     await write(InvocationStore(database), [row(snapshot, datetime.now(UTC) - timedelta(seconds=60))])
 
+    made = await subscription(database, await topic(database))
+    await database.run("UPDATE event_heads SET last_sequence = 7")
+    await database.run(
+        "INSERT INTO event_deliveries (subscription_id, sequence, generation, tenant_id, namespace, topic_id, status, attempts,"
+        " replay) SELECT id, 1, 0, tenant_id, namespace, topic_id, 'dlq', 3, false FROM event_subscriptions"
+        " WHERE id = %(id)s",
+        id=made,
+    )
+
     found = await _read(database)
+    assert (found["subscription_lag", "s", "default", "orders"], found["dlq_size", "message"]) == (7, 1)
     assert {name[0] for name in found} == set(SERIES)
     assert (found["async_backlog", "queued", "default"], found["async_backlog", "queued", "acme"]) == (2, 1)
     assert (found["dlq_size", "async"], found["dlq_size", "delivery"]) == (1, 1)
@@ -83,4 +95,5 @@ async def test_every_series_moves(database: Database) -> None:
     await SeriesStore(database).roll_up(unfenced, limit=10)
     assert (await _read(database))["rollup_lag_seconds",] == 0
     own = await _read(database, "acme")
+    assert not [name for name in own if name[0] == "subscription_lag"]
     assert [name for name in own if name[0] == "async_backlog"] == [("async_backlog", "queued", "acme")]

@@ -15,6 +15,7 @@ DEAD = "dlq"
 SERIES = {
     "async_backlog": "Asynchronous calls that wait or run",
     "dlq_size": "Dead letters",
+    "subscription_lag": "Messages that a subscription has not got yet",
     "leader": "1 where a process is in charge of the duty",
     "cluster_nodes": "Processes of the platform",
     "rollup_lag_seconds": "Age of the oldest call record that no time series counts yet",
@@ -53,6 +54,10 @@ class _Reading(Collector):
         letters = self._family("dlq_size", "kind")
         letters.add_metric(["async"], dead)
         letters.add_metric(["delivery"], sum(numbers.dead_deliveries.values()))
+        letters.add_metric(["message"], numbers.dead_messages)
+        lags = self._family("subscription_lag", "tenant", "topic", "subscription")
+        for tenant, topic, name, behind in numbers.lags:
+            lags.add_metric([tenant, topic, name], behind)
         leaders = self._family("leader", "duty", "leader_node")
         for duty, node, held in numbers.leaders:
             leaders.add_metric([duty, node], int(held))
@@ -61,7 +66,7 @@ class _Reading(Collector):
             nodes.add_metric([plane, state], count)
         lag = self._family("rollup_lag_seconds")
         lag.add_metric([], numbers.rollup_lag_s)
-        yield from (backlog, letters, leaders, nodes, lag)
+        yield from (backlog, letters, lags, leaders, nodes, lag)
 
     def _family(self, name: str, *labels: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"{self._namespace}_{name}", SERIES[name], labels=labels)
