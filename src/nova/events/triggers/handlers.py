@@ -48,6 +48,7 @@ class TriggerHandlers:
     async def create(self, req: Req[api.TriggerCreate, api.DryRun]) -> Answer:
         body, trigger_id, now = req.body, new_id(), self._clock.now()
         _require_target(req, body)
+        await registry.prepare([body.type])
         settings = _settings(body)
         if req.dry_run:
             subject = req.identity.subject
@@ -85,6 +86,7 @@ class TriggerHandlers:
         try:
             async with self._db.transaction() as conn:
                 record = await self._locked(conn, req)
+                await registry.prepare([record.type])
                 body = _merged(record, req.raw_body)
                 _require_target(req, body)
                 settings = _settings(body)
@@ -120,6 +122,7 @@ class TriggerHandlers:
     @handles("trigger.test")
     async def test(self, req: Req[None, Empty]) -> api.Tested:
         record = await self._record(req, _MANAGE)
+        await registry.prepare([record.type])
         try:
             source = registry.source_of(record.type, record.settings.config, self._contexts.of(record))
             async with asyncio.timeout(_TEST_S):
@@ -143,6 +146,7 @@ class TriggerHandlers:
             record = await self._locked(conn, req)
             if enabled:
                 access.require(req.identity, _CALL[record.settings.target_type], _function(record))
+            await registry.prepare([record.type])
             if record.settings.enabled != enabled:
                 record = await self._change(conn, record, replace(record.settings, enabled=enabled))
         (view,) = await self._views([record])
@@ -154,6 +158,7 @@ class TriggerHandlers:
         return await self._triggers.update(conn, record, settings, elsewhere=elsewhere)
 
     async def _views(self, records: Sequence[TriggerRecord]) -> list[api.Trigger]:
+        await registry.prepare(record.type for record in records)
         statuses = await self._triggers.statuses([record.id for record in records]) if records else {}
         return [_view(record, statuses.get(record.id, _NEW)) for record in records]
 

@@ -1,6 +1,7 @@
 """Which module a type of trigger is. They are loaded when they are first needed: some bring a broker's library with them."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, get_args
@@ -39,6 +40,16 @@ class Module(Protocol):
 def load(type: TriggerType) -> Module:
     module: Any = import_module(f"nova.events.triggers.{_MODULES[type]}")
     return module  # type: ignore[no-any-return]
+
+
+_loaded: set[TriggerType] = set()
+
+
+async def prepare(types: Iterable[TriggerType]) -> None:
+    """Load the modules of these types beside the event loop, where a broker's library would hold up everything else."""
+    for type in set(types) - _loaded:
+        await asyncio.to_thread(load, type)
+        _loaded.add(type)
 
 
 def place(type: TriggerType) -> tuple[str, ...]:

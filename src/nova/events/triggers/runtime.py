@@ -125,6 +125,7 @@ class Triggers:
     async def _run(self, record: TriggerRecord, progress: Progress, fence: Fence, again: "_Again") -> None:
         target = target_of(record, self._ports, self._clock)
         delivery = Delivery(record, target, progress, fence, self._db, self._clock, self._events)
+        await registry.prepare([record.type])
         source = registry.source_of(record.type, record.settings.config, self._contexts.of(record))
         lag = asyncio.create_task(self._watch(source, progress), name=f"trigger.{record.settings.name}.lag")
         try:
