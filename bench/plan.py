@@ -28,6 +28,11 @@ MEASURES = {
     "machine_restore": "an emulated machine with a function loaded: from a snapshot beside booted",
     "docker_cold": "first call of a function in a container, from a template, beside a plain docker run",
     "docker_warm": "one caller, a function in a container beside one in the sandbox",
+    "fanout": "one topic with ten subscriptions: deliveries, and the way from publisher to handler",
+    "workflow_chain": "a workflow of 40 functions one after another, beside DBOS",
+    "durable_chain": "a durable function of 40 steps, each committed, beside DBOS",
+    "quiet_tenant": "jobs of a quiet tenant beside one with fifty times as many",
+    "full_tables": "jobs beside a million finished ones",
     "chaos": "jobs lost, ended twice or dead while comets and nebulas are killed",
 }
 GROUPS = {
@@ -36,6 +41,7 @@ GROUPS = {
     "cores": ("two_cores",),
     "backends": ("docker_cold", "docker_warm", "machine_restore"),
     "queue": ("async_ack", "async_rate", "chaos"),
+    "flows": ("fanout", "workflow_chain", "durable_chain", "quiet_tenant", "full_tables"),
     "wasm": ("wasm_rate",),
 }
 """Names for several measures."""
@@ -77,6 +83,16 @@ class Plan:
     chaos_jobs: int = 10_000
     kills: int = 100
     chaos_limit_s: float = 1800.0
+    fanout_subscriptions: int = 10
+    fanout_messages: int = 2_000
+    """per round"""
+    fanout_lags: int = 200
+    chains: int = 30
+    chain_runs: int = 100
+    """at once, per round"""
+    peer_workflows: int = 1_000
+    quiet_jobs: int = 200
+    finished_jobs: int = 1_000_000
     burst_functions: int = 300
     dense_functions: int = 1000
     dense_limit_s: float = 300.0
@@ -125,6 +141,13 @@ QUICK = Plan(
     chaos_jobs=500,
     kills=5,
     chaos_limit_s=240.0,
+    fanout_messages=500,
+    fanout_lags=50,
+    chains=10,
+    chain_runs=30,
+    peer_workflows=200,
+    quiet_jobs=50,
+    finished_jobs=50_000,
     burst_functions=100,
     dense_functions=100,
     dense_limit_s=60.0,
@@ -157,8 +180,15 @@ BARS = {
     ("docker_cold", "p50"): Bar(limit=20),
     ("machine_restore", "times_boot"): Bar(limit=4),
     ("docker_warm", "times_sandbox"): Bar(limit=1.5),
-    ("async_ack", "p50"): Bar(limit=2000),
-    ("async_rate", "rate"): Bar(limit=2000),
+    ("async_ack", "p50"): Bar(limit=1000),
+    ("async_rate", "rate"): Bar(limit=3000),
+    ("fanout", "rate"): Bar(limit=5000),
+    ("fanout", "p50"): Bar(limit=10),
+    ("workflow_chain", "p50"): Bar(limit=100),
+    ("workflow_chain", "nodes"): Bar(limit=1000),
+    ("durable_chain", "p50"): Bar(limit=25),
+    ("quiet_tenant", "times_alone"): Bar(limit=2),
+    ("full_tables", "share"): Bar(limit=0.9),
     ("wasm_rate", "reactor"): Bar(limit=5000),
     ("wasm_rate", "command"): Bar(limit=2500),
     ("chaos", "lost"): Bar(limit=0),
@@ -171,5 +201,6 @@ RATIO_BARS = {
     ("warm_latency", "p50", "workerd"): Bar(limit=1 / 1.2),
     ("warm_throughput", "rate", "functions-framework"): Bar(limit=4),
     ("warm_throughput", "rate", "workerd"): Bar(limit=0.9),
-    ("async_rate", "rate", "procrastinate"): Bar(limit=5),
+    ("async_rate", "rate", "procrastinate"): Bar(limit=10),
+    ("async_rate", "rate", "DBOS"): Bar(limit=20),
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from bench import (
     backend_measures,
     core_measures,
+    flow_measures,
     measures,
     plane_measures,
     pool_measures,
@@ -90,6 +91,7 @@ def benchmark(only: Collection[str], options: Options, say: Say) -> Report:
         backend_measures.backends(run, only)
         wasm_measures.wasm(run, only)
         queue_measures.queue(run, only, report, peers=options.peers)
+        flow_measures.flows(run, only, report, peers=options.peers)
         report.rows, report.problems = run.rows, [*report.problems, *run.problems]
     report.ratios = ratios(report.rows)
     report.machine.load_after = os.getloadavg()[0]

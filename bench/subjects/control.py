@@ -1,5 +1,6 @@
 """The public HTTP API as the benchmark uses it: deploying, deleting, and asking about jobs and nodes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -48,7 +49,14 @@ class Control:
         self._api.close()
 
     def deploy(
-        self, name: str, language: Language, *, number: int = 0, mode: str = "persistent", **more: object
+        self,
+        name: str,
+        language: Language,
+        *,
+        number: int = 0,
+        mode: str = "persistent",
+        headers: Mapping[str, str] | None = None,
+        **more: object,
     ) -> Target:
         """Create the function, wait until it can be called, and say how. ApiError when that does not happen."""
         body = {
@@ -61,24 +69,24 @@ class Control:
             "timeout_s": 30,
             **more,
         }
-        self._built(name, self._call("POST", "/functions", 201, body))
+        self._built(name, self.call("POST", "/functions", 201, body, headers=headers), headers)
         return Target(self._port, f"/functions/{name}/invoke", f'"which":{number}')
 
     def redeploy(self, name: str, language: Language, number: int) -> None:
         """Give a function other code, and wait until it can be called."""
-        changed = self._call("PATCH", f"/functions/{name}", 200, {"code": language.numbered(number)})
+        changed = self.call("PATCH", f"/functions/{name}", 200, {"code": language.numbered(number)})
         self._built(name, changed)
 
-    def _built(self, name: str, seen: dict[str, Any]) -> None:
+    def _built(self, name: str, seen: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
         deadline = monotonic() + BUILD_LIMIT_S
         while seen["compile_status"] not in ("success", "not_required"):
             if seen["compile_status"] == "failed" or monotonic() > deadline:
                 raise ApiError(f"{name} is {seen['compile_status']}: {seen.get('compile_error')}")
             sleep(POLL_S)
-            seen = self._call("GET", f"/functions/{name}", 200)
+            seen = self.call("GET", f"/functions/{name}", 200, headers=headers)
 
     def delete(self, name: str) -> None:
-        self._call("DELETE", f"/functions/{name}", 204)
+        self.call("DELETE", f"/functions/{name}", 204)
 
     def accepting(self, name: str) -> Target:
         """How the function is called without waiting for its result."""
@@ -87,7 +95,7 @@ class Control:
 
     def jobs(self) -> dict[str, Any]:
         """How many jobs there are of each status."""
-        return self._call("GET", "/async-invocations/summary", 200)
+        return self.call("GET", "/async-invocations/summary", 200)
 
     def await_jobs(self, limit_s: float) -> dict[str, Any]:
         """The same, once none waits or runs. ApiError when that takes longer than ``limit_s``."""
@@ -107,16 +115,25 @@ class Control:
 
     def stats(self) -> dict[str, Any]:
         """What there is of instances and calls."""
-        return self._call("GET", "/stats", 200)
+        return self.call("GET", "/stats", 200)
 
     def nodes(self, plane: str) -> list[dict[str, Any]]:
         """The active processes of a plane."""
-        found: list[dict[str, Any]] = self._call("GET", f"/cluster/nodes?plane={plane}&state=active", 200)["items"]
+        found: list[dict[str, Any]] = self.call("GET", f"/cluster/nodes?plane={plane}&state=active", 200)["items"]
         return found
 
-    def _call(self, method: str, path: str, status: int, body: dict[str, object] | None = None) -> dict[str, Any]:
+    def call(
+        self,
+        method: str,
+        path: str,
+        status: int,
+        body: Mapping[str, object] | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """One request; ApiError for any other status."""
         try:
-            answer = self._api.request(method, path, json=body)
+            answer = self._api.request(method, path, json=body, headers=headers)
         except httpx.HTTPError as error:
             raise ApiError(f"{method} {path}: {error!r}") from error
         if answer.status_code != status:

@@ -1,0 +1,251 @@
+"""What runs without a person waiting, beside plain jobs: events to many, chains of steps, quiet tenants, full tables."""
+
+import json
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from itertools import pairwise
+from time import monotonic, perf_counter, sleep, time
+from typing import Any
+
+from bench.driving import DriveError, burst
+from bench.measures import Run
+from bench.model import Report
+from bench.plan import GROUPS
+from bench.processes import calm
+from bench.stats import middle, percentile
+from bench.subjects import dbos as peer
+from bench.subjects.control import PYTHON, python
+from bench.subjects.nova import NAME, Nova
+
+STEPS = 40
+_TOPIC, _FLOW = "bench", "chain"
+_PUBLISHED = 500
+"""Messages of one request."""
+_LAG_GAP_S = 0.02
+_RUNS_AT_ONCE = 16
+_POLL_S = 0.02
+
+
+def flows(run: Run, only: Collection[str], report: Report, *, peers: bool) -> None:
+    """Those of the group that are in ``only``, on one platform; the peer after it, alone."""
+    wanted = [measure for measure in GROUPS["flows"] if measure in only]
+    if not wanted:
+        return
+    with ExitStack() as stack, run.attempt(NAME, "flows"):
+        run.say("starting nova up")
+        nova = stack.enter_context(Nova(run.command, run.folder, "flows"))
+        nova.ready()
+        for measure in wanted:
+            with run.attempt(NAME, measure):
+                _MEASURES[measure](run, nova)
+    if peers and {"workflow_chain", "durable_chain"} & set(wanted):
+        with run.attempt(peer.NAME, "workflow_chain"):
+            run.say(f"starting {peer.NAME}")
+            report.subjects[peer.NAME] = peer.described()
+            calm()
+            _peer(run)
+
+
+def fanout(run: Run, nova: Nova) -> None:
+    """One topic, ten subscriptions of ten functions: from the first request to the last delivery; then one message at a time."""
+    plan = run.plan
+    nova.call("POST", "/topics", 201, {"name": _TOPIC})
+    subscriptions = []
+    for number in range(plan.fanout_subscriptions):
+        name = f"fan-{number}"
+        nova.deploy(name, python("lag.py"))
+        body = {"name": name, "type": "function", "function_name": name, "max_inflight": 10, "ordered": False}
+        subscriptions.append(nova.call("POST", f"/topics/{_TOPIC}/subscriptions", 201, body)["id"])
+    _publish(nova, 200)
+    _delivered(nova, subscriptions, plan.job_limit_s)
+    rates = []
+    for number in range(plan.job_rounds):
+        run.say(f"events to ten subscriptions, round {number + 1}/{plan.job_rounds}")
+        calm()
+        start = perf_counter()
+        _publish(nova, plan.fanout_messages)
+        _delivered(nova, subscriptions, plan.job_limit_s)
+        rates.append(plan.fanout_messages * len(subscriptions) / (perf_counter() - start))
+    facts = {"messages": plan.fanout_messages, "subscriptions": len(subscriptions)}
+    run.add("fanout", "rate", NAME, middle(rates), "deliveries/s", better="higher", rounds=rates, facts=facts)
+    calm()
+    run.say("one event at a time")
+    since = nova.call("GET", "/invocations?function=fan-0&limit=1", 200)["items"][0]["id"]
+    for _ in range(plan.fanout_lags):
+        _publish(nova, 1)
+        sleep(_LAG_GAP_S)
+    _delivered(nova, subscriptions, plan.job_limit_s)
+    lags = _lags(nova, plan.fanout_lags, since)
+    tail = {"messages": float(len(lags)), "p90_ms": percentile(lags, 90), "p99_ms": percentile(lags, 99)}
+    run.add("fanout", "p50", NAME, percentile(lags, 50), "ms", facts=tail)
+
+
+def _publish(nova: Nova, count: int) -> None:
+    while count > 0:
+        size = min(count, _PUBLISHED)
+        messages = [{"payload": {"at": time()}} for _ in range(size)]
+        nova.call("POST", f"/topics/{_TOPIC}/publish-batch", 201, {"messages": messages})
+        count -= size
+
+
+def _delivered(nova: Nova, subscriptions: list[str], limit_s: float) -> None:
+    deadline = monotonic() + limit_s
+    left = list(subscriptions)
+    while left:
+        shown = nova.call("GET", f"/subscriptions/{left[-1]}", 200)
+        if not (shown["lag"] or shown["queued"]):
+            left.pop()
+        elif monotonic() > deadline:
+            raise DriveError(f"{shown['lag']} messages wait after {limit_s:.0f} s")
+        else:
+            sleep(_POLL_S)
+
+
+def _lags(nova: Nova, count: int, since: str) -> list[float]:
+    deadline, found = monotonic() + 30, dict[str, float]()
+    while len(found) < count and monotonic() < deadline:
+        for row in nova.call("GET", f"/invocations?function=fan-0&limit={min(500, count)}", 200)["items"]:
+            if row["id"] > since and row["id"] not in found:
+                detail = nova.call("GET", f"/invocations/{row['id']}", 200)
+                found[row["id"]] = detail["output"]["lag_ms"]
+    return list(found.values())
+
+
+def workflow_chain(run: Run, nova: Nova) -> None:
+    """A workflow of 40 functions one after another, started and awaited in one request; then many such runs at once."""
+    plan = run.plan
+    nova.deploy("link", PYTHON)
+    keys = [f"n{number}" for number in range(STEPS)]
+    link = {"node_type": "function", "function_name": "link", "input_mapping": {"name": "bench"}}
+    nodes = [{"node_key": key, **link} for key in keys]
+    edges = [{"from": a, "to": b} for a, b in pairwise(keys)]
+    nova.call("POST", "/workflows", 201, {"name": _FLOW})
+    version = nova.call("POST", f"/workflows/{_FLOW}/versions", 201, {"nodes": nodes, "edges": edges})["version"]
+    nova.call("POST", f"/workflows/{_FLOW}/versions/{version}/activate", 200)
+    _run_chain(nova)
+    calm()
+    run.say(f"a workflow of {STEPS} nodes")
+    times = [_timed(lambda: _run_chain(nova)) for _ in range(plan.chains)]
+    facts = {"runs": len(times), "p90_ms": percentile(times, 90)}
+    run.add("workflow_chain", "p50", NAME, percentile(times, 50), "ms", facts=facts)
+    rates = []
+    for number in range(plan.job_rounds):
+        run.say(f"{plan.chain_runs} runs at once, round {number + 1}/{plan.job_rounds}")
+        calm()
+        start = perf_counter()
+        ids = [nova.call("POST", f"/workflows/{_FLOW}/runs", 201, {"input": {}})["id"] for _ in range(plan.chain_runs)]
+        for run_id in reversed(ids):
+            _ended(nova, run_id, plan.job_limit_s)
+        rates.append(plan.chain_runs * STEPS / (perf_counter() - start))
+    run.add("workflow_chain", "nodes", NAME, middle(rates), "nodes/s", better="higher", rounds=rates)
+
+
+def _run_chain(nova: Nova) -> None:
+    shown = nova.call("POST", f"/workflows/{_FLOW}/runs?wait_s=30", 201, {"input": {"name": "bench"}})
+    if shown["status"] != "succeeded":
+        raise DriveError(f"the workflow is {shown['status']}: {json.dumps(shown.get('error'))}")
+
+
+def _ended(nova: Nova, run_id: str, limit_s: float) -> None:
+    deadline = monotonic() + limit_s
+    while (shown := nova.call("GET", f"/workflows/{_FLOW}/runs/{run_id}", 200))["status"] in ("pending", "running"):
+        if monotonic() > deadline:
+            raise DriveError(f"the run {run_id} is {shown['status']} after {limit_s:.0f} s")
+        sleep(_POLL_S)
+    if shown["status"] != "succeeded":
+        raise DriveError(f"the run {run_id} is {shown['status']}")
+
+
+def durable_chain(run: Run, nova: Nova) -> None:
+    """A durable function of 40 steps, each committed before the next begins; called and awaited in one request."""
+    nova.deploy("steps", python("steps.py"), mode="durable")
+    body: dict[str, Any] = {"steps": STEPS}
+    for _ in range(3):
+        nova.call("POST", "/functions/steps/invoke", 200, body)
+    calm()
+    run.say(f"a durable function of {STEPS} steps")
+    times = [_timed(lambda: nova.call("POST", "/functions/steps/invoke", 200, body)) for _ in range(run.plan.chains)]
+    facts = {"runs": len(times), "p90_ms": percentile(times, 90)}
+    run.add("durable_chain", "p50", NAME, percentile(times, 50), "ms", facts=facts)
+
+
+def quiet_tenant(run: Run, nova: Nova) -> None:
+    """Jobs of one tenant now and then, alone and beside a tenant with fifty times as many: from acceptance to the end."""
+    plan = run.plan
+    nova.call("POST", "/tenants", 201, {"name": "quiet", "id": "quiet"})
+    headers = {"X-Nova-Tenant": "quiet"}
+    nova.deploy("loud", PYTHON)
+    nova.deploy("calm", PYTHON, headers=headers)
+    alone = _quiet_jobs(run, nova, headers)
+    target = nova.accepting("loud")
+    burst(target, plan.job_callers, plan.quiet_jobs * 50, max_s=plan.job_limit_s)
+    beside = _quiet_jobs(run, nova, headers)
+    nova.await_jobs(plan.job_limit_s)
+    p99 = percentile(alone, 99), percentile(beside, 99)
+    facts = {"alone_p99_ms": p99[0], "beside_p99_ms": p99[1], "alone_p50_ms": percentile(alone, 50)}
+    facts |= {"beside_p50_ms": percentile(beside, 50), "jobs": len(beside)}
+    run.add("quiet_tenant", "times_alone", NAME, p99[1] / p99[0], "×", facts=facts)
+
+
+def _quiet_jobs(run: Run, nova: Nova, headers: dict[str, str]) -> list[float]:
+    times = []
+    for _ in range(run.plan.quiet_jobs):
+
+        def job() -> None:
+            accepted = nova.call("POST", "/functions/calm/invoke-async", 202, {"payload": {}}, headers=headers)
+            nova.call("GET", f"/async-invocations/{accepted['invocation_id']}?wait_s=30", 200, headers=headers)
+
+        times.append(_timed(job))
+    return times
+
+
+def full_tables(run: Run, nova: Nova) -> None:
+    """The rate of jobs on empty tables and beside a million finished ones, with statistics as they come by themselves."""
+    plan = run.plan
+    nova.deploy("job", PYTHON)
+    target = nova.accepting("job")
+    burst(target, plan.job_callers, 500, max_s=plan.job_limit_s)
+    nova.await_jobs(plan.job_limit_s)
+
+    def rate() -> float:
+        calm()
+        start = perf_counter()
+        burst(target, plan.job_callers, plan.jobs, max_s=plan.job_limit_s)
+        nova.await_jobs(plan.job_limit_s)
+        return plan.jobs / (perf_counter() - start)
+
+    run.say("jobs on empty tables")
+    empty = [rate() for _ in range(plan.job_rounds)]
+    run.say(f"filling the tables with {plan.finished_jobs} jobs")
+    nova.fill_with_finished_jobs("job", plan.finished_jobs)
+    run.say("jobs beside a million others")
+    full = [rate() for _ in range(plan.job_rounds)]
+    facts = {"empty_per_s": middle(empty), "full_per_s": middle(full), "finished": plan.finished_jobs}
+    run.add("full_tables", "share", NAME, middle(full) / middle(empty), "×", better="higher", rounds=full, facts=facts)
+
+
+def _peer(run: Run) -> None:
+    plan = run.plan
+    chain_ms, per_s = peer.measured(
+        run.folder / "dbos", steps=STEPS, rounds=plan.chains, workflows=plan.peer_workflows, max_s=plan.job_limit_s
+    )
+    p50 = percentile(chain_ms, 50)
+    run.add("workflow_chain", "p50", peer.NAME, p50, "ms", note="its steps are not isolated")
+    run.add("durable_chain", "p50", peer.NAME, p50, "ms", note="its steps are not isolated")
+    run.add("async_rate", "rate", peer.NAME, per_s, "jobs/s", better="higher", note="workflows of one step")
+
+
+def _timed(what: Callable[[], object]) -> float:
+    """Milliseconds."""
+    start = perf_counter()
+    what()
+    return (perf_counter() - start) * 1000
+
+
+_MEASURES: dict[str, Callable[[Run, Nova], None]] = {
+    "fanout": fanout,
+    "workflow_chain": workflow_chain,
+    "durable_chain": durable_chain,
+    "quiet_tenant": quiet_tenant,
+    "full_tables": full_tables,
+}
