@@ -107,6 +107,7 @@ async def plane(database: Database) -> AsyncIterator[Plane]:
 
 
 async def test_a_workflow_from_its_creation_to_its_end(plane: Plane) -> None:
+    """EV17: a deleted workflow's name can be used again."""
     made = await plane.create(description="the shop's", tags={"team": "shop"}, max_concurrent_runs=3)
     assert (made["active_version"], made["latest_version"], made["on_limit"], made["halted"]) == (
         None,
@@ -148,6 +149,7 @@ async def test_a_workflow_from_its_creation_to_its_end(plane: Plane) -> None:
 
 
 async def test_bad_workflows_are_refused_by_field(plane: Plane) -> None:
+    """EV17: names that cannot be addressed in a URL are refused."""
     for members, wrong in (
         ({"name": "a/b"}, "name"),
         ({"name": "x", "description": "x" * 1025}, "description"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -52,6 +53,16 @@ class Bench:
         self._made.append(name)
         self.publish(name, nodes, edges, output)
         return name
+
+    @contextmanager
+    def key(self, name: str, role: str) -> Iterator[dict[str, str]]:
+        """The headers of somebody else."""
+        made = self.http.post("/apikeys", json={"name": name, "permissions": [{"role": role}]})
+        assert made.status_code == 201, made.text
+        try:
+            yield {"X-API-Key": made.json()["key"]}
+        finally:
+            self.http.delete(f"/apikeys/{name}")
 
     def publish(self, name: str, nodes: list[Any], edges: Any = (), output: Any = None) -> None:
         pairs = [{"from": edge[0], "to": edge[1]} if isinstance(edge, tuple) else edge for edge in edges]
@@ -302,12 +313,24 @@ def test_people_answer_once(bench: Bench) -> None:
         "asked",
         [{"node_key": "ask", "node_type": "wait_event", "approval": {"title": "x", "approvers": ["key:ada"]}}],
     )
-    run = bench.start("asked")
+    run, other = bench.start("asked", {"secret": 1}), bench.start("asked")
     asked = question(run)
     refused = bench.http.post(f"/approvals/{asked['id']}/approve", json={})
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
-    assert bench.post(run, "cancel").status_code == 200
-    bench.ended(run)
+    with bench.key("bob", "viewer") as bob:
+        path = f"/workflows/asked/runs/{run['id']}"
+        seen = bench.http.get(path, headers=bob).json()
+        assert (seen["id"], seen["input"], node(seen, "ask")["input"]) == (run["id"], None, None)
+        for forbidden in ("/workflows/asked/runs", path + "/cancel", f"/approvals/{asked['id']}/approve"):
+            assert bench.http.post(forbidden, json={}, headers=bob).status_code == 403
+    with bench.key("ada", "operator") as ada:
+        assert bench.http.get(f"/approvals/{asked['id']}", headers=ada).json()["input"] == {"secret": 1}
+        agreed = bench.http.post(f"/approvals/{asked['id']}/approve", json={}, headers=ada)
+        assert (agreed.status_code, agreed.json()["decided_by"]) == (200, "key:ada")
+    assert bench.ended(run)["status"] == "succeeded"
+    asked = question(other)
+    assert bench.post(other, "cancel").status_code == 200
+    bench.ended(other)
     assert bench.http.get(f"/approvals/{asked['id']}").json()["status"] == "cancelled"
 
 

@@ -7,7 +7,7 @@ from nova.api import workflows as api
 from nova.api.table import Empty, Page, PageQuery
 from nova.config import LimitSettings
 from nova.control.workflows import locked, workflow_answer
-from nova.domain.identity import Scope
+from nova.domain.identity import Identity, Scope
 from nova.domain.workflows.definition import parse
 from nova.errors import FieldError, NovaError, invalid, not_found
 from nova.http import paging
@@ -16,11 +16,11 @@ from nova.security import access
 from nova.store.db import Connection, Database
 from nova.store.workflows import VersionRecord, VersionSummary, WorkflowRecord, WorkflowStore
 
-_INVOKE = "function:invoke"
+_INVOKE = {"function": "function:invoke", "workflow": "workflow:invoke"}
 
 
 class WorkflowVersionHandlers:
-    """Whoever publishes a definition must be allowed to call each function in it: runs call them for others later."""
+    """Whoever publishes a definition must be allowed to call what is in it: runs call it for others later."""
 
     def __init__(self, db: Database, workflows: WorkflowStore, limits: LimitSettings) -> None:
         self._db = db
@@ -42,9 +42,7 @@ class WorkflowVersionHandlers:
     @handles("workflow.version.create")
     async def create(self, req: Req[api.Definition, api.PublishQuery]) -> Answer:
         definition = req.raw_body
-        for found in references(definition):
-            if found.kind == "function":
-                access.require(req.identity, _INVOKE, found.name)
+        _require_calls(req.identity, definition)
         async with self._db.transaction() as conn:
             workflow = await locked(conn, self._workflows, req)
             await self._check(req.scope, definition, conn)
@@ -79,9 +77,7 @@ class WorkflowVersionHandlers:
         async with self._db.transaction() as conn:
             workflow = await locked(conn, self._workflows, req)
             version = await self._version(workflow, _number(req, "version"), conn)
-            for found in references(version.definition):
-                if found.kind == "function":
-                    access.require(req.identity, _INVOKE, found.name)
+            _require_calls(req.identity, version.definition)
             if workflow.active_version != version.version:
                 workflow = await self._workflows.activate(conn, workflow.id, version.version)
         return workflow_answer(workflow)
@@ -158,6 +154,12 @@ def references(definition: Any, at: str = "") -> Iterator[Reference]:
         branches = node.get("branches")
         for no, branch in enumerate(branches if isinstance(branches, list) else ()):
             yield from references(branch, f"{field}.branches[{no}].")
+
+
+def _require_calls(identity: Identity, definition: Any) -> None:
+    """Raise ``forbidden`` unless ``identity`` may call everything that the definition calls."""
+    for found in references(definition):
+        access.require(identity, _INVOKE[found.kind], found.name if found.kind == "function" else None)
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[api.NodeChange]:
