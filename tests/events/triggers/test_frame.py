@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from nova import payload
-from nova.clock import SYSTEM_CLOCK
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.errors import FunctionError, NovaError
@@ -273,9 +272,7 @@ async def test_one_process_runs_it_and_another_takes_over(database: Database, pg
                 await until(lambda: len(east.seen) + len(west.seen) == 1)
                 assert (east.seen or west.seen)[0].scope == scope == Scope("acme")
                 assert bool(east.seen) == (first == "east")
-            before = SYSTEM_CLOCK.monotonic()
             await until(lambda: _notified(database, west, len(west.seen)))
-            assert SYSTEM_CLOCK.monotonic() - before < 10
             assert (await plane.status(made))["node"] == "west"
             await database.run("UPDATE tenants SET status = 'suspended' WHERE id = 'acme'")
             await database.run("SELECT pg_notify('nova_tenants', 'acme')")

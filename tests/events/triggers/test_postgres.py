@@ -55,14 +55,16 @@ async def test_a_table_is_read_from_now_on_across_restarts_and_lost_connections(
         await sink.have(30)
         tcp.cut()
         await database.run("INSERT INTO orders (n) VALUES (31)")
-        await sink.have(31)
+        await sink.until(lambda: 31 in rows(sink))
     await database.run("INSERT INTO orders (n) VALUES (32)")
     async with running(lambda: reading(tcp), sink):
-        await sink.have(32)
+        await sink.until(lambda: 32 in rows(sink))
         await database.run("UPDATE orders SET n = n + 0")  # not a new row: its key and its place are the same
         await database.run("INSERT INTO orders (n) VALUES (33)")
-        await sink.have(33)
-    assert sorted(rows(sink)) == list(range(1, 34))
+        await sink.until(lambda: 33 in rows(sink))
+    # what was delivered right before the end, and not yet remembered, may come again under the same id
+    once = {event.id: data["row"]["n"] for event, data in zip(sink.events, sink.data, strict=True)}
+    assert sorted(once.values()) == list(range(1, 34))
     assert sink.data[0] == {"table": "orders", "op": "upsert", "row": {"id": 2, "n": 1}}
     assert sink.most_at_once == 10
 

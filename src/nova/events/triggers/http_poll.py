@@ -1,6 +1,7 @@
 """A page that is looked at again and again: an event whenever it has changed."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import Annotated
 
 import httpx
@@ -52,6 +53,15 @@ class Seen(msgspec.Struct):
     modified: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the page answered."""
+
+    status: int
+    headers: httpx.Headers
+    content: bytes
+
+
 def make(config: Config, context: Context) -> "HttpPoll":
     return HttpPoll(config, context)
 
@@ -79,7 +89,7 @@ class HttpPoll:
                     seen = await self._compare(answer, seen, sink)
                 await self._context.clock.sleep(self._config.interval_s)
 
-    async def _compare(self, answer: httpx.Response, seen: Seen, sink: Sink) -> Seen:
+    async def _compare(self, answer: Look, seen: Seen, sink: Sink) -> Seen:
         headers = answer.headers
         digest = hashlib.sha256(answer.content).hexdigest()
         found = Seen(seen.number, digest, headers.get("etag", ""), headers.get("last-modified", ""))
@@ -90,10 +100,10 @@ class HttpPoll:
             await sink.save(msgspec.json.encode(found))
         return found
 
-    def _event(self, answer: httpx.Response, found: Seen) -> SourceEvent:
+    def _event(self, answer: Look, found: Seen) -> SourceEvent:
         url = str(httpx.URL(self._config.url).copy_with(username=None, password=None))
         told = {name: answer.headers[name] for name in _TELLING if name in answer.headers}
-        data = {"url": url, "status": answer.status_code, "headers": told, "body": body(answer.content)}
+        data = {"url": url, "status": answer.status, "headers": told, "body": body(answer.content)}
         return SourceEvent(
             id=f"{found.number}-{found.digest[:32]}",
             type="nova.trigger.http_poll",
@@ -102,7 +112,7 @@ class HttpPoll:
             subject=url,
         )
 
-    async def _get(self, client: httpx.AsyncClient, seen: Seen, *, read: bool = True) -> httpx.Response | None:
+    async def _get(self, client: httpx.AsyncClient, seen: Seen, *, read: bool = True) -> Look | None:
         """None: as it was. Raises :class:`SourceError`."""
         url = httpx.URL(self._config.url)
         host = url.host
@@ -120,22 +130,21 @@ class HttpPoll:
                         return None
                     if not 200 <= answer.status_code < 300:
                         raise self._error(f"the page answered {answer.status_code}")
-                    if read:
-                        await self._read(answer)
-                    return answer
+                    content = await self._read(answer) if read else b""
+                    return Look(answer.status_code, answer.headers, content)
         except EgressRefused as refusal:
             raise self._error(refusal.detail) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._error(str(error) or type(error).__name__) from None
         raise self._error(f"more than {MAX_REDIRECTS} redirects")
 
-    async def _read(self, answer: httpx.Response) -> None:
+    async def _read(self, answer: httpx.Response) -> bytes:
         pieces = bytearray()
         async for piece in answer.aiter_bytes():
             pieces += piece
             if len(pieces) > MAX_BODY:
                 raise self._error(f"the page is larger than {MAX_BODY} bytes")
-        answer._content = bytes(pieces)
+        return bytes(pieces)
 
     def _error(self, text: str) -> SourceError:
         """The page is asked no more often than its interval says, also while it fails."""

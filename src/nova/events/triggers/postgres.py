@@ -42,8 +42,18 @@ _NEWEST = """
 SELECT md5({row}::text || {cursor}::text), {cursor}::text FROM {table} t
  WHERE {cursor} IS NOT NULL ORDER BY {cursor} DESC LIMIT %(limit)s"""
 _DEFAULTS: dict[str, Any] = {"application_name": "nova trigger", "connect_timeout": 10, "password": ""}
-_OURS: dict[str, Any] = {"autocommit": True, "passfile": "/dev/null", "sslcertmode": "disable", "gssencmode": "disable"}
-"""Nobody connects with what belongs to whoever runs this process: passwords of its environment or home, certificates."""
+_OURS: dict[str, Any] = {
+    "autocommit": True,
+    # nobody connects with what belongs to whoever runs this process: passwords of its home, certificates, tickets
+    "passfile": "/dev/null",
+    "sslcertmode": "disable",
+    "gssencmode": "disable",
+    # a server that vanished without a word is noticed
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 _ALLOWED = frozenset({"host", "port", "dbname", "user", "password", "sslmode", "connect_timeout", "application_name"})
 """Parts of a DSN. Others read files of this machine."""
 PLACE = ("dsn", "channel", "table", "cursor_column")
