@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import msgspec
+
 from nova import payload
 from nova.domain.workflows.definition import Definition, Node
 from nova.domain.workflows.mapping import Evaluate, MappingFailed
+from nova.domain.workflows.paths import Nothing
 from nova.domain.workflows.state import Facts, Failure, NodeState
 
 MAX_INPUT = 1 << 20
@@ -19,6 +22,22 @@ def encoded(value: Any) -> bytes:
         raise MappingFailed(f"this cannot be written as JSON: {exc}") from None
 
 
+def decoded(data: bytes) -> Any:
+    """A user's JSON. Raises MappingFailed: a number may be too large to be one here."""
+    try:
+        return payload.decode(data)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise MappingFailed(f"this cannot be looked into: {exc}") from None
+
+
+def _looked(data: bytes) -> Any:
+    """For a path: what cannot be looked into has nothing in it."""
+    try:
+        return decoded(data)
+    except MappingFailed as exc:
+        raise Nothing(str(exc)) from None
+
+
 class _Outputs(dict[str, Any]):
     """The nodes of one frame, each decoded at the first look. Of one that was skipped the output is null."""
 
@@ -30,7 +49,7 @@ class _Outputs(dict[str, Any]):
         state = self._frame.state_of(key)
         if state is None or not state.ended:
             raise KeyError(key)
-        found: dict[str, Any] = {"output": None if state.output is None else payload.decode(state.output)}
+        found: dict[str, Any] = {"output": None if state.output is None else _looked(state.output)}
         if state.error is not None:
             found["error"] = state.error.as_dict()
         self[key] = found
@@ -83,7 +102,7 @@ class FrameState:
 
     def decoded(self) -> Any:
         if self._decoded is None and self.input is not None:
-            self._decoded = payload.decode(self.input)
+            self._decoded = _looked(self.input)
         return self._decoded
 
 

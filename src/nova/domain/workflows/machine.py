@@ -13,7 +13,7 @@ from nova import payload
 from nova.domain.workflows.board import Board
 from nova.domain.workflows.definition import Definition, Node
 from nova.domain.workflows.document import MAX_WAIT_S, RetryPolicy
-from nova.domain.workflows.frames import encoded
+from nova.domain.workflows.frames import decoded, encoded
 from nova.domain.workflows.mapping import MappingFailed
 from nova.domain.workflows.maps import Maps
 from nova.domain.workflows.state import (
@@ -153,11 +153,6 @@ class Machine:
     def cancel(self, reason: str, compensate: bool, event: str, now: datetime) -> None:
         self.board.step.consumed.append(event)
         self._end(Ending("cancelled", Failure("Nova.Cancelled", reason or "cancelled"), compensate), True, now)
-        self._drain(now)
-
-    def give_up(self, error: Failure, now: datetime) -> None:
-        """End it without undoing anything: whoever has had it so far did not survive that."""
-        self._end(Ending("failed", error, False), True, now)
         self._drain(now)
 
     def pause(self, event: str) -> None:
@@ -445,7 +440,7 @@ class Machine:
     def _mapped(self, node: Node, output: bytes, now: datetime) -> None:
         if node.output is not None:
             try:
-                output = self.board.eyes.make(node, node.output, "output_mapping", output=payload.decode(output))
+                output = self.board.eyes.make(node, node.output, "output_mapping", output=decoded(output))
             except MappingFailed as exc:
                 self._fail(node.index, Failure("Nova.MappingFailed", str(exc), node.path), now)
                 return
@@ -679,7 +674,7 @@ class Machine:
     def _undo_input(self, node: Node, state: NodeState) -> bytes:
         if node.undo_input is None:
             return b'{"input":%b,"output":%b}' % (state.input or b"null", state.output or b"null")
-        output = payload.decode(state.output or b"null")
+        output = decoded(state.output or b"null")
         return self.board.eyes.make(node, node.undo_input, "compensate.input_mapping", output=output)
 
     def _undone(self, index: int, end: CallEnd, now: datetime) -> None:

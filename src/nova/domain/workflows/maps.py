@@ -9,7 +9,7 @@ import msgspec
 from nova import payload
 from nova.domain.workflows.board import Board, MapState
 from nova.domain.workflows.definition import Node
-from nova.domain.workflows.frames import encoded
+from nova.domain.workflows.frames import decoded, encoded
 from nova.domain.workflows.mapping import MappingFailed
 from nova.domain.workflows.state import ITSELF, CallEnd, Failure, NodeState
 
@@ -31,7 +31,7 @@ class Maps:
         state = self._board.states[node.index]
         try:
             given = state.given
-            items = payload.decode(given) if given is not None else node.value(self._board.eyes.context(node))
+            items = decoded(given) if given is not None else node.value(self._board.eyes.context(node))
         except MappingFailed as exc:
             raise MappingFailed(f"items: {exc}") from None
         if not isinstance(items, list):
@@ -144,7 +144,7 @@ class Maps:
         if node.each_output is None:
             return output
         return self._board.eyes.make(
-            node, node.each_output, "do.output_mapping", item=value, index=index, output=payload.decode(output)
+            node, node.each_output, "do.output_mapping", item=value, index=index, output=decoded(output)
         )
 
     def _size(self, node: Node, found: MapState, item: int) -> int:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+import msgspec
+
 from nova import payload
 from nova.domain.workflows.document import RetryPolicy
 
@@ -153,7 +155,8 @@ class Ending:
     compensate: bool
 
     def encoded(self) -> bytes:
-        return payload.encode({"status": self.status, "error": self.error.as_dict(), "compensate": self.compensate})
+        error = msgspec.Raw(self.error.encoded())
+        return payload.encode({"status": self.status, "error": error, "compensate": self.compensate})
 
 
 @dataclass(frozen=True, slots=True)

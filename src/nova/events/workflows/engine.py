@@ -27,7 +27,9 @@ from nova.events.workflows.definitions import Definitions
 from nova.events.workflows.live import CALLS_AT_ONCE, Live, ended_run, machine_of
 from nova.events.workflows.observers import NoEvents, RunEvents
 from nova.ids import new_id
+from nova.service import Background
 from nova.store.db import Database
+from nova.store.jobs import JobStore
 from nova.store.listen import Channel
 from nova.store.workflow_runs import KIND, ClaimedRun, RunStore, RunWrite, Written
 from nova.store.workflow_signals import SignalStore, Told, tell
@@ -38,7 +40,7 @@ from nova.work.runner import Claimed, Kind, Notifications
 
 log = structlog.get_logger(__name__)
 MAX_LOST = 20
-"""Processes that died, one after the other, while they had the run and wrote nothing; then it is given up."""
+"""Processes that failed or died, one after the other, while they had the run; then it is given up."""
 _NOT_YET = frozenset({429, 503})
 """Statuses of refusals that say nothing about the call: the function is busy, the platform away."""
 _WAIT_S = (1.0, 60.0)
@@ -52,6 +54,8 @@ _SOON_S = 60.0
 """Timers that ring later are found by looking."""
 _WRITERS = 2
 _WRITE_FOR_S = 25.0
+_SWEEP_AFTER = 4000
+"""Runs whose rows in the queue are rubbish now."""
 
 
 class Engine:
@@ -82,17 +86,33 @@ class Engine:
         self._live: dict[str, Live] = {}
         self._kept: OrderedDict[str, Live] = OrderedDict()
         self._group: GroupCommit[RunWrite, Written] = GroupCommit("runs", self._write, writers=_WRITERS, weigh=_weight)
+        self._tasks = Background("workflows")
+        self._left = 0
+        """runs that ended or were given back since the queue was swept"""
+        self._rubbish = asyncio.Event()
         notifications.on(Channel.RUNS, self._on_told)
 
     def kind(self, workers: Callable[[], int]) -> Kind:
         return Kind(self, workers, max_attempts=None, claim=self.claim, backoff_max_s=10)
 
     async def start(self) -> None:
-        return None
+        self._tasks.spawn("sweep", self._sweep())
 
     async def close(self) -> None:
         """After the runner."""
         await self._group.close()
+        await self._tasks.close()
+
+    async def _sweep(self) -> None:
+        """What a busy minute leaves is too much to wait for the database's own housekeeping."""
+        while True:
+            await self._rubbish.wait()
+            self._rubbish.clear()
+            self._left = 0
+            try:
+                await JobStore(self._db).sweep()
+            except NovaError as error:
+                log.warning("the queue cannot be swept", error=error.detail)
 
     async def claim(self, owner: str, batch: int, lease_s: float) -> Claimed:
         runs, more = await self._store.claim(owner, batch, lease_s)
@@ -118,6 +138,11 @@ class Engine:
 
     async def _load(self, claimed: ClaimedRun, owner: str) -> Live | None:
         kept = self._kept.pop(claimed.id, None)
+        if claimed.attempt > MAX_LOST:
+            error = Failure("Nova.WorkerLost", f"{MAX_LOST} attempts to advance the run were lost")
+            log.error("a run is given up", run=claimed.id, attempts=claimed.attempt)
+            await self._commit(RunWrite(claimed, owner, status="failed", error=error.encoded(), then="finish"))
+            return None
         if claimed.status == "pending":
             return await self._not_yet(claimed, owner)
         if kept is not None and _same(kept.claimed, claimed):
@@ -130,9 +155,6 @@ class Engine:
         live.begin(await self._store.nodes(claimed.id) if claimed.begun else [], now)
         if machine.board.runs:
             await self._missing(live, now)
-        if claimed.attempt > MAX_LOST:
-            log.error("a run is given up", run=claimed.id, attempts=claimed.attempt)
-            machine.give_up(Failure("Nova.WorkerLost", f"{MAX_LOST} processes were lost with the run"), now)
         return live
 
     async def _not_yet(self, claimed: ClaimedRun, owner: str) -> Live | None:
@@ -378,8 +400,10 @@ class Engine:
         return found
 
     def _tell(self, writes: Sequence[RunWrite], written: Written) -> None:
-        due = 0.0 if written.begun or written.told else None
-        if due is not None:
+        self._left += sum(write.then != "go on" for write in writes)
+        if self._left >= _SWEEP_AFTER:
+            self._rubbish.set()
+        if written.begun or written.told:
             self._notices.work(KIND)
         if written.told:
             for write in writes:
