@@ -39,6 +39,7 @@ async def test_a_webhook_gets_the_event_signed_with_both_secrets_while_they_rota
         await database.run("UPDATE event_subscriptions SET old_secret = %(s)s, old_secret_until = %(t)s, epoch = epoch + 1",
                            s=OLDER, t=soon)  # fmt: skip
         bus.listener.deliver("nova_subscriptions", made)
+        await bus.noticed()
         await bus.publish({"n": 1})
         (row,) = await bus.settled(made, 1)
     ((head, headers, body),) = hook.got
@@ -63,6 +64,8 @@ async def test_answers_retry_dead_letter_or_pause_the_subscription(database: Dat
         assert (ended.timestamp() - _began(first.history)) >= 1
         await bus.publish(2, 3)
         rows = await bus.settled(made, 2)
+        await bus.noticed()
+        assert len(hook.got) == 3
         assert (rows[1].status, "410" in (rows[1].error or "")) == ("dlq", True)
         record = await database.one("SELECT enabled, disabled_reason FROM event_subscriptions")
     assert record is not None

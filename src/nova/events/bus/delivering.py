@@ -44,7 +44,7 @@ class Parcel:
     replay: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """What came of an attempt.
 
@@ -107,7 +107,9 @@ class Delivering:
             fault = replace(verdict, outcome="failed", error=f"internal error ({type(error).__name__})")
             verdicts = [fault] * len(parcels)
         took_ms = (self._clock.monotonic() - began) * 1000
-        return [replace(one, duration_ms=took_ms) for one in verdicts]
+        for one in verdicts:
+            one.duration_ms = took_ms
+        return verdicts
 
     async def _call(
         self, record: SubscriptionRecord, parcels: Sequence[Parcel], verdict: Verdict, began: float
@@ -130,7 +132,7 @@ class Delivering:
             attempt=first.attempt,
             caller=f"subscription:{record.topic}/{record.name}",
         )
-        verdict = replace(verdict, request_id=request_id)
+        verdict.request_id = request_id
         try:
             result = await self._invoker.invoke(call)
         except NovaError as refusal:
@@ -138,7 +140,7 @@ class Delivering:
         if result.error is not None:
             failed = replace(verdict, outcome="failed", error=_text(f"{result.error.type}: {result.error.message}"))
             return [failed] * len(parcels)
-        verdict = replace(verdict, output=result.output)
+        verdict.output = result.output
         if settings.batch_size == 1:
             return [verdict]
         return _of_batch(result, parcels, verdict)

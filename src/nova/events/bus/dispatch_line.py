@@ -40,6 +40,8 @@ MAX_ROWS = 10_000
 WINDOW_BYTES = 16 << 20
 """Or so many bytes of them, beyond the last that were read."""
 _CHUNK = 100
+_GONE_S = 10.0
+"""A receiver that wants no more gets nothing while the pause of its subscription is written."""
 _AGAIN_S = 1.0
 """After the database did not answer."""
 _BURST_S = 0.02
@@ -140,6 +142,8 @@ class Line:
 
     def renew(self, record: SubscriptionRecord, rows: Sequence[Queued], blocked: Collection[str], since: float) -> None:
         """It was changed, or its rows were; ``since`` is the loop's time at which they were begun to be read."""
+        if record.enabled and not self.record.enabled:
+            self._paused_until = 0.0
         if record.generation != self.record.generation:
             self._drop_unrecorded()
             self._begin(record, set(), record.cursor)
@@ -439,6 +443,7 @@ class Line:
             late = verdict.started_at - item.message.published_at
             events.event_lag(late.total_seconds() * 1000 + verdict.duration_ms)
         if verdict.gone:
+            self._paused_until = self._loop.time() + _GONE_S
             await self._disable(verdict.error or "")
         if verdict.outcome == "done":
             self._put(item, "succeeded", verdict, prompt=item.key is not None or item.row)
