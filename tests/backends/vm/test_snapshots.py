@@ -1,5 +1,6 @@
 """Kept machines on disk: room, age, and what is found again."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,14 @@ def test_other_makings_and_other_files_are_not_found(kept: KeptMachines, tmp_pat
     memory.write_bytes(b"y" * (1 << 20))
     assert kept.find("a", "f") is None
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_many_may_come_from_them_while_others_are_kept(kept: KeptMachines) -> None:
+    """Instances start in threads; what one finds is never half of what another makes."""
+    keep(kept, "wanted", mb=0)
+    with ThreadPoolExecutor(4) as pool:
+        keeping = [pool.submit(keep, kept, f"new {number % 20}", 0) for number in range(200)]
+        finding = [pool.submit(kept.find, "wanted", "f") for _ in range(500)]
+        assert all(found.result() is not None for found in finding)
+        for made in keeping:
+            made.result()

@@ -7,6 +7,7 @@ files that were written.
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ class Kept:
 
 
 class KeptMachines:
-    """Those of one daemon, below ``folder``. Blocking: call it in a thread."""
+    """Those of one daemon, below ``folder``. Blocking: call it in threads, any number at once."""
 
     def __init__(self, folder: Path, most_mb: int, clock: Clock = SYSTEM_CLOCK) -> None:
         """``most_mb``: what all of them may take on disk; those used longest ago go first."""
@@ -50,6 +51,7 @@ class KeptMachines:
         self._clock = clock
         self._kept: dict[str, Kept] = {}
         """by key, used longest ago first"""
+        self._turn = threading.RLock()
 
     def sweep(self) -> list[str]:
         """Remove what a killed daemon left; returns the names."""
@@ -66,37 +68,43 @@ class KeptMachines:
 
     def keep(self, key: str, work: Path, *, name: str, token: bytes, fingerprint: str) -> None:
         """Take over the files in ``work`` in place of an older snapshot of this key. Others go when there is no room."""
-        self.drop(key)
         folder = self._folder / hashlib.sha256(f"{key} {name}".encode()).hexdigest()[:32]
-        work.rename(folder)
-        self._kept[key] = Kept(folder, name, token, fingerprint, _stamps(folder), self._clock.monotonic())
-        self._forget(key)
+        with self._turn:
+            self.drop(key)
+            work.rename(folder)
+            self._kept[key] = Kept(folder, name, token, fingerprint, _stamps(folder), self._clock.monotonic())
+            self._forget(key)
 
     def find(self, key: str, fingerprint: str) -> Kept | None:
         """None when there is none that is whole and made with the same."""
-        kept = self._kept.get(key)
-        if kept is None:
-            return None
-        if kept.fingerprint != fingerprint or not kept.folder.is_dir() or _stamps(kept.folder) != kept.stamps:
-            log.warning("a snapshot was made with something else or its files have changed; it is dropped")
-            self.drop(key)
-            return None
-        del self._kept[key]
-        self._kept[key] = kept = replace(kept, used=self._clock.monotonic())
-        return kept
+        with self._turn:
+            kept = self._kept.get(key)
+            if kept is None:
+                return None
+            if kept.fingerprint != fingerprint or not kept.folder.is_dir() or _stamps(kept.folder) != kept.stamps:
+                log.warning("a snapshot was made with something else or its files have changed; it is dropped")
+                self.drop(key)
+                return None
+            del self._kept[key]
+            self._kept[key] = kept = replace(kept, used=self._clock.monotonic())
+            return kept
 
     def drop(self, key: str) -> None:
         """Machines that came from it live on: they have its files open."""
-        if (kept := self._kept.pop(key, None)) is not None:
+        with self._turn:
+            kept = self._kept.pop(key, None)
+        if kept is not None:
             shutil.rmtree(kept.folder, ignore_errors=True)
 
     def size(self, key: str) -> int:
         """Bytes on disk; 0 when there is none."""
-        kept = self._kept.get(key)
+        with self._turn:
+            kept = self._kept.get(key)
         return _size(kept.files) if kept is not None else 0
 
     def close(self) -> None:
-        self._kept.clear()
+        with self._turn:
+            self._kept.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _forget(self, newest: str) -> None:
