@@ -92,7 +92,7 @@ def test_the_order_saga_is_done_or_undone(orbit: Orbit) -> None:
         assert forked["forked_from"] == declined["id"]
 
 
-def test_the_image_pipeline_shows_each_item(orbit: Orbit) -> None:
+def test_the_image_pipeline_shows_each_item(orbit: Orbit, monkeypatch: pytest.MonkeyPatch) -> None:
     with Example(orbit, "image-pipeline", "image-pipeline") as pipeline:
         run = pipeline.run({"count": 6, "size": 8})
         assert run["output"]["sheet"] == {
@@ -104,6 +104,11 @@ def test_the_image_pipeline_shows_each_item(orbit: Orbit) -> None:
         items = orbit("runs", "items", run["id"], "shrink", "-o", "json").ok().json["items"]
         assert [item["output"]["name"] for item in items] == run["output"]["sheet"]["names"]
         assert "6/6" in orbit("runs", "get", run["id"]).ok().out
+        monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+        drawn = orbit("workflows", "run", "image-pipeline", "-d", '{"count": 6, "size": 8}', "--watch").ok().out
+        looks = drawn.split("image-pipeline v1")[1:]
+        assert len(looks) > 2, "it is drawn again while it runs"
+        assert "succeeded" in looks[-1]
 
 
 def test_a_person_approves(orbit: Orbit) -> None:
