@@ -93,6 +93,28 @@ def slowly(context, name):
 def handler(event, context):
     return [context.step(f"s{n}", slowly, context, f"{event}-{n}") for n in range(6)]
 """
+NODE = """
+exports.handler = async (event, context) => {
+  const first = await context.step("first", () => event.n + 1);
+  const rows = await context.map("rows", [1, 2, 3], (below, n) => below.step("twice", async () => n * 2), { maxConcurrency: 2 });
+  await context.sleep("nap", 0.2);
+  const last = await context.step("flaky", async () => {
+    if ((await context.state.increment("tries")) < 2) throw new RangeError("not yet");
+    return "at last";
+  }, { backoffS: 0.1 });
+  const bad = await context.step("bad", () => { throw new TypeError("no"); }, { retries: 0 }).catch((e) => [e.type, e.message]);
+  const late = await context.waitEvent("never", { timeoutS: 0.2 }).catch((error) => error instanceof context.WaitTimeout);
+  const both = await context.parallel("both", [
+    (below) => below.invoke("durable-plain", { n: 4 }),
+    (below) => below.invoke("durable-plain", { n: 13 }).catch((error) => error.type),
+  ]);
+  const same = [(await context.now()).getTime(), context.random()];
+  const word = await context.waitEvent("go");
+  const deep = await context.child("deep", (below) => below.step("inner", () => 7));
+  const approval = await context.callback("approve");
+  return [first, rows, last, bad, late, both, word, deep, await approval.result(), same];
+};
+"""
 AWS = """
 from aws_durable_execution_sdk_python import durable_execution
 from aws_durable_execution_sdk_python.config import Duration
@@ -282,6 +304,25 @@ def test_what_a_durable_function_cannot_do_is_said(here: Durable) -> None:
     queued = here.post("/functions/durable-story/invoke-async", payload={})
     job = here.http.get(f"/async-invocations/{queued.json()['invocation_id']}", params={"wait_s": 10}).json()
     assert here.post(f"/durable-executions/{job['output']['execution_id']}/cancel").status_code == 202
+
+
+def test_node_has_the_same_operations(here: Durable) -> None:
+    here.platform.deploy("durable-node", NODE, runtime="node", mode="durable", timeout_s=20)
+    try:
+        number = here.begin("durable-node", {"n": 1})
+        here.waits_for(number, "go")
+        here.post(f"/durable-executions/{number}/events", name="go", payload="now")
+        callback = here.waits_for(number, "approve")["callback_id"]
+        here.post(f"/durable-callbacks/{callback}/succeed", payload=True)
+        execution = here.ended(number)
+        assert execution["status"] == "completed", execution
+        *told, (when, chance) = execution["output"]
+        assert told == [2, [2, 4, 6], "at last", ["TypeError", "no"], True, [40, "LookupError"], "now", 7, True]
+        recorded = {step["name"]: step["output"] for step in here.steps(number)}
+        assert abs(when - recorded["now"] * 1000) <= 1
+        assert 0 <= chance < 1
+    finally:
+        here.platform.delete("durable-node")
 
 
 def test_orbit_begins_shows_and_steers_executions(here: Durable) -> None:

@@ -139,11 +139,55 @@ class DurableStore:
 
     async def checkpoint(self, given: Sequence[Checkpoint]) -> list[Written | NovaError]:
         """Each is written as a whole or refused. All of them are one transaction."""
+        if len(given) == 1 and (done := await self._one(given[0])) is not None:
+            return [done]
         if not any(update.type in ("CHAINED_INVOKE", "CALLBACK") for one in given for update in one.updates):
             async with self._db.connection() as conn:  # one statement is a transaction
                 return await self._checkpoint(conn, given)
         async with self._db.transaction() as conn:
             return await self._checkpoint(conn, given)
+
+    async def _one(self, one: Checkpoint) -> Written | None:
+        """The commonest checkpoint by far, at half the price: one step that is done. None: it is not that, after all."""
+        if len(one.updates) != 1 or (update := one.updates[0]).status != "SUCCEEDED":
+            return None
+        row = await self._db.one(
+            _sql.checkpoint_one,
+            most=MAX_OPERATIONS,
+            execution=one.execution,
+            function=one.function_id,
+            epoch=one.epoch,
+            id=update.id,
+            parent=update.parent_id,
+            name=update.name,
+            type=update.type,
+            sub_type=update.sub_type,
+            status=update.status,
+            tries=update.tries,
+            result=update.result,
+            replay=update.replay,
+            started_ms=update.started_ms,
+        )
+        if row is None:
+            return None
+        if row["rev"] - 1 > one.seen:
+            others = await self._db.fetch(_sql.changed, execution=one.execution, after=one.seen)
+            return Written(row["rev"], tuple(operation_of(other) for other in others))
+        operation = Operation(
+            id=update.id,
+            type=update.type,
+            status=update.status,
+            started_at=row["started_at"],
+            parent_id=update.parent_id,
+            name=update.name,
+            sub_type=update.sub_type,
+            attempt=row["attempt"],
+            result=update.result,
+            replay=update.replay,
+            ended_at=row["ended_at"],
+            place=row["place"],
+        )
+        return Written(row["rev"], (operation,))
 
     async def _checkpoint(self, conn: Connection, given: Sequence[Checkpoint]) -> list[Written | NovaError]:
         flat = [(one, number, update) for one in given for number, update in enumerate(one.updates)]

@@ -204,6 +204,12 @@ async function load(init) {
   const exported = await importEntry(init);
   handler = find(exported, init.handler);
   takesCallback = handler.length > 2;
+  if (init.mode === "durable") {
+    if (takesCallback) {
+      throw new InitError(`handler '${init.handler}' of a durable function answers by a promise, not by a callback`);
+    }
+    handler = require("./durable.cjs").wrap(handler, Context, describe);
+  }
   const onInit = exported.onInit ?? exported.default?.onInit;
   if (typeof onInit === "function") {
     await onInit(initContext(init));

@@ -9,10 +9,10 @@ both kinds have the same operations.
 
 import datetime
 import hashlib
-import http.client
 import json
 import os
 import random
+import socket
 import sys
 import threading
 import time
@@ -30,6 +30,7 @@ _LIBRARIES: Final = ("aws_durable_execution_sdk_python", "async_durable_executio
 """They speak the protocol themselves; a handler that they have wrapped gets what the platform sends."""
 MAX_OUTPUT: Final = 256 << 10
 _MAX_ID: Final = 64
+_READ: Final = 1 << 16
 _MAX_BACKOFF_S: Final = 3600
 _THREADS: Final = 32
 
@@ -81,7 +82,8 @@ class Run:
         self.request_id = request_id
         self._token: str = event["CheckpointToken"]
         self._lock = threading.Lock()
-        self._link: http.client.HTTPConnection | None = None
+        self._link: socket.socket | None = None
+        self._head = self._place = b""
         state = event["InitialExecutionState"]
         self.operations: dict[str, dict[str, Any]] = {}
         self._take(state["Operations"])
@@ -110,21 +112,49 @@ class Run:
             self.operations[operation["Id"]] = operation
 
     def _ask(self, method: str, what: str, body: bytes) -> Any:
-        if self._link is None:
-            url = urlsplit(os.environ.get("NOVA_API_URL", ""))
-            if url.hostname is None:
-                raise RunLost("this instance has no guest API, so nothing can be recorded")
-            self._link = http.client.HTTPConnection(url.hostname, url.port)
-        headers = {"X-Nova-Request-Id": self.request_id, "Content-Type": "application/json"}
+        head = b"%b %b/%b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n"
         try:
-            self._link.request(method, f"{_PREFIX}{quote(self.arn, safe='')}/{what}", body or None, headers)
-            response = self._link.getresponse()
-            status, data = response.status, response.read()
+            link = self._link or self._connect()
+            link.sendall(head % (method.encode(), self._place, what.encode(), self._head, len(body)) + body)
+            status, data = _answer(link)
         except OSError as error:
             raise RunLost(f"the platform does not answer: {error}") from None
         if status == 200:
             return json.loads(data)
         raise _refusal(status, data)
+
+    def _connect(self) -> socket.socket:
+        url = urlsplit(os.environ.get("NOVA_API_URL", ""))
+        if url.hostname is None or url.port is None:
+            raise RunLost("this instance has no guest API, so nothing can be recorded")
+        self._link = link = socket.create_connection((url.hostname, url.port))
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        lines = (f"Host: {url.netloc}", f"X-Nova-Request-Id: {self.request_id}", "Content-Type: application/json", "")
+        self._head = "\r\n".join(lines).encode()
+        self._place = f"{_PREFIX}{quote(self.arn, safe='')}".encode()
+        return link
+
+
+def _answer(link: socket.socket) -> tuple[int, bytes]:
+    """Status and body. A library for this costs more than the way to the platform and back."""
+    data = bytearray()
+    while (end := data.find(b"\r\n\r\n")) < 0:
+        _more(link, data)
+    status = int(data[9:12])
+    at = data.lower().find(b"\r\ncontent-length:", 0, end)
+    if at < 0:
+        raise OSError("an answer without a length")
+    length = int(data[at + 17 : data.find(b"\r\n", at + 17)])
+    while len(data) < end + 4 + length:
+        _more(link, data)
+    return status, bytes(data[end + 4 : end + 4 + length])
+
+
+def _more(link: socket.socket, data: bytearray) -> None:
+    piece = link.recv(_READ)
+    if not piece:
+        raise OSError("the connection ended")
+    data += piece
 
 
 def _refusal(status: int, data: bytes) -> BaseException:

@@ -81,6 +81,21 @@ SELECT c.id AS execution, e.rev, d.steps, d.epoch = c.epoch AND d.status = 'runn
 FROM c JOIN more m ON m.id = c.id LEFT JOIN durable_executions d ON d.id = c.id LEFT JOIN e ON e.id = c.id
 LEFT JOIN w ON w.execution_id = e.id
 
+-- name: checkpoint_one -- a single operation that is new; no row when it is not, or the run may not write
+WITH e AS (
+    UPDATE durable_executions SET rev = rev + 1, steps = steps + 1, lost = 0
+    WHERE id = %(execution)s AND function_id = %(function)s AND epoch = %(epoch)s AND status = 'running'
+      AND steps < %(most)s
+      AND NOT EXISTS (SELECT FROM durable_operations WHERE execution_id = %(execution)s AND id = %(id)s)
+    RETURNING id, rev
+)
+INSERT INTO durable_operations (execution_id, id, place, rev, parent_id, name, type, sub_type, status, attempt, result,
+                                replay, started_at, ended_at)
+SELECT e.id, %(id)s, e.rev * 1000, e.rev, %(parent)s, %(name)s, %(type)s, %(sub_type)s, %(status)s, %(tries)s, %(result)s,
+       %(replay)s, least(now(), coalesce(to_timestamp(%(started_ms)s::float8 / 1000), now())), now()
+FROM e
+RETURNING rev, place, attempt, started_at, ended_at
+
 -- name: changed -- operations that changed after a revision
 SELECT * FROM durable_operations WHERE execution_id = %(execution)s AND rev > %(after)s ORDER BY place
 
