@@ -192,8 +192,11 @@ def _quiet_jobs(run: Run, nova: Nova, headers: dict[str, str]) -> list[float]:
     for _ in range(run.plan.quiet_jobs):
 
         def job() -> None:
-            accepted = nova.call("POST", "/functions/calm/invoke-async", 202, {"payload": {}}, headers=headers)
-            nova.call("GET", f"/async-invocations/{accepted['invocation_id']}?wait_s=30", 200, headers=headers)
+            wish = {"payload": {"name": "bench"}}
+            accepted = nova.call("POST", "/functions/calm/invoke-async", 202, wish, headers=headers)
+            path = f"/async-invocations/{accepted['invocation_id']}?wait_s=30"
+            if (shown := nova.call("GET", path, 200, headers=headers))["status"] != "succeeded":
+                raise DriveError(f"a job is {shown['status']}: {shown['error']}")
 
         times.append(_timed(job))
     return times

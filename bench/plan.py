@@ -34,6 +34,7 @@ MEASURES = {
     "quiet_tenant": "jobs of a quiet tenant beside one with fifty times as many",
     "full_tables": "jobs beside a million finished ones",
     "chaos": "jobs lost, ended twice or dead while comets and nebulas are killed",
+    "trigger_rate": "messages that wait at a real broker to having succeeded in a function",
 }
 GROUPS = {
     "pool": ("burst", "density", "cold_numpy", "churn"),
@@ -41,6 +42,7 @@ GROUPS = {
     "cores": ("two_cores",),
     "backends": ("docker_cold", "docker_warm", "machine_restore"),
     "queue": ("async_ack", "async_rate", "chaos"),
+    "triggers": ("trigger_rate",),
     "flows": ("fanout", "workflow_chain", "durable_chain", "quiet_tenant", "full_tables"),
     "wasm": ("wasm_rate",),
 }
@@ -91,6 +93,8 @@ class Plan:
     chain_runs: int = 100
     """at once, per round"""
     peer_workflows: int = 1_000
+    trigger_messages: int = 20_000
+    """per round and broker"""
     quiet_jobs: int = 200
     finished_jobs: int = 1_000_000
     burst_functions: int = 300
@@ -146,6 +150,7 @@ QUICK = Plan(
     chains=10,
     chain_runs=30,
     peer_workflows=200,
+    trigger_messages=5_000,
     quiet_jobs=50,
     finished_jobs=50_000,
     burst_functions=100,
@@ -184,6 +189,9 @@ BARS = {
     ("async_rate", "rate"): Bar(limit=3000),
     ("fanout", "rate"): Bar(limit=5000),
     ("fanout", "p50"): Bar(limit=10),
+    ("trigger_rate", "redis_stream"): Bar(limit=2000),
+    ("trigger_rate", "nats"): Bar(limit=2000),
+    ("trigger_rate", "rabbitmq"): Bar(limit=2000),
     ("workflow_chain", "p50"): Bar(limit=100),
     ("workflow_chain", "nodes"): Bar(limit=1000),
     ("durable_chain", "p50"): Bar(limit=25),

@@ -20,6 +20,7 @@ from bench import (
     plane_measures,
     pool_measures,
     queue_measures,
+    trigger_measures,
     wasm_measures,
 )
 from bench.driving import Caller, Target, crowd, crowd_driver
@@ -82,6 +83,7 @@ def benchmark(only: Collection[str], options: Options, say: Say) -> Report:
             *GROUPS["cores"],
             *GROUPS["wasm"],
             *GROUPS["backends"],
+            *GROUPS["triggers"],
         }:
             with ExitStack() as servers:
                 _on_running_subjects(run, only, ready_peers, servers)
@@ -92,6 +94,7 @@ def benchmark(only: Collection[str], options: Options, say: Say) -> Report:
         wasm_measures.wasm(run, only)
         queue_measures.queue(run, only, report, peers=options.peers)
         flow_measures.flows(run, only, report, peers=options.peers)
+        trigger_measures.triggers(run, only)
         report.rows, report.problems = run.rows, [*report.problems, *run.problems]
     report.ratios = ratios(report.rows)
     report.machine.load_after = os.getloadavg()[0]
