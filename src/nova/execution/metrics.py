@@ -292,7 +292,7 @@ class Metrics:
         """The outcome of an asynchronous call reached its destination, or never will."""
         self.counters.deliveries[scope.tenant, type, status] += 1
 
-    # Subscriptions (nova.events.bus.dispatch_line.DeliveryEvents)
+    # Subscriptions (nova.events.bus.dispatch_parts.DeliveryEvents)
 
     def event_delivered(self, scope: Scope, topic: str, status: str) -> None:
         """A message was delivered to a subscription, is to be tried again, or is dead."""

@@ -15,7 +15,8 @@ from nova.errors import NovaError
 from nova.events.bus.delivering import Delivering
 from nova.events.bus.dispatch_dead import DeadLetters
 from nova.events.bus.dispatch_feed import Feed
-from nova.events.bus.dispatch_line import WINDOW, DeliveryEvents, Line, NoDeliveryEvents, Parts
+from nova.events.bus.dispatch_line import WINDOW, Line
+from nova.events.bus.dispatch_parts import DeliveryEvents, NoDeliveryEvents, Parts
 from nova.events.bus.dispatch_record import Recorder
 from nova.service import Background
 from nova.store.bus_deliveries import DeliveryStore

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
+from nova import payload
+from nova.clock import rfc3339
+from nova.events.bus.delivering import Verdict
+from nova.store.bus_deliveries import Ended, Status
 from nova.store.messages import MessageRow
 
 Place = tuple[int, int]
@@ -41,12 +45,13 @@ class Item:
 class Lane:
     """Deliveries of one ordering key: ``head`` is under way, or waits for its time (``stuck``); the others come after it.
 
-    ``blocked``: a dead delivery holds them all.
+    ``blocked``: a dead delivery holds them all, since ``blocked_at``.
     """
 
     head: Item | None = None
     stuck: bool = False
     blocked: bool = False
+    blocked_at: float = 0.0
     waiting: list[tuple[int, int, int, Item]] = field(default_factory=list)
 
     def push(self, item: Item) -> None:
@@ -61,3 +66,41 @@ class Lane:
                 self.head = item
                 return item
         return None
+
+
+def row_of(
+    subscription_id: str,
+    item: Item,
+    status: Status,
+    verdict: Verdict,
+    *,
+    attempts: int | None = None,
+    delay_s: float = 0.0,
+    tried: bool = False,
+) -> Ended:
+    """What is to be written of a delivery. ``tried``: the verdict is an attempt's; one that failed is kept in its history."""
+    story = None
+    if tried and status != "succeeded" and verdict.outcome != "later":
+        entry = {
+            "no": item.attempts,
+            "started_at": rfc3339(verdict.started_at),
+            "request_id": verdict.request_id,
+            "error": verdict.error,
+            "duration_ms": round(verdict.duration_ms, 3),
+        }
+        story = payload.encode([entry]).decode()
+    return Ended(
+        subscription_id=subscription_id,
+        sequence=item.sequence,
+        generation=item.generation,
+        status=status,
+        attempts=item.attempts if attempts is None else attempts,
+        replay=item.replay,
+        ordering_key=item.key,
+        delay_s=delay_s,
+        started_at=verdict.started_at if tried else None,
+        duration_ms=verdict.duration_ms if tried else None,
+        request_id=verdict.request_id,
+        error=verdict.error,
+        failed=story,
+    )

@@ -6,30 +6,24 @@ that one message that fails holds neither the cursor nor the others.
 """
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from heapq import heappop, heappush
-from typing import Protocol
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import structlog
 
-from nova import payload
-from nova.clock import Clock, rfc3339
 from nova.domain.asyncs import backoff_s
-from nova.domain.identity import Scope
 from nova.errors import NovaError
-from nova.events.bus.delivering import Delivering, Parcel, Verdict
-from nova.events.bus.dispatch_dead import DeadLetters
+from nova.events.bus.delivering import Parcel, Verdict
 from nova.events.bus.dispatch_feed import Arrival, Feed
-from nova.events.bus.dispatch_items import Item, Lane, Place
-from nova.events.bus.dispatch_record import Recorder
+from nova.events.bus.dispatch_items import Item, Place, row_of
+from nova.events.bus.dispatch_parts import Parts
+from nova.events.bus.dispatch_turns import Turns
 from nova.events.bus.filters import compile_filters
 from nova.service import Background
 from nova.store import messages
-from nova.store.bus_deliveries import Ended, Moved, Queued, Status, delivery_id
-from nova.store.db import Database
-from nova.store.subscriptions import ShardStore, SubscriptionRecord
+from nova.store.bus_deliveries import Moved, Queued, Status, delivery_id
+from nova.store.subscriptions import SubscriptionRecord
 from nova.work.leader import Fence
 
 log = structlog.get_logger(__name__)
@@ -48,41 +42,6 @@ _BURST_S = 0.02
 """A rate limit lets through at once what it would in so long: timers are not exact."""
 
 
-class DeliveryEvents(Protocol):
-    """Who wants to know (metrics). Must not block or raise."""
-
-    def event_delivered(self, scope: Scope, topic: str, status: str) -> None:
-        """``status`` is ``succeeded``, ``retried`` or ``dlq``."""
-        ...
-
-    def event_lag(self, milliseconds: float) -> None:
-        """From the commit of a message to the end of its first attempt."""
-        ...
-
-
-class NoDeliveryEvents:
-    def event_delivered(self, scope: Scope, topic: str, status: str) -> None:
-        pass
-
-    def event_lag(self, milliseconds: float) -> None:
-        pass
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What every line works with."""
-
-    db: Database
-    shards: ShardStore
-    recorder: Recorder
-    delivering: Delivering
-    dead_letters: DeadLetters
-    events: DeliveryEvents
-    clock: Clock
-    broke: Callable[[str], None]
-    """a line of this subscription has to be loaded anew"""
-
-
 class Line:
     """Everything happens on the event loop; only :meth:`stop` waits."""
 
@@ -95,9 +54,7 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._tasks = Background(f"subscription.{record.id}")
         self._active = False
-        self._ready: deque[Item] = deque()
-        self._timers: list[tuple[float, int, Item]] = []
-        self._lanes: dict[str, Lane] = {}
+        self._turns = Turns(self._loop.time, self._hold)
         self._rows: dict[Place, Item] = {}
         self._finished: set[Place] = set()
         self._inflight = 0
@@ -130,7 +87,7 @@ class Line:
         self._ahead = ahead
         self._careful_to = self.read_to + WINDOW if torn else self.read_to
         if self.record.settings.on_dlq == "block":
-            self._lanes = {key: Lane(blocked=True) for key in blocked}
+            self._turns.start_blocked(blocked)
         self._add_rows(rows)
         self._active = True
         self.wake()
@@ -145,7 +102,7 @@ class Line:
         if record.enabled and not self.record.enabled:
             self._paused_until = 0.0
         if record.generation != self.record.generation:
-            self._drop_unrecorded()
+            self._turns.drop_unrecorded()
             self._begin(record, set(), record.cursor)
         else:
             self._set(record)
@@ -153,9 +110,9 @@ class Line:
         for place, item in list(self._rows.items()):
             if place not in there and not item.flying and item.saved is not None and item.saved < since:
                 del self._rows[place]
-                self._forget(item)
+                self._turns.forget(item)
         self._add_rows([row for place, row in there.items() if place not in self._finished])
-        self._unblock(blocked if record.settings.on_dlq == "block" else ())
+        self._turns.unblock_but(blocked if record.settings.on_dlq == "block" else (), since)
         self.wake()
         self.pump()
 
@@ -236,7 +193,7 @@ class Line:
                 self._rows[item.place] = item
             self._open[sequence] = message.size
             self._held += message.size
-            self._enter(item)
+            self._turns.enter(item)
         self._parts.recorder.move(self)
 
     def _add_rows(self, rows: Sequence[Queued]) -> None:
@@ -246,96 +203,20 @@ class Line:
             due = now + max(0.0, row.due_s)
             item = self._rows.get(place)
             if item is not None:
-                self._hasten(item, row, due)
+                self._turns.hasten(item, row.attempts, due)
                 continue
             key = row.ordering_key if self.record.settings.ordered else None
             item = Item(row.sequence, row.generation, key, row.replay, attempts=row.attempts, row=True, saved=now)
             item.due = due
             self._rows[place] = item
-            self._enter(item)
+            self._turns.enter(item)
 
-    def _hasten(self, item: Item, row: Queued, due: float) -> None:
-        """A user wants it tried now."""
-        if item.waits and due < item.due - 0.05:
-            item.attempts = row.attempts
-            item.due = due
-            heappush(self._timers, (due, id(item), item))
-
-    def _drop_unrecorded(self) -> None:
-        for item in self._ready:
-            item.gone = item.gone or not item.row
-        for key, lane in list(self._lanes.items()):
-            for *_, item in lane.waiting:
-                item.gone = item.gone or not item.row
-            head = lane.head
-            if head is not None and head.gone and not head.flying:
-                self._step(key, lane)
-
-    def _forget(self, item: Item) -> None:
-        """It has ended without us."""
-        item.gone = True
-        lane = self._lanes.get(item.key) if item.key is not None else None
-        if lane is not None and lane.head is item and item.key is not None:
-            self._step(item.key, lane)
-
-    def _unblock(self, blocked: Collection[str]) -> None:
-        for key, lane in list(self._lanes.items()):
-            if lane.blocked and key not in blocked:
-                lane.blocked = False
-                if lane.head is None:
-                    self._step(key, lane)
-
-    # Whose turn it is
-
-    def _enter(self, item: Item) -> None:
-        if item.key is None:
-            self._turn(item)
-            return
-        lane = self._lanes.get(item.key)
-        if lane is None:
-            self._lanes[item.key] = lane = Lane(head=item)
-            self._turn(item)
-            return
-        lane.push(item)
-        if (lane.stuck or lane.blocked) and not item.row:
-            self._hold(item)
-
-    def _turn(self, item: Item) -> None:
-        """It is next, but for its time."""
-        now = self._loop.time()
-        if item.due <= now:
-            item.since = now
-            self._ready.append(item)
-            return
-        item.waits = True
-        heappush(self._timers, (item.due, id(item), item))
-        self._stick(item)
-
-    def _stick(self, item: Item) -> None:
-        """The others of its key wait behind it, as rows: they would hold the cursor."""
-        lane = self._lanes.get(item.key) if item.key is not None else None
-        if lane is None:
-            return
-        lane.stuck = True
-        for *_, follower in lane.waiting:
-            if not follower.row and not follower.gone:
-                self._hold(follower)
+    # What may begin
 
     def _hold(self, item: Item) -> None:
         item.row = True
         self._rows[item.place] = item
         self._put(item, "queued", Verdict("later", self._parts.clock.now(), 0.0), prompt=False, kept=True)
-
-    def _step(self, key: str, lane: Lane) -> None:
-        """The head of a lane has ended."""
-        lane.head, lane.stuck = None, False
-        if lane.blocked:
-            return
-        item = lane.next()
-        if item is None:
-            del self._lanes[key]
-        else:
-            self._turn(item)
 
     def pump(self) -> None:
         """Begin whatever may begin now, and see to it that this is called again when more may."""
@@ -345,21 +226,14 @@ class Line:
         if not self._active or not self.record.enabled or not self.fence.held:
             return
         now = self._loop.time()
-        while self._timers and self._timers[0][0] <= now:
-            item = heappop(self._timers)[2]
-            if item.waits and not item.gone and item.due <= now:
-                item.waits = False
-                item.since = now
-                self._ready.append(item)
-        again = self._start_ready(now)
-        if self._timers:
-            again = self._timers[0][0] if again is None else min(again, self._timers[0][0])
-        if again is not None:
-            self._alarm = self._loop.call_at(again, self.pump)
+        self._turns.due(now)
+        times = [at for at in (self._start_ready(now), self._turns.next_at) if at is not None]
+        if times:
+            self._alarm = self._loop.call_at(min(times), self.pump)
 
     def _start_ready(self, now: float) -> float | None:
         """When to look again; None: when something ends."""
-        settings, ready = self.record.settings, self._ready
+        settings, ready = self.record.settings, self._turns.ready
         while ready and self._inflight < settings.max_inflight:
             if (until := max(self._paused_until, self._not_before)) > now:
                 return until
@@ -433,7 +307,9 @@ class Line:
         return left
 
     async def _count(self, item: Item) -> bool:
-        begins = self._ended(item, "queued", Verdict("later", self._parts.clock.now(), 0.0), attempts=item.attempts + 1)
+        begins = row_of(
+            self.record.id, item, "queued", Verdict("later", self._parts.clock.now(), 0.0), attempts=item.attempts + 1
+        )
         return await self._parts.recorder.write(self.fence, begins)
 
     async def _conclude(self, item: Item, verdict: Verdict) -> None:
@@ -463,7 +339,7 @@ class Line:
         item.row = True
         item.due = self._loop.time() + delay_s
         self._rows[item.place] = item
-        self._stick(item)
+        self._turns.stick(item)
         self._put(item, "queued", verdict, prompt=True, delay_s=delay_s)
 
     async def _die(self, item: Item, verdict: Verdict) -> None:
@@ -471,10 +347,8 @@ class Line:
         error = verdict.error or ""
         if record.settings.dead_letter_topic is not None and item.message is not None:
             error = await self._parts.dead_letters.send(record, _parcel(record, item), error)
-        lane = self._lanes.get(item.key) if item.key is not None else None
-        if lane is not None and record.settings.on_dlq == "block":
-            lane.blocked = True
-            self._stick(item)
+        if record.settings.on_dlq == "block":
+            self._turns.block(item)
         self._put(item, "dlq", _with(verdict, error), prompt=True)
         self._parts.events.event_delivered(record.scope, record.topic, "dlq")
 
@@ -516,15 +390,14 @@ class Line:
             if not kept:
                 self._settled(item, status)
 
-        ended = self._ended(item, status, verdict, delay_s=delay_s, tried=not kept)
+        ended = row_of(self.record.id, item, status, verdict, delay_s=delay_s, tried=not kept)
         self._parts.recorder.put(self.fence, ended, done, prompt=prompt)
 
     def _settled(self, item: Item, status: Status) -> None:
         item.flying = False
         if status == "queued":
             item.message = None
-            item.waits = True
-            heappush(self._timers, (item.due, id(item), item))
+            self._turns.wait(item)
             self.pump()
             return
         if item.row:
@@ -532,46 +405,11 @@ class Line:
             self._finished.add(item.place)
             if self._hint:
                 self.wake()
-        lane = self._lanes.get(item.key) if item.key is not None else None
-        if lane is not None and item.key is not None and lane.head is item:
-            self._step(item.key, lane)
+        if status == "dlq" and self.record.settings.on_dlq != "block":
+            self._turns.unblock(item)
+        if item.key is not None:
+            self._turns.ended(item)
             self.pump()
-
-    def _ended(
-        self,
-        item: Item,
-        status: Status,
-        verdict: Verdict,
-        *,
-        attempts: int | None = None,
-        delay_s: float = 0.0,
-        tried: bool = False,
-    ) -> Ended:
-        story = None
-        if tried and status != "succeeded" and verdict.outcome != "later":
-            entry = {
-                "no": item.attempts,
-                "started_at": rfc3339(verdict.started_at),
-                "request_id": verdict.request_id,
-                "error": verdict.error,
-                "duration_ms": round(verdict.duration_ms, 3),
-            }
-            story = payload.encode([entry]).decode()
-        return Ended(
-            subscription_id=self.record.id,
-            sequence=item.sequence,
-            generation=item.generation,
-            status=status,
-            attempts=item.attempts if attempts is None else attempts,
-            replay=item.replay,
-            ordering_key=item.key,
-            delay_s=delay_s,
-            started_at=verdict.started_at if tried else None,
-            duration_ms=verdict.duration_ms if tried else None,
-            request_id=verdict.request_id,
-            error=verdict.error,
-            failed=story,
-        )
 
 
 def _parcel(record: SubscriptionRecord, item: Item) -> Parcel:
