@@ -416,6 +416,8 @@ async def test_runs_above_the_limit_wait_or_are_refused(database: Database) -> N
         assert statuses == ["running", "running", "pending", "pending", "pending"]
         await n.runs.cancel(SCOPE, runs[2], "", True, by="key:test")
         assert (await n.ended(runs[2]))["status"] == "cancelled"
+        late = await n.ended(await n.start("queue", timeout_s=0.2))
+        assert (late["status"], late["started_at"]) == ("timed_out", None)
         kept = [await n.start("reject", key=f"k{no}") for no in range(2)]
         with pytest.raises(NovaError) as refused:
             await n.start("reject")
@@ -479,6 +481,32 @@ async def test_again_from_where_it_failed_and_forks(database: Database) -> None:
         with pytest.raises(NovaError) as nowhere:
             await n.runs.fork(SCOPE, run_id, "nowhere", caller="key:test")
         assert nowhere.value.errors[0].field == "from"
+
+
+async def test_one_branch_again_keeps_the_others(database: Database) -> None:
+    branches = [chain(function("x", f"x{no}"), function("y", f"y{no}")) for no in range(2)]
+    await workflow(
+        database, "w", chain(function("a", "a"), node("p", "parallel", branches=branches), function("z", "z"))
+    )
+    async with nebula(database, {"y1": failing(1), "z": failing(1)}) as n:
+        run_id = await n.start("w", {})
+        for _ in range(2):
+            assert (await n.ended(run_id))["status"] == "failed"
+            # told too late: it must not end what begins again
+            await database.run(
+                "INSERT INTO dag_events (id, tenant_id, namespace, run_id, kind, payload, sender) VALUES"
+                " (gen_random_uuid(), 'default', 'default', %(run)s, 'cancel', '{}', 'key:test')",
+                run=run_id,
+            )
+            await n.runs.retry(SCOPE, run_id, "failed", by="key:test")
+        assert (await n.ended(run_id))["status"] == "succeeded"
+        fork = await n.runs.fork(SCOPE, run_id, "p/1/y", payload=b'"other"', caller="key:test")
+        row = await n.ended(fork)
+        assert row["output"] == {"z": "well"}
+        assert (await n.nodes(fork))["p"]["output"][1] == {"y": "well"}
+        assert n.functions.inputs("y1")[-1] == "other"
+        counts = {name: len(n.functions.inputs(name)) for name in ("a", "x0", "y0", "x1", "y1", "z")}
+        assert counts == {"a": 1, "x0": 1, "y0": 1, "x1": 1, "y1": 3, "z": 3}
 
 
 async def test_a_call_is_made_for_whoever_began_the_run(database: Database) -> None:

@@ -120,8 +120,10 @@ class Definition:
             waiting += [edge.target for edge in node.outgoing]
             waiting += [inner for frame in node.frames for inner in self.frames[frame].nodes]
             owner = self.frames[node.frame].owner
-            if owner >= 0:
+            while owner >= 0:  # the node around it ends anew, but its other branches keep what they have
+                found.add(owner)
                 waiting += [edge.target for edge in self.nodes[owner].outgoing]
+                owner = self.frames[self.nodes[owner].frame].owner
         return frozenset(found)
 
 

@@ -198,6 +198,7 @@ class Runs:
             assert row is not None
             if payload is not None and from_ != "start":
                 await _give(conn, scope, run_id, from_, payload, row["generation"])
+            await conn.run(workflow_runs.sql.unhear, run=run_id)
             await conn.run(workflow_runs.sql.requeue, run=run_id, tenant=scope.tenant, namespace=scope.namespace)
         self._notices.work(KIND)
         log.info("a run goes on", run=run_id, start=from_, by=by)

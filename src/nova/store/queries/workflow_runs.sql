@@ -41,10 +41,10 @@ WITH given AS (
            now() + make_interval(secs => timeout_s), CASE WHEN status = 'running' THEN now() END
     FROM given
     ON CONFLICT (tenant_id, namespace, workflow_id, key) WHERE key IS NOT NULL DO NOTHING
-    RETURNING id, tenant_id, namespace, status
+    RETURNING id, tenant_id, namespace, status, deadline_at
 ), queued AS (
     INSERT INTO work (id, kind, tenant_id, namespace, subject, run_at)
-    SELECT id, 'run', tenant_id, namespace, id, CASE WHEN status = 'pending' THEN 'infinity' ELSE now() END FROM made
+    SELECT id, 'run', tenant_id, namespace, id, CASE WHEN status = 'pending' THEN deadline_at ELSE now() END FROM made
 )
 SELECT id::text AS id FROM made
 
@@ -200,6 +200,9 @@ SET status = 'running', generation = generation + 1, ending = NULL, error = NULL
     input = coalesce(%(input)s::json, input), deadline_at = now() + (deadline_at - created_at)
 WHERE id = %(run)s
 RETURNING generation
+
+-- name: unhear -- what it was told too late
+UPDATE dag_events SET consumed_at = now() WHERE run_id = %(run)s AND consumed_at IS NULL AND kind <> 'event'
 
 -- name: requeue
 INSERT INTO work (id, kind, tenant_id, namespace, subject) VALUES (%(run)s, 'run', %(tenant)s, %(namespace)s, %(run)s)
