@@ -8,6 +8,7 @@ import pytest
 from nova import payload
 from nova.domain.call import CallRequest, CallResult
 from nova.errors import FunctionError, NovaError
+from nova.events.bus import dispatch
 from nova.store.db import Database
 from tests.events.bus.dispatching import data, dispatching, subscription
 from tests.events.bus.topics import topic
@@ -126,3 +127,20 @@ async def test_messages_that_retention_removed_first_are_counted(database: Datab
         await bus.settled(made, 2)
     assert sorted(data(call) for call in bus.calls.seen) == [3, 4]
     assert await database.one("SELECT cursor, expired FROM event_subscriptions") == {"cursor": 5, "expired": 3}
+
+
+async def test_what_cannot_be_recorded_is_not_delivered_again_and_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands still, and goes on when there is somewhere to write again."""
+    monkeypatch.setattr(dispatch, "_BROKEN_S", 0.5)
+    made = await subscription(database, await topic(database), max_attempts=50)
+    async with dispatching(database) as bus:
+        await bus.noticed()
+        await database.run("ALTER TABLE event_deliveries ADD CONSTRAINT refused CHECK (status <> 'succeeded')")
+        await bus.publish(*range(20))
+        await bus.until(lambda: len(bus.calls.seen) > 20)
+        assert len(bus.calls.seen) <= 40
+        await database.run("ALTER TABLE event_deliveries DROP CONSTRAINT refused")
+        rows = await bus.settled(made, 20)
+    assert {row.status for row in rows} == {"succeeded"}

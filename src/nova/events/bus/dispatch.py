@@ -34,6 +34,8 @@ POLL_S = 5.0
 """Notifications are hints: what none told of is found by looking."""
 MAX_QUEUED = 50_000
 """Rows of one subscription that are held in memory; whoever adds more is refused."""
+_BROKEN_S = 5.0
+"""A subscription whose deliveries could not be recorded stands still for so long, and is loaded anew then."""
 _GRACE_S = 3.0
 _PAGE = 500
 _AT_ONCE = 4
@@ -79,7 +81,7 @@ class Dispatcher:
             dead_letters=DeadLetters(publisher),
             events=events or NoDeliveryEvents(),
             clock=clock,
-            broke=self._on_change,
+            broke=self._on_broken,
         )
         self._terms: list[_Term] = []
         self._feeds: dict[str, Feed] = {}
@@ -124,6 +126,10 @@ class Dispatcher:
             term.changed.add(subscription_id)
             term.wake.set()
 
+    def _on_broken(self, subscription_id: str) -> None:
+        """What cannot be recorded is not delivered again and again meanwhile."""
+        asyncio.get_running_loop().call_later(_BROKEN_S, self._on_change, subscription_id)
+
     def _look(self) -> None:
         for term in self._terms:
             term.changed.update(term.lines)
@@ -159,7 +165,6 @@ class Dispatcher:
                 await self._glance(term)
         term.wake.clear()
         changed, term.changed = term.changed, set()
-        changed |= {line.record.id for line in term.lines.values() if line.broken}
         if not changed:
             return
         try:

@@ -146,6 +146,7 @@ class Line:
     def _room(self) -> bool:
         return (
             self.record.enabled
+            and not self.broken
             and len(self._open) < WINDOW
             and self._held < WINDOW_BYTES
             and len(self._rows) < MAX_ROWS
@@ -223,7 +224,7 @@ class Line:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if not self._active or not self.record.enabled or not self.fence.held:
+        if not self._active or self.broken or not self.record.enabled or not self.fence.held:
             return
         now = self._loop.time()
         self._turns.due(now)

@@ -176,7 +176,7 @@ def _numbers(fences: dict[str, Fence]) -> dict[str, int]:
 
 
 def _away(error: BaseException) -> bool:
-    return isinstance(error, NovaError) and error.code == "dependency_unavailable"
+    return isinstance(error, NovaError) and error.code in ("dependency_unavailable", "storage_full")
 
 
 async def _within(seconds: float | None, event: asyncio.Event) -> None:
