@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from nova import payload
 from nova.domain.identity import Scope
 from nova.errors import NovaError, not_found
 from nova.ids import new_id
@@ -390,43 +391,63 @@ async def _write_rest(conn: Connection, writes: Sequence[RunWrite], ids: frozens
 
 
 async def _write_nodes(conn: Connection, writes: Sequence[RunWrite]) -> frozenset[str]:
-    nodes = [(write.run.id, node) for write in writes for node in write.nodes]
-    attempts = [(write.run.id, attempt) for write in writes for attempt in write.attempts]
+    """One document for all rows: an array for each column costs more than the statement."""
     rows = await conn.fetch(
         sql.write_nodes,
         runs=[write.run.id for write in writes],
         fences=[write.run.fence for write in writes],
         owner=writes[0].owner,
-        n_run=[run for run, _ in nodes],
-        n_key=[node.path for _, node in nodes],
-        n_item=[node.item for _, node in nodes],
-        n_status=[node.status for _, node in nodes],
-        n_attempt=[node.attempt for _, node in nodes],
-        n_generation=[node.generation for _, node in nodes],
-        n_input=_texts(node.input for _, node in nodes),
-        n_output=_texts(node.output for _, node in nodes),
-        n_error=_texts(node.error for _, node in nodes),
-        n_taken=[_array(node.taken) for _, node in nodes],
-        n_wake=[node.wake_at for _, node in nodes],
-        n_child=[node.child for _, node in nodes],
-        n_completed=[node.completed_no for _, node in nodes],
-        n_compensation=[node.compensation for _, node in nodes],
-        n_compensation_error=_texts(node.compensation_error for _, node in nodes),
-        n_revision=[node.revision for _, node in nodes],
-        n_started=[node.started_at for _, node in nodes],
-        n_finished=[node.finished_at for _, node in nodes],
-        a_run=[run for run, _ in attempts],
-        a_key=[attempt.path for _, attempt in attempts],
-        a_item=[attempt.item for _, attempt in attempts],
-        a_generation=[attempt.generation for _, attempt in attempts],
-        a_attempt=[attempt.attempt for _, attempt in attempts],
-        a_purpose=[attempt.purpose for _, attempt in attempts],
-        a_request=[attempt.request_id for _, attempt in attempts],
-        a_started=[attempt.started_at for _, attempt in attempts],
-        a_ms=[attempt.duration_ms for _, attempt in attempts],
-        a_error=_texts(attempt.error for _, attempt in attempts),
+        nodes=_document(_node(write.run.id, node) for write in writes for node in write.nodes),
+        attempts=_document(_attempt(write.run.id, attempt) for write in writes for attempt in write.attempts),
     )
     return frozenset(row["id"] for row in rows)
+
+
+def _document(rows: Iterable[dict[str, Any]]) -> str:
+    return payload.encode(list(rows)).decode()
+
+
+def _node(run_id: str, node: NodeRow) -> dict[str, Any]:
+    """Users' JSON goes as text, so that it comes out as it is."""
+    return {
+        "run_id": run_id,
+        "node_key": node.path,
+        "item": node.item,
+        "status": node.status,
+        "attempt": node.attempt,
+        "generation": node.generation,
+        "input": _text(node.input),
+        "output": _text(node.output),
+        "error": _text(node.error),
+        "taken": node.taken,
+        "wake_at": node.wake_at,
+        "child": node.child,
+        "completed_no": node.completed_no,
+        "compensation": node.compensation,
+        "compensation_error": _text(node.compensation_error),
+        "revision": node.revision,
+        "started_at": node.started_at,
+        "finished_at": node.finished_at,
+    }
+
+
+def _attempt(run_id: str, attempt: AttemptRow) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "node_key": attempt.path,
+        "item": attempt.item,
+        "generation": attempt.generation,
+        "attempt": attempt.attempt,
+        "purpose": attempt.purpose,
+        "request_id": attempt.request_id,
+        "started_at": attempt.started_at,
+        "duration_ms": attempt.duration_ms,
+        "error": _text(attempt.error),
+    }
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
 
 
 async def _write_states(conn: Connection, writes: Sequence[RunWrite]) -> None:
@@ -490,12 +511,7 @@ def _ended(write: RunWrite) -> bytes:
 
 
 def _texts(values: Iterable[bytes | None]) -> list[str | None]:
-    return [None if value is None else value.decode() for value in values]
-
-
-def _array(numbers: tuple[int, ...] | None) -> str | None:
-    """A list of lists of different lengths is no array of PostgreSQL, so each travels as text."""
-    return None if numbers is None else "{" + ",".join(map(str, numbers)) + "}"
+    return [_text(value) for value in values]
 
 
 def _claimed(row: Row) -> ClaimedRun:

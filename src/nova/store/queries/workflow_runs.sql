@@ -115,15 +115,12 @@ WITH given AS (
                                     output, error, taken, wake_at, child_run_id, completed_no, compensation,
                                     compensation_error, revision, started_at, finished_at)
     SELECT r.run_id, r.node_key, r.item, h.tenant_id, h.namespace, r.status, r.attempt, r.generation, r.input::json,
-           r.output::json, r.error::jsonb, r.taken::int[], r.wake_at, r.child, r.completed_no, r.compensation,
+           r.output::json, r.error::jsonb, r.taken, r.wake_at, r.child, r.completed_no, r.compensation,
            r.compensation_error::jsonb, r.revision, r.started_at, r.finished_at
-    FROM unnest(%(n_run)b::uuid[], %(n_key)b::text[], %(n_item)b::int[], %(n_status)b::text[], %(n_attempt)b::int[],
-                %(n_generation)b::int[], %(n_input)b::text[], %(n_output)b::text[], %(n_error)b::text[],
-                %(n_taken)b::text[], %(n_wake)b::timestamptz[], %(n_child)b::uuid[], %(n_completed)b::int[],
-                %(n_compensation)b::text[], %(n_compensation_error)b::text[], %(n_revision)b::int[],
-                %(n_started)b::timestamptz[], %(n_finished)b::timestamptz[])
-         AS r (run_id, node_key, item, status, attempt, generation, input, output, error, taken, wake_at, child,
-               completed_no, compensation, compensation_error, revision, started_at, finished_at)
+    FROM json_to_recordset(%(nodes)s::json)
+         AS r (run_id uuid, node_key text, item int, status text, attempt int, generation int, input text, output text,
+               error text, taken int[], wake_at timestamptz, child uuid, completed_no int, compensation text,
+               compensation_error text, revision int, started_at timestamptz, finished_at timestamptz)
     JOIN held h ON h.id = r.run_id
     ON CONFLICT (run_id, node_key, item) DO UPDATE
     SET status = excluded.status, attempt = excluded.attempt, generation = excluded.generation,
@@ -137,10 +134,9 @@ WITH given AS (
                                    started_at, duration_ms, error)
     SELECT a.run_id, a.node_key, a.item, a.generation, a.attempt, h.tenant_id, h.namespace, a.purpose, a.request_id,
            a.started_at, a.duration_ms, a.error::jsonb
-    FROM unnest(%(a_run)b::uuid[], %(a_key)b::text[], %(a_item)b::int[], %(a_generation)b::int[], %(a_attempt)b::int[],
-                %(a_purpose)b::text[], %(a_request)b::uuid[], %(a_started)b::timestamptz[], %(a_ms)b::float8[],
-                %(a_error)b::text[])
-         AS a (run_id, node_key, item, generation, attempt, purpose, request_id, started_at, duration_ms, error)
+    FROM json_to_recordset(%(attempts)s::json)
+         AS a (run_id uuid, node_key text, item int, generation int, attempt int, purpose text, request_id uuid,
+               started_at timestamptz, duration_ms float8, error text)
     JOIN held h ON h.id = a.run_id
     ON CONFLICT DO NOTHING
 )
