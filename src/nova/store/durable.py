@@ -261,14 +261,36 @@ class DurableStore:
 
     async def begin(self, execution_id: str, epoch: int, limit: int) -> Begun | None:
         """Take an execution for a run. None: it has ended, or a later run owns it."""
-        async with self._db.transaction() as conn:
-            row = await conn.one(_sql.begin, id=execution_id, epoch=epoch)
-            if row is None:
-                return None
-            await conn.run(_sql.ripen, execution=execution_id)
-            rows = await conn.fetch(_sql.first_page, execution=execution_id, limit=limit + 1)
+        row = await self._db.one(_sql.begin, id=execution_id, epoch=epoch)
+        if row is None:
+            return None
+        if row["steps"] == 0:  # only runs record, and none has
+            return Begun(execution_of(row), row["expired"], (), more=False)
+        # what comes in between these statements is told to the run by its next checkpoint
+        await self._db.run(_sql.ripen, execution=execution_id)
+        rows = await self._db.fetch(_sql.first_page, execution=execution_id, limit=limit + 1)
         shown = tuple(operation_of(row) for row in rows[:limit])
         return Begun(execution_of(row), row["expired"], shown, len(rows) > limit)
+
+    async def end(
+        self, execution: Execution, work: tuple[str, str, int], status: str, output: str | None, error: str | None
+    ) -> bool:
+        """The end of an execution by its run, and of its work (id, owner, fence); False: another run owns it."""
+        work_id, owner, fence = work
+        row = await self._db.one(
+            _sql.end_run,
+            work=work_id,
+            owner=owner,
+            fence=fence,
+            epoch=execution.epoch,
+            status=status,
+            output=output,
+            error=error,
+            channel=Channel.DURABLE.value,
+        )
+        if row is not None and self._db.on_commit is not None:
+            self._db.on_commit(Channel.DURABLE, execution.id)
+        return row is not None
 
     # Outsiders
 
@@ -390,11 +412,6 @@ async def suspend(conn: Connection, execution_id: str, delay_s: float | None) ->
 async def forgive(conn: Connection, execution_id: str) -> None:
     """The run did not begin: it does not count as lost."""
     await conn.run(_sql.forgive, id=execution_id)
-
-
-async def end(conn: Connection, execution_id: str, status: str, output: str | None, error: str | None) -> None:
-    await conn.run(_sql.end, id=execution_id, status=status, output=output, error=error)
-    await conn.notify(Channel.DURABLE, execution_id)
 
 
 async def settle_call(

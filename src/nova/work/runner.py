@@ -69,7 +69,8 @@ class Kind:
 
     ``concurrency`` as a callable is asked before each claim; whoever makes it grow meanwhile sets ``room``.
     ``max_attempts`` None: the handler counts for itself, and ``give_up`` is never called. ``claim`` replaces the queue's own,
-    which knows nothing of the noun's table.
+    which knows nothing of the noun's table. ``gap_s``: from a claim that found few items to the next, at least; short where
+    somebody waits for each item.
     """
 
     handler: WorkHandler
@@ -79,6 +80,7 @@ class Kind:
     backoff_s: float = 1
     backoff_max_s: float = 60
     claim: Claim | None = None
+    gap_s: float = _GAP_S
     room: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -203,7 +205,7 @@ class Runner:
                 began = self._clock.monotonic()
                 claimed = await self._claim(name, lane)
                 few = not claimed.more and len(claimed.items) * _FEW < self._batch
-                lane.next_claim = began + (_GAP_S if few else _BUSY_GAP_S)
+                lane.next_claim = began + (lane.kind.gap_s if few else _BUSY_GAP_S)
                 if claimed.more:
                     lane.due.set()
                 for item in claimed.items:

@@ -21,6 +21,8 @@ from nova.work.runner import Kind
 
 _NOT_YET: Final = frozenset({429, 503})
 _WAIT_S: Final = 1.0
+_GAP_S: Final = 0.001
+"""Between claims: executions wait for these calls."""
 _ATTEMPTS: Final = 3
 """Of a call whose instance is lost each time."""
 
@@ -36,7 +38,7 @@ class DurableCallWork:
         self._clock = clock
 
     def kind(self, workers: int | Callable[[], int]) -> Kind:
-        return Kind(self, workers, max_attempts=_ATTEMPTS)
+        return Kind(self, workers, max_attempts=_ATTEMPTS, gap_s=_GAP_S)
 
     async def run(self, item: WorkItem) -> None:
         """Raises NovaError when the call has to be tried again."""

@@ -40,6 +40,8 @@ _NOT_YET: Final = frozenset({403, 429, 503})
 """Statuses of refusals that say nothing about the execution."""
 _BACKOFF_S: Final = (0.2, 30.0)
 """Shortest and longest pause before a run that follows a lost one."""
+_GAP_S: Final = 0.001
+"""Between claims: people wait for executions."""
 _NON_DETERMINISTIC: Final = "Nova.NonDeterministic"
 
 
@@ -69,7 +71,7 @@ class DurableRuns:
         self._clock = clock
 
     def kind(self, workers: int | Callable[[], int]) -> Kind:
-        return Kind(self, workers, max_attempts=None)
+        return Kind(self, workers, max_attempts=None, gap_s=_GAP_S)
 
     async def give_up(self, item: WorkItem, reason: str) -> None:
         raise AssertionError("executions count their runs themselves")
@@ -200,10 +202,9 @@ class DurableRuns:
     async def _end(
         self, item: WorkItem, execution: Execution, status: str, *, output: str | None = None, error: str | None = None
     ) -> None:
-        async with self._db.transaction() as conn:
-            await self._own(conn, item, execution)
-            await durable.end(conn, execution.id, status, output, error)
-            await queue.finish(conn, item)
+        work = (item.id, item.owner, item.fence)
+        if not await self._store.end(execution, work, status, output, error):
+            raise LeaseLost(item.id)
         self._events.execution_ended(execution.scope, status)
 
     async def _own(self, conn: Connection, item: WorkItem, execution: Execution) -> bool:

@@ -144,6 +144,16 @@ WHERE id = %(id)s RETURNING extract(epoch FROM wake_at - now())::float8 AS secon
 -- name: forgive
 UPDATE durable_executions SET lost = greatest(0, lost - 1) WHERE id = %(id)s
 
+-- name: end_run -- with its work, which proves that it is the run's; no row: it is not any more
+WITH done AS (
+    DELETE FROM work WHERE id = %(work)s AND owner = %(owner)s AND fence = %(fence)s RETURNING subject
+), ended AS (
+    UPDATE durable_executions e
+    SET status = %(status)s, output = %(output)s, error = %(error)s, ended_at = now(), wake_at = NULL
+    FROM done WHERE e.id = done.subject AND e.epoch = %(epoch)s AND e.status = 'running' RETURNING e.id
+)
+SELECT pg_notify(%(channel)s, id::text) FROM ended
+
 -- name: end
 UPDATE durable_executions SET status = %(status)s, output = %(output)s, error = %(error)s, ended_at = now(), wake_at = NULL
 WHERE id = %(id)s AND status IN ('running', 'suspended')
