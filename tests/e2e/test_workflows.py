@@ -59,8 +59,10 @@ class Bench:
         """The headers of somebody else."""
         made = self.http.post("/apikeys", json={"name": name, "permissions": [{"role": role}]})
         assert made.status_code == 201, made.text
+        headers = {"X-API-Key": made.json()["key"]}
         try:
-            yield {"X-API-Key": made.json()["key"]}
+            until(lambda: self.http.get("/workflows", headers=headers).status_code == 200, "every door knows the key")
+            yield headers
         finally:
             self.http.delete(f"/apikeys/{name}")
 
