@@ -46,7 +46,7 @@ _NOT_YET = frozenset({429, 503})
 _WAIT_S = (1.0, 60.0)
 _KEPT = 256
 """Runs that wait and that this process can go on with without reading them again."""
-_LOOK_S = 2.0
+_LOOK_S = 10.0
 """How often a run that is worked on is asked for what it was told, should the notification be lost."""
 _NOTIFY_S = 0.1
 """Between two notices that one run has changed."""
@@ -91,6 +91,7 @@ class Engine:
         """runs that ended or were given back since the queue was swept"""
         self._rubbish = asyncio.Event()
         notifications.on(Channel.RUNS, self._on_told)
+        notifications.on_reconnect(self._all_told)
 
     def kind(self, workers: Callable[[], int]) -> Kind:
         return Kind(self, workers, max_attempts=None, claim=self.claim, backoff_max_s=10)
@@ -279,6 +280,12 @@ class Engine:
             return
         live = self._live.get(json.loads(message)["run"])
         if live is not None:
+            live.told = True
+            live.heard.set()
+
+    def _all_told(self) -> None:
+        """Notifications may have been missed."""
+        for live in self._live.values():
             live.told = True
             live.heard.set()
 
