@@ -26,7 +26,7 @@ def test_a_platform_that_does_not_start_is_a_problem_not_a_number(tmp_path: Path
     found = benchmark(only, Options(quick=True, peers=False, nova=broken), lambda text: None)
     assert found.rows == []
     assert {problem.measure for problem in found.problems} == {
-        *("startup", "all", "warm_throughput", "queue", "two_cores"),
+        *("startup", "all", "warm_throughput", "queue", "two_cores", "flows", "trigger_rate"),
         *GROUPS["pool"],
     }
     assert all("no database here" in problem.reason for problem in found.problems)

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def test_messages_of_every_broker_call_a_function(
                 return counts == (51, 50, 1) and status["lag"] in (0, None)
 
             for trigger in made:
-                until(lambda trigger=trigger: settled(trigger), "all is counted and acknowledged", 20)
+                until(partial(settled, trigger), "all is counted and acknowledged", 20)
                 assert http.post(f"/triggers/{trigger}/test").json() == {"ok": True, "error": None}
                 assert "pa55" not in http.get(f"/triggers/{trigger}").text
                 assert http.post(f"/triggers/{trigger}/pause").status_code == 200
