@@ -36,9 +36,14 @@ PAGE_OPERATIONS: Final = 1000
 EVENT: Final = "WaitEvent"
 """The sub-type of callbacks that an event of their name completes."""
 
+_MANY: Final = 1 << 62
+_LAST_MS: Final = 4e12
+"""A time far ahead: what is later means now."""
 _ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}").fullmatch
 _SUB_TYPE: Final = re.compile(r"[a-zA-Z0-9_-]{1,32}").fullmatch
-_ARN: Final = re.compile(r"arn:nova:lambda:.+/durable-execution/[^/]+/([0-9a-f-]{36})").fullmatch
+_ARN: Final = re.compile(
+    r"arn:nova:lambda:.+/durable-execution/[^/]+/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+).fullmatch
 _TARGET: Final = re.compile(r"(?:.*:function:)?([A-Za-z0-9_-]{1,64})(?::([A-Za-z0-9_$-]{1,64}))?").fullmatch
 _AFTER: Final[Mapping[tuple[str, str], str]] = {
     ("STEP", "START"): "STARTED",
@@ -163,9 +168,12 @@ class Token:
         """Raises ``version_conflict``."""
         try:
             request_id, epoch, seen = base64.b64decode(text, validate=True).decode().split(".")
-            return cls(request_id, int(epoch), int(seen))
+            token = cls(request_id, int(epoch), int(seen))
         except (ValueError, binascii.Error):
             raise stale() from None
+        if not (0 <= token.epoch < _MANY and 0 <= token.seen < _MANY):
+            raise stale()
+        return token
 
 
 def stale() -> NovaError:
@@ -306,7 +314,9 @@ def _seconds(options: Mapping[str, Any], name: str, default: float) -> float:
     value = options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise invalid(name, "a number that is not negative")
-    if name != "StartTimestamp" and value > MAX_WAIT_S:
+    if name == "StartTimestamp":
+        return min(float(value), _LAST_MS)
+    if value > MAX_WAIT_S:
         raise invalid(name, f"at most {MAX_WAIT_S}, which is 365 days")
     return float(value)
 

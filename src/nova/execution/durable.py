@@ -101,8 +101,6 @@ class DurableCalls:
             tracestate=call.tracestate,
             life_s=life_s,
         )
-        if "\\u0000" in new.input:
-            raise NovaError("bad_payload", "the input of a durable execution cannot hold NUL characters")
         started = await self._starts.put(new)
         if isinstance(started, str):
             self._notices.work(KIND)
@@ -135,7 +133,7 @@ class DurableCalls:
         execution_id = execution_of(arn)
         changes = updates(given.get("Updates") or [])
         if not changes:
-            await self._store.ripen(execution_id)
+            await self._store.ripen(execution_id, snapshot.function_id, token.epoch)
         written = await self._checkpoints.put(
             Checkpoint(execution_id, snapshot.function_id, token.epoch, token.seen, snapshot.scope, changes)
         )

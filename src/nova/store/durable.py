@@ -244,11 +244,13 @@ class DurableStore:
             changed |= {row["id"]: operation_of(row) for row in others}
         return Written(first["rev"], tuple(sorted(changed.values(), key=lambda operation: operation.place)))
 
-    async def ripen(self, execution_id: str) -> None:
-        """Let time do its work on the operations; the next checkpoint tells of it."""
+    async def ripen(self, execution_id: str, function_id: str, epoch: int) -> None:
+        """Let time do its work on the operations of a run's execution; the next checkpoint tells of it."""
         async with self._db.transaction() as conn:
-            await conn.one(_sql.stir, id=execution_id)
-            await conn.run(_sql.ripen, execution=execution_id)
+            row = await conn.one(_sql.own, id=execution_id, epoch=epoch)
+            if row is not None and str(row["function_id"]) == function_id:
+                await conn.one(_sql.stir, id=execution_id)
+                await conn.run(_sql.ripen, execution=execution_id)
 
     async def operations(
         self, execution_id: str, function_id: str, epoch: int, *, after: int, limit: int

@@ -1,10 +1,11 @@
 """What a run writes: as a whole or not at all, once, and only while the execution is its own."""
 
+import base64
 from typing import Any
 
 import pytest
 
-from nova.domain.durable import MAX_OPERATIONS, MAX_OUTPUT, updates
+from nova.domain.durable import MAX_OPERATIONS, MAX_OUTPUT, Token, updates
 from nova.domain.identity import Scope
 from nova.errors import NovaError
 from nova.ids import new_id
@@ -145,3 +146,27 @@ def test_what_the_protocol_has_and_nova_has_not_is_refused_by_name(update: dict[
     with pytest.raises(NovaError) as error:
         updates([update])
     assert error.value.code == refused
+
+
+@pytest.mark.parametrize("text", ["", "&", "bm8=", base64.b64encode(f"r.{1 << 70}.0".encode()).decode()])
+def test_a_token_that_was_never_given_is_a_stale_one(text: str) -> None:
+    with pytest.raises(NovaError) as error:
+        Token.of(text)
+    assert error.value.code == "version_conflict"
+
+
+async def test_only_the_run_of_an_execution_lets_time_pass_for_it(runs: Runs) -> None:
+    wait = {
+        "Id": "1",
+        "Type": "WAIT",
+        "SubType": "Wait",
+        "Name": "w",
+        "Action": "START",
+        "WaitOptions": {"WaitSeconds": 0},
+    }
+    await runs.write(1, wait, step("2"))
+    await runs.store.ripen(runs.id, new_id(), 1)
+    await runs.store.ripen(runs.id, FUNCTION, 2)
+    assert await runs.recorded() == [("1", "STARTED", 0), ("2", "SUCCEEDED", 1)]
+    await runs.store.ripen(runs.id, FUNCTION, 1)
+    assert (await runs.recorded())[0] == ("1", "SUCCEEDED", 0)

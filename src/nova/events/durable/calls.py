@@ -66,8 +66,8 @@ class DurableCallWork:
             await self._settle(item, execution, None, _told(result.error.type, result.error.message))
             return
         output = result.output or b"null"
-        if len(output) > MAX_OUTPUT or b"\\u0000" in output:
-            detail = f"the answer cannot be kept: at most {MAX_OUTPUT} bytes, and no NUL characters"
+        if len(output) > MAX_OUTPUT:
+            detail = f"the answer cannot be kept: at most {MAX_OUTPUT} bytes"
             await self._settle(item, execution, None, _told("Nova.OutputTooLarge", detail))
             return
         await self._settle(item, execution, output.decode(), None)

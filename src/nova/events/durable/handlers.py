@@ -224,12 +224,10 @@ def _may_read(req: Req[Any, Any], execution: Execution) -> bool:
 
 
 def _text(req: Req[Any, Any], field: str) -> str:
-    """A member of the body as JSON. Raises ``payload_too_large``, ``bad_payload``."""
+    """A member of the body as JSON. Raises ``payload_too_large``."""
     text = json.dumps(req.raw_body.get(field), ensure_ascii=False, separators=(",", ":"))
     if len(text.encode()) > MAX_OUTPUT:
         raise too_large(MAX_OUTPUT)
-    if "\\u0000" in text:
-        raise NovaError("bad_payload", f"{field}: NUL characters cannot be kept")
     return text
 
 

@@ -193,6 +193,7 @@ class DurableRuns:
                 # it says that it waits, and there is nothing that it waits for
                 delay_s = _BACKOFF_S[0] * 2.0**execution.lost
             elif fresh:
+                await durable.forgive(conn, execution.id)
                 delay_s = 0.0
             else:
                 delay_s = await durable.suspend(conn, execution.id, wake_s)
@@ -235,7 +236,7 @@ def _result(text: Any) -> str | None:
     """The result as JSON; None when it is none, or cannot be kept."""
     if text is None or text == "":
         return "null"
-    if not isinstance(text, str) or "\\u0000" in text:
+    if not isinstance(text, str):
         return None
     try:
         json.loads(text, parse_constant=_not_json)
