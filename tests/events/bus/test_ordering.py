@@ -165,3 +165,20 @@ async def test_a_subscriber_that_hangs_delays_no_other(database: Database) -> No
         await bus.settled(quick, 2000)
         assert sum(call.function == "hangs" for call in bus.calls.seen) == 5
         forever.set()
+
+
+async def test_a_row_waits_for_messages_of_its_key_that_are_not_read_yet(database: Database) -> None:
+    """EV9: whoever was killed may have written of a later message and not of the earlier ones."""
+    made = await subscription(database, await topic(database), enabled=False)
+    async with dispatching(database) as bus:
+        await bus.publish(1, 2, 3, 4, ordering_key="a")
+        await database.run(
+            "INSERT INTO event_deliveries (subscription_id, sequence, generation, tenant_id, namespace, topic_id, status,"
+            " attempts, replay, ordering_key, next_run_at) SELECT id, 3, 0, tenant_id, namespace, topic_id, 'queued', 1,"
+            " false, 'a', now() FROM event_subscriptions"
+        )
+        await database.run("UPDATE event_subscriptions SET enabled = true, epoch = epoch + 1")
+        bus.listener.deliver("nova_subscriptions", made)
+        rows = await bus.settled(made, 4, "succeeded")
+    assert [data(call) for call in bus.calls.seen] == [1, 2, 3, 4]
+    assert [row.attempts for row in rows] == [1, 1, 2, 1]

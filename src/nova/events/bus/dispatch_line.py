@@ -72,6 +72,8 @@ class Line:
         self._open: OrderedDict[int, int] = OrderedDict()
         """sequences that are read and have no row yet, with their bytes"""
         self._ahead = ahead
+        self._deferred: dict[int, Queued] = {}
+        """rows beyond what is read: before them there may be messages of the same key"""
         self._careful_to = careful_to
         self._expired = 0
         self._held = 0
@@ -106,6 +108,7 @@ class Line:
             self._begin(record, set(), record.cursor)
         else:
             self._set(record)
+        self._deferred.clear()
         there = {(row.sequence, row.generation): row for row in rows}
         for place, item in list(self._rows.items()):
             if place not in there and not item.flying and item.saved is not None and item.saved < since:
@@ -162,6 +165,8 @@ class Line:
                     if self.record.generation != generation or self.read_to != read_to:
                         continue
                     if not arrivals:
+                        self._enter_deferred()
+                        self.pump()
                         break
                     self._admit(arrivals)
                     self.pump()
@@ -181,6 +186,8 @@ class Line:
             sequence = message.sequence
             self._expired += sequence - self.read_to - 1
             self.read_to = sequence
+            if self._deferred:
+                self._enter_deferred(sequence)
             if sequence in self._ahead:
                 self._ahead.discard(sequence)
                 continue
@@ -197,9 +204,21 @@ class Line:
             self._turns.enter(item)
         self._parts.recorder.move(self)
 
+    def _enter_deferred(self, upto: int | None = None) -> None:
+        """Everything before these rows is read; None: there is nothing more to read."""
+        ready = sorted(sequence for sequence in self._deferred if upto is None or sequence <= upto)
+        rows = [self._deferred.pop(sequence) for sequence in ready]
+        if upto is None and rows:
+            self.read_to = max(self.read_to, rows[-1].sequence)
+        self._add_rows(rows)
+
     def _add_rows(self, rows: Sequence[Queued]) -> None:
         now = self._loop.time()
         for row in rows:
+            if row.generation == self.record.generation and row.sequence > self.read_to:
+                self._deferred[row.sequence] = row
+                self._ahead.add(row.sequence)
+                continue
             place = (row.sequence, row.generation)
             due = now + max(0.0, row.due_s)
             item = self._rows.get(place)
