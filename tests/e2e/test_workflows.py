@@ -276,7 +276,8 @@ def test_waiting_for_time_events_and_people(bench: Bench) -> None:
 
 
 def test_people_answer_once(bench: Bench) -> None:
-    ask = {"title": "Pay?", "form_schema": {"type": "object"}, "approvers": ["operator"]}
+    form = {"type": "object", "required": ["note"], "properties": {"note": {"type": "string", "maxLength": 5}}}
+    ask = {"title": "Pay?", "form_schema": form, "approvers": ["operator"]}
     bench.workflow(
         "asked",
         [
@@ -295,6 +296,10 @@ def test_people_answer_once(bench: Bench) -> None:
     run = bench.start("asked", {"amount": 7})
     asked = question(run)
     assert (asked["title"], asked["workflow"], asked["approvers"]) == ("Pay?", "asked", ["operator"])
+    for payload, field in (({}, "payload"), ({"note": "too long"}, "payload.note")):
+        refused = bench.http.post(f"/approvals/{asked['id']}/approve", json={"payload": payload})
+        assert refused.status_code == 400, refused.text
+        assert [error["field"] for error in refused.json()["errors"]] == [field]
     answer = bench.http.post(
         f"/approvals/{asked['id']}/approve", json={"comment": "why not", "payload": {"note": "ok"}}
     )

@@ -148,7 +148,7 @@ class EventAccepted(Model):
 
 class Approval(Model):
     """A question to people about ``input``. ``approvers`` are subjects such as ``key:alice``; empty: whoever holds
-    ``workflow:approve``. ``form_schema`` is what a form for the answer can be drawn from."""
+    ``workflow:approve``. ``form_schema`` is what the payload of an approval must fit."""
 
     id: str
     workflow: str

@@ -4,9 +4,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from nova.domain.names import NAME
+from nova.domain.schemas import check_schema
 
 MAX_WAIT_S = 365 * 86_400
 """Seconds that anything in a run may last or wait."""
@@ -152,11 +153,17 @@ class WaitNode(_Node):
     until: Any = None
 
 
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    check_schema(schema)
+    return schema
+
+
 class Approval(Part):
-    """``approvers`` are subjects such as ``key:alice``; empty: whoever holds ``workflow:approve``."""
+    """``approvers`` are subjects such as ``key:alice``; empty: whoever holds ``workflow:approve``. ``form_schema`` (JSON Schema
+    2020-12): what the payload of an approval must fit."""
 
     title: str = Field(min_length=1, max_length=256)
-    form_schema: dict[str, Any] | None = None
+    form_schema: Annotated[dict[str, Any], AfterValidator(_schema)] | None = None
     approvers: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=100)
 
 

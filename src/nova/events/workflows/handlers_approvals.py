@@ -6,7 +6,8 @@ from uuid import UUID
 
 from nova.api import runs as api
 from nova.api.table import Empty, Page
-from nova.errors import invalid, not_found
+from nova.domain.schemas import violations
+from nova.errors import FieldError, NovaError, invalid, not_found
 from nova.events.workflows.handlers_runs import before, identifier
 from nova.events.workflows.handlers_views import approval_view
 from nova.events.workflows.runs import Runs
@@ -53,6 +54,8 @@ class ApprovalHandlers:
 
     async def _decide(self, req: Req[api.Decision, Empty], approve: bool) -> api.Approval:
         row = await self._row(req)
+        if approve and row["form_schema"] is not None:
+            _fits(row["form_schema"], req.raw_body.get("payload"))
         payload = json.dumps(req.raw_body.get("payload"), ensure_ascii=False, separators=(",", ":")).encode()
         await self._runs.decide(
             req.scope, row["id"], approve, by=req.identity.subject, comment=req.body.comment, payload=payload
@@ -67,6 +70,16 @@ class ApprovalHandlers:
 
     def _view(self, req: Req[Any, Any], row: Row) -> api.Approval:
         return approval_view(row, payloads=access.allowed(req.identity, _SEE, None) or _asked(req, row))
+
+
+def _fits(schema: dict[str, Any], payload: Any) -> None:
+    """Raise ``validation_failed``, naming every place where the answer is not what the form asks for."""
+    errors = [
+        FieldError("payload" if not path else f"payload{'' if path[0] == '[' else '.'}{path}", message)
+        for path, message in violations(schema, payload)
+    ]
+    if errors:
+        raise NovaError("validation_failed", f"{errors[0].field}: {errors[0].message}", errors=errors)
 
 
 def _asked(req: Req[Any, Any], row: Row) -> bool:
