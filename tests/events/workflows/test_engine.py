@@ -517,3 +517,49 @@ async def test_a_call_is_made_for_whoever_began_the_run(database: Database) -> N
         assert (call.identity.subject, call.trigger, call.caller) == ("key:test", "workflow", "workflow:w")
         assert (call.timeout_ms, call.qualifier, call.chain) == (7000, "live", ("x", "y"))
         assert call.traceparent is not None
+
+
+async def test_the_first_of_several_and_an_early_end(database: Database) -> None:
+    """A join of any goes on with the first; succeed ends the run, and what still runs is cancelled."""
+    ended: list[str] = []
+
+    async def slow(_given: Any) -> Any:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    graph = {
+        "nodes": [
+            function("fast"),
+            function("slow", "slow"),
+            node("first", "pass", join="any", value={"from": "$.nodes.fast.output.who"}),
+            node("done", "succeed", input_mapping={"won": "$.nodes.first.output.from"}),
+            function("never"),
+        ],
+        "edges": [
+            {"from": "fast", "to": "first"},
+            {"from": "slow", "to": "first"},
+            {"from": "first", "to": "done"},
+            {"from": "slow", "to": "never"},
+        ],
+    }
+    await workflow(database, "w", graph)
+    await workflow(database, "slow", chain(function("f", "slow")))
+    limited = node("s", "sub_workflow", workflow_name="slow", timeout_s=0.2)
+    await workflow(database, "limited", chain(limited))
+    async with nebula(database, {"slow": slow}) as n:
+        run_id = await n.start("w", {"who": "fast"})
+        row = await n.ended(run_id)
+        assert (row["status"], row["output"]) == ("succeeded", {"won": "fast"})
+        async with asyncio.timeout(10):
+            while ended != ["cancelled"]:
+                await asyncio.sleep(0.01)
+        states = {key: row["status"] for key, row in (await n.nodes(run_id)).items()}
+        assert (states["slow"], states["never"]) == ("cancelled", "skipped")
+        late = await n.ended(await n.start("limited"))
+        assert (late["status"], late["error"]["type"], late["error"]["node_key"]) == ("failed", "Nova.Timeout", "s")
+        below = await database.one("SELECT id::text AS id FROM dag_runs WHERE workflow_name = 'slow'")
+        assert below is not None
+        assert (await n.ended(below["id"]))["status"] in ("cancelled", "timed_out")
