@@ -457,7 +457,14 @@ def test_runs_are_named_bounded_paused_and_listed(bench: Bench) -> None:
     assert bench.http.get("/workflows/bounded/runs", params={"version": 2}).json()["items"] == []
     assert bench.http.patch("/workflows/bounded", json={"halted": True}).status_code == 200
     halted = bench.http.post("/workflows/bounded/runs", json={})
-    assert halted.status_code in (403, 409), halted.text
+    assert (halted.status_code, halted.json()["code"]) == (403, "halted"), halted.text
+    assert bench.http.patch("/workflows/bounded", json={"halted": False}).status_code == 200
+    first, second = bench.start("bounded"), bench.start("bounded")
+    assert second["status"] == "pending"
+    assert bench.http.patch("/workflows/bounded", json={"max_concurrent_runs": 0}).status_code == 200
+    for run in (first, second):
+        bench.post(run, "events/go")
+        assert bench.ended(run)["status"] == "succeeded", "a higher limit lets in who waits"
     for path in ("/runs/x", f"/workflows/other/runs/{run['id']}"):
         assert bench.http.get(path).status_code == 404
 
