@@ -1,12 +1,8 @@
 """Durable functions on both shapes of the platform: what is recorded happens once, whatever dies, and waiting holds nothing."""
 
-import importlib.util
-import io
 import json
 import subprocess
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -351,12 +347,16 @@ def test_orbit_begins_shows_and_steers_executions(here: Durable) -> None:
 
 
 def test_the_public_sdk_runs_as_it_is(here: Durable) -> None:
-    """The library of another platform's durable functions, unmodified, as a dependency in the function's code."""
-    here.platform.deploy("durable-sdk", "def handler(event):\n    pass\n", mode="durable", memory_mb=512, timeout_s=60)
+    """The library of another platform's durable functions, unmodified, as a dependency that the function names."""
+    here.platform.deploy(
+        "durable-sdk",
+        AWS,
+        mode="durable",
+        memory_mb=512,
+        timeout_s=60,
+        dependency_files={"requirements.txt": "aws-durable-execution-sdk-python>=3,<4\n"},
+    )
     try:
-        archive = {"archive": ("code.zip", sdk_with(AWS), "application/zip")}
-        answer = here.http.put("/functions/durable-sdk/code", files=archive)
-        assert answer.status_code == 200, answer.text
         number = here.begin("durable-sdk", {"n": 1})
         callback = here.waits_for(number, "approve")["callback_id"]
         here.post(f"/durable-callbacks/{callback}/succeed", payload="yes")
@@ -364,38 +364,6 @@ def test_the_public_sdk_runs_as_it_is(here: Durable) -> None:
         assert execution["output"] == [2, 2, [2, 4], 40, '"yes"'], execution
     finally:
         here.platform.delete("durable-sdk")
-
-
-def sdk_with(code: str) -> bytes:
-    """An archive of the library, what it needs, and a handler. Of the services' descriptions the one that it uses."""
-    names = (
-        "aws_durable_execution_sdk_python",
-        "boto3",
-        "botocore",
-        "s3transfer",
-        "jmespath",
-        "dateutil",
-        "urllib3",
-        "six",
-    )
-    found = {name: importlib.util.find_spec(name) for name in names}
-    if missing := [name for name, spec in found.items() if spec is None]:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
-        packed.writestr("main.py", code)
-        for spec in found.values():
-            assert spec is not None
-            assert spec.origin is not None
-            place = Path(spec.origin)
-            files = [place] if place.name == "six.py" else sorted(place.parent.rglob("*"))
-            root = place.parent if place.name == "six.py" else place.parent.parent
-            for file in files:
-                name = file.relative_to(root)
-                described = name.parts[:2] == ("botocore", "data") and len(name.parts) > 3 and name.parts[2] != "lambda"
-                if file.is_file() and "__pycache__" not in name.parts and not described:
-                    packed.write(file, str(name))
-    return data.getvalue()
 
 
 def test_comet_and_nebula_are_killed_in_the_middle_and_each_step_counts_once(
