@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -32,7 +33,7 @@ class NovaServer:
     def address(self) -> str:
         return self.url.removeprefix("http://")
 
-    def client(self, **options: str) -> Client:
+    def client(self, **options: Any) -> Client:
         return Client(self.url, **options)
 
 

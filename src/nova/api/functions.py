@@ -107,7 +107,9 @@ class AsyncPolicy(Model):
         None, ge=1, le=asyncs.MAX_AGE_S, description="older calls are given up; default 86400"
     )
     max_inflight: int | None = Field(None, ge=1, le=asyncs.MAX_AT_ONCE, description="run at once; unset, not limited")
-    rate_limit_per_s: float | None = Field(None, gt=0, le=asyncs.MAX_RATE, description="start per second; unset, not limited")
+    rate_limit_per_s: float | None = Field(
+        None, gt=0, le=asyncs.MAX_RATE, description="start per second; unset, not limited"
+    )
 
 
 class Destination(Model):

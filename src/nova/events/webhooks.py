@@ -57,7 +57,8 @@ class WebhookSender:
     ) -> Sent:
         """Send one event, signed with each of ``secrets``; never raises for what the other side does.
 
-        ``headers`` go to the address itself and not to others that it redirects to. ``timeout_s`` is for all redirects; None: :data:`TIMEOUT_S`.
+        ``headers`` go to the address itself and not to others that it redirects to. ``timeout_s`` is for all redirects; None:
+        :data:`TIMEOUT_S`.
         """
         timeout_s = timeout_s or TIMEOUT_S
         now, text = self._clock.now(), event.decode()

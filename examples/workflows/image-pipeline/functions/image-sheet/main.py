@@ -10,4 +10,9 @@ def handler(event):
         for picture in pictures
     )
     width = sum(picture["width"] for picture in pictures)
-    return {"names": [picture["name"] for picture in pictures], "width": width, "height": rows, "pixels": len(sheet) // 2}
+    return {
+        "names": [picture["name"] for picture in pictures],
+        "width": width,
+        "height": rows,
+        "pixels": len(sheet) // 2,
+    }
