@@ -1,7 +1,6 @@
 """Handlers of builds. Control inserts and reads rows; the execution plane builds."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -10,7 +9,7 @@ from nova.api.table import Empty, Page, PageQuery
 from nova.domain.build import FINISHED
 from nova.errors import invalid, not_found
 from nova.http import paging
-from nova.http.handler import Answer, Req, handles
+from nova.http.handler import Answer, Req, handles, identifier
 from nova.http.sse import Event
 from nova.security import access
 from nova.store.builds import BuildRecord, BuildStore
@@ -33,7 +32,7 @@ class BuildHandlers:
         if await self._functions.lookup(req.scope, name) is None:
             raise not_found("function", name)
         after = paging.decode(req.query.cursor, str)
-        before = _uuid(str(after[0])) if after else None
+        before = paging.row_id(str(after[0])) if after else None
         found = await self._builds.list(req.scope, name, limit=req.query.limit + 1, before=before)
         shown = found[: req.query.limit]
         more = paging.encode([shown[-1].id]) if len(found) > len(shown) else None
@@ -77,11 +76,7 @@ class BuildHandlers:
 
     async def _record(self, req: Req[None, Empty], permission: str) -> BuildRecord:
         """The build, if the caller may do this to its function. Raises ``not_found`` or ``forbidden``."""
-        try:
-            build_id = str(uuid.UUID(req.params["id"]))
-        except ValueError:
-            raise not_found("build", req.params["id"]) from None
-        record = await self._builds.get(req.scope, build_id)
+        record = await self._builds.get(req.scope, identifier("build", req.params["id"]))
         access.require(req.identity, permission, record.function)
         return record
 
@@ -137,13 +132,6 @@ def _view(record: BuildRecord) -> Build:
         finished_at=record.finished_at,
         duration_ms=duration,
     )
-
-
-def _uuid(text: str) -> str:
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise invalid("cursor", "take the cursor from next_cursor of the page before") from None
 
 
 def _offset(last_event_id: str | None) -> int:

@@ -1,7 +1,6 @@
 """Handlers of functions."""
 
 import asyncio
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +80,7 @@ class FunctionHandlers:
             tag=tag or None,
             tag_value=value if is_pair else None,
         )
-        found = await self._functions.page(req.scope, wanted, after=_after(query.cursor), limit=query.limit + 1)
+        found = await self._functions.page(req.scope, wanted, after=paging.below(query.cursor), limit=query.limit + 1)
         shown = found[: query.limit]
         more = paging.encode([shown[-1][0].id]) if len(found) > len(shown) else None
         return Page[Function](items=[function_view(*pair) for pair in shown], next_cursor=more)
@@ -184,13 +183,3 @@ class FunctionHandlers:
 def _answer(function: FunctionRecord, head: VersionRecord, *, status: int | None = None, **headers: str) -> Answer:
     view = function_view(function, head)
     return Answer(view, status, {"ETag": f'"{etag(function.etag, view)}"', **headers})
-
-
-def _after(cursor: str | None) -> str | None:
-    values = paging.decode(cursor, str)
-    if values is None:
-        return None
-    try:
-        return str(uuid.UUID(str(values[0])))
-    except ValueError:
-        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before") from None

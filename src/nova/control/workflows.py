@@ -1,6 +1,5 @@
 """Handlers of workflows. What they do is in their versions (:mod:`nova.control.workflow_versions`)."""
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Protocol
@@ -61,7 +60,9 @@ class WorkflowHandlers:
     @handles("workflow.list")
     async def list(self, req: Req[None, api.WorkflowQuery]) -> Page[api.Workflow]:
         query = req.query
-        found = await self._workflows.page(req.scope, q=query.q, after=_after(query.cursor), limit=query.limit + 1)
+        found = await self._workflows.page(
+            req.scope, q=query.q, after=paging.below(query.cursor), limit=query.limit + 1
+        )
         shown = found[: query.limit]
         more = paging.encode([shown[-1].id]) if len(found) > len(shown) else None
         return Page[api.Workflow](items=[workflow_view(record) for record in shown], next_cursor=more)
@@ -167,13 +168,3 @@ def workflow_answer(record: WorkflowRecord, status: int | None = None) -> Answer
 
 def _settings(body: api.WorkflowFields) -> WorkflowSettings:
     return WorkflowSettings(**{name: getattr(body, name) for name in _FIELDS})
-
-
-def _after(cursor: str | None) -> str | None:
-    values = paging.decode(cursor, str)
-    if values is None:
-        return None
-    try:
-        return str(uuid.UUID(str(values[0])))
-    except ValueError:
-        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before") from None

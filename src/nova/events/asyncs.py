@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
-from uuid import UUID
 
 from pydantic_core import to_json
 
@@ -42,7 +41,7 @@ from nova.errors import NovaError, invalid, not_found
 from nova.events.waiting import Endings
 from nova.events.webhook_secrets import WebhookSecrets
 from nova.http import paging
-from nova.http.handler import Req, handles
+from nova.http.handler import Req, handles, identifier
 from nova.http.sse import Event
 from nova.security import access
 from nova.store import asyncs
@@ -106,7 +105,7 @@ class AsyncHandlers:
 
     async def _page(self, req: Req[Any, Any], wanted: JobFilter) -> Page[Job]:
         limit = req.query.limit
-        rows = await self._store.page(req.scope, wanted, before=_before(req.query.cursor), limit=limit + 1)
+        rows = await self._store.page(req.scope, wanted, before=paging.below(req.query.cursor), limit=limit + 1)
         shown = [_job(row) for row in rows[:limit] if _may(req, "async:read", row)]
         return Page[Job](items=shown, next_cursor=paging.encode([rows[limit - 1]["id"]]) if len(rows) > limit else None)
 
@@ -299,8 +298,8 @@ class AsyncHandlers:
 
     async def _readable(self, req: Req[Any, Any], permission: str) -> Row:
         """The job. One of a function that is closed to the caller is as unknown as one that never was."""
-        job_id = req.params["id"]
-        row = await self._store.get(req.scope, job_id) if _is_id(job_id) else None
+        job_id = identifier("asynchronous invocation", req.params["id"])
+        row = await self._store.get(req.scope, job_id)
         if row is None or not _may(req, "async:read", row):
             raise not_found("asynchronous invocation", job_id)
         if permission != "async:read":
@@ -327,22 +326,6 @@ def _statuses(text: str | None) -> tuple[JobStatus, ...] | None:
     if unknown := [part for part in wanted if part not in _STATUSES]:
         raise invalid("status", f"{unknown[0][:32]!r} is none of {', '.join(_STATUSES)}")
     return wanted  # type: ignore[return-value]
-
-
-def _before(cursor: str | None) -> str | None:
-    values = paging.decode(cursor, str)
-    if values is None:
-        return None
-    if not _is_id(str(values[0])):
-        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before")
-    return str(values[0])
-
-
-def _is_id(text: str) -> bool:
-    try:
-        return str(UUID(text)) == text
-    except ValueError:
-        return False
 
 
 def _may(req: Req[Any, Any], permission: str, row: Row) -> bool:

@@ -3,11 +3,13 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 from pydantic import BaseModel
 from starlette.requests import Request
 
 from nova.domain.identity import Identity, Scope
+from nova.errors import not_found
 
 B = TypeVar("B")
 Q = TypeVar("Q")
@@ -53,6 +55,14 @@ def handles(op: str) -> Callable[[H], H]:
         return function
 
     return mark
+
+
+def identifier(kind: str, text: str) -> str:
+    """The id that stands in a path. Raises ``not_found``: what is no id names nothing."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise not_found(kind, text) from None
 
 
 def handlers_of(owner: object) -> dict[str, Handler]:

@@ -44,10 +44,24 @@ def start(cursor: str | None, *, uuid_key: bool = False) -> tuple[datetime, str]
         return None
     try:
         if uuid_key:
-            uuid.UUID(str(values[1]))
+            row_id(str(values[1]))
         return datetime.fromisoformat(str(values[0])), str(values[1])
     except ValueError:
         raise _bad() from None
+
+
+def row_id(text: str) -> str:
+    """An id that stood in a cursor. Raises ``invalid_cursor``."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise _bad() from None
+
+
+def below(cursor: str | None) -> str | None:
+    """The id at which a list that is sorted by nothing else goes on; None for the first page. Raises ``invalid_cursor``."""
+    values = decode(cursor, str)
+    return None if values is None else row_id(str(values[0]))
 
 
 def cut(rows: Sequence[R], limit: int, position: Callable[[R], tuple[datetime, str]]) -> tuple[Sequence[R], str | None]:

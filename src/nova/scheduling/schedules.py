@@ -1,7 +1,6 @@
 """Handlers of schedules. An expression is understood before anything is written; a change reaches the leader at once."""
 
 import json
-import uuid
 from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
@@ -18,7 +17,7 @@ from nova.domain.names import LATEST, LIVE
 from nova.errors import NovaError, invalid, not_found
 from nova.http import body as bodies
 from nova.http import paging
-from nova.http.handler import Answer, Req, handles
+from nova.http.handler import Answer, Req, handles, identifier
 from nova.ids import new_id
 from nova.payload import too_large
 from nova.scheduling.firing import enqueue, job_of
@@ -163,7 +162,7 @@ class ScheduleHandlers:
     async def _page(self, req: Req[None, Any], wanted: ScheduleFilter) -> Page[api.Schedule]:
         """Schedules of the functions that the caller may read: pages are filled up past those of others."""
         limit, values = req.query.limit, paging.decode(req.query.cursor, str)
-        after = _uuid(str(values[0])) if values else None
+        after = paging.row_id(str(values[0])) if values else None
         shown: list[ScheduleRecord] = []
         while len(shown) <= limit:
             found = await self._schedules.page(req.scope, wanted, after=after, limit=limit + 1)
@@ -176,11 +175,11 @@ class ScheduleHandlers:
 
     async def _record(self, req: Req[Any, Any], permission: str) -> ScheduleRecord:
         schedule_id = req.params["id"]
-        return _found(req, await self._schedules.get(req.scope, _id_of(schedule_id)), permission)
+        return _found(req, await self._schedules.get(req.scope, identifier("schedule", schedule_id)), permission)
 
     async def _locked(self, conn: Connection, req: Req[Any, Any]) -> ScheduleRecord:
         schedule_id = req.params["id"]
-        return _found(req, await self._schedules.lock(conn, req.scope, _id_of(schedule_id)), _MANAGE)
+        return _found(req, await self._schedules.lock(conn, req.scope, identifier("schedule", schedule_id)), _MANAGE)
 
     async def _patch(self, req: Req[api.SchedulePatch, api.DryRun]) -> api.Schedule:
         try:
@@ -348,21 +347,6 @@ def _run_view(run: RunRecord) -> api.ScheduleRun:
 
 def _taken(name: str) -> NovaError:
     return NovaError("already_exists", f"the function has a schedule {name!r} already")
-
-
-def _id_of(text: str) -> str:
-    """A schedule's id; what is none leads nowhere."""
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise not_found("schedule", text) from None
-
-
-def _uuid(text: str) -> str:
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before") from None
 
 
 def _moment(text: object) -> datetime:

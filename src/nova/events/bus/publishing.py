@@ -12,7 +12,6 @@ from nova.domain.message import MAX_DELAY_S, Published
 from nova.errors import NovaError, invalid, not_found
 from nova.events.bus import inbound
 from nova.events.bus.publish import TopicPublisher
-from nova.events.bus.topics import row_id
 from nova.http import body as bodies
 from nova.http import paging
 from nova.http.handler import Answer, Req, handles
@@ -78,7 +77,7 @@ class PublishHandlers:
         if topic is None:
             raise not_found("topic", req.params["name"])
         query, values = req.query, paging.decode(req.query.cursor, str)
-        after = row_id(str(values[0])) if values else None
+        after = paging.row_id(str(values[0])) if values else None
         found = await self._outbox.page(topic.id, status=query.status, after=after, limit=query.limit + 1)
         shown = found[: query.limit]
         more = paging.encode([shown[-1].id]) if len(found) > query.limit else None
@@ -133,7 +132,7 @@ class PublishHandlers:
 def _id(req: Req[Any, Any]) -> str:
     text = req.params["id"]
     try:
-        return row_id(text)
+        return paging.row_id(text)
     except NovaError:
         raise not_found("outbox row", text[:64]) from None
 

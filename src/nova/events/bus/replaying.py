@@ -11,9 +11,8 @@ from nova.events.bus.delivering import attributes_of
 from nova.events.bus.dispatch import MAX_QUEUED
 from nova.events.bus.filters import Subject, compile_filters
 from nova.events.bus.subscription_settings import delivery_view, view
-from nova.events.bus.subscriptions import id_of
 from nova.http import paging
-from nova.http.handler import Req, handles
+from nova.http.handler import Req, handles, identifier
 from nova.store import messages
 from nova.store.bus_deliveries import DeliveryStore, Place, place_of
 from nova.store.db import Connection, Database
@@ -34,7 +33,7 @@ class DeliveryHandlers:
 
     @handles("subscription.deliveries")
     async def page(self, req: Req[None, api.DeliveryQuery]) -> Page[api.Delivery]:
-        subscription_id = id_of(req.params["id"])
+        subscription_id = identifier("subscription", req.params["id"])
         if await self._subscriptions.get(req.scope, subscription_id) is None:
             raise not_found("subscription", subscription_id)
         limit, values = req.query.limit, paging.decode(req.query.cursor, int, int)
@@ -83,7 +82,7 @@ class DeliveryHandlers:
 
     @handles("subscription.dlq.retry")
     async def retry_all(self, req: Req[None, Empty]) -> api.Retried:
-        subscription_id, total = id_of(req.params["id"]), 0
+        subscription_id, total = identifier("subscription", req.params["id"]), 0
         while True:
             async with self._db.transaction() as conn:
                 await self._locked(conn, req, subscription_id)
@@ -96,7 +95,7 @@ class DeliveryHandlers:
 
     @handles("subscription.dlq.purge")
     async def purge(self, req: Req[None, Empty]) -> api.Purged:
-        subscription_id, total = id_of(req.params["id"]), 0
+        subscription_id, total = identifier("subscription", req.params["id"]), 0
         while True:
             async with self._db.transaction() as conn:
                 await self._locked(conn, req, subscription_id)
@@ -108,7 +107,7 @@ class DeliveryHandlers:
 
     @handles("subscription.seek")
     async def seek(self, req: Req[api.Seek, Empty]) -> api.Subscription:
-        subscription_id = id_of(req.params["id"])
+        subscription_id = identifier("subscription", req.params["id"])
         async with self._db.transaction() as conn:
             record = await self._locked(conn, req, subscription_id)
             cursor = await self._place_of(conn, record, req.body)
@@ -122,7 +121,7 @@ class DeliveryHandlers:
 
     @handles("subscription.replay")
     async def replay(self, req: Req[api.Replay, Empty]) -> api.Replayed:
-        body, subscription_id = req.body, id_of(req.params["id"])
+        body, subscription_id = req.body, identifier("subscription", req.params["id"])
         _one_of(from_sequence=body.from_sequence, from_time=body.from_time, message_ids=body.message_ids)
         if body.message_ids is not None and body.to_sequence is not None:
             raise invalid("to_sequence", "does not go with message_ids")
@@ -219,7 +218,7 @@ def _place(req: Req[Any, Any]) -> Place:
 
 def _uuid(text: str) -> str | None:
     try:
-        return id_of(text)
+        return identifier("message", text)
     except NovaError:
         return None
 

@@ -1,7 +1,6 @@
 """Handlers of subscriptions. A change reaches whoever delivers at once."""
 
 import random
-import uuid
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -13,11 +12,11 @@ from nova.api.table import Empty, Page, PageQuery
 from nova.clock import Clock
 from nova.domain.identity import Identity, Scope
 from nova.domain.names import LATEST, LIVE
-from nova.errors import NovaError, invalid, not_found
+from nova.errors import invalid, not_found
 from nova.events.bus.dispatch import SHARDS
 from nova.events.bus.subscription_settings import check_right, merged, new_secret, settings_of, view
 from nova.http import paging
-from nova.http.handler import Answer, Req, handles
+from nova.http.handler import Answer, Req, handles, identifier
 from nova.ids import new_id
 from nova.store.db import Connection, Database
 from nova.store.functions import FunctionStore
@@ -92,7 +91,7 @@ class SubscriptionHandlers:
         topic = await self._topic(req.scope, req.params["name"])
         limit, values = req.query.limit, paging.decode(req.query.cursor, str)
         found = await self._store.page(
-            req.scope, topic.id, before=_uuid(str(values[0])) if values else None, limit=limit + 1
+            req.scope, topic.id, before=paging.row_id(str(values[0])) if values else None, limit=limit + 1
         )
         shown = found[:limit]
         figures = await self._store.figures([record.id for record in shown])
@@ -102,7 +101,7 @@ class SubscriptionHandlers:
 
     @handles("subscription.get")
     async def get(self, req: Req[None, Empty]) -> api.Subscription:
-        return await self._view(req.scope, id_of(req.params["id"]))
+        return await self._view(req.scope, identifier("subscription", req.params["id"]))
 
     @handles("subscription.patch")
     async def patch(self, req: Req[api.SubscriptionPatch, Empty]) -> api.Subscription:
@@ -155,7 +154,7 @@ class SubscriptionHandlers:
         return record
 
     async def _locked(self, conn: Connection, req: Req[Any, Any]) -> SubscriptionRecord:
-        subscription_id = id_of(req.params["id"])
+        subscription_id = identifier("subscription", req.params["id"])
         record = await self._store.lock(conn, req.scope, subscription_id)
         if record is None:
             raise not_found("subscription", subscription_id)
@@ -193,18 +192,3 @@ class SubscriptionHandlers:
             return
         if not qualifier.isdigit() or await self._versions.version(function.id, int(qualifier), conn) is None:
             raise invalid("qualifier", f"function {function.name!r} has no version or alias {qualifier!r}")
-
-
-def id_of(text: str) -> str:
-    """A subscription's id; what is none leads nowhere."""
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise not_found("subscription", text) from None
-
-
-def _uuid(text: str) -> str:
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before") from None

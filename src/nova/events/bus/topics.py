@@ -1,6 +1,5 @@
 """Handlers of topics."""
 
-import uuid
 from dataclasses import fields
 from typing import Any
 
@@ -38,7 +37,7 @@ class TopicHandlers:
     @handles("topic.list")
     async def list(self, req: Req[None, api.TopicQuery]) -> Page[api.Topic]:
         limit, values = req.query.limit, paging.decode(req.query.cursor, str)
-        after = row_id(str(values[0])) if values else None
+        after = paging.row_id(str(values[0])) if values else None
         found = await self._topics.page(req.scope, q=req.query.q, after=after, limit=limit + 1)
         more = paging.encode([found[limit - 1].id]) if len(found) > limit else None
         return Page[api.Topic](items=[_view(record) for record in found[:limit]], next_cursor=more)
@@ -80,14 +79,6 @@ class TopicHandlers:
         if record is None:
             raise not_found("topic", name)
         return record
-
-
-def row_id(text: str) -> str:
-    """The id in a cursor. Raises ``invalid_cursor``."""
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before") from None
 
 
 def _settings(body: api.TopicFields) -> TopicSettings:

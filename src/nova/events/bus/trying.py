@@ -16,8 +16,7 @@ from nova.errors import draining, not_found
 from nova.events.bus.delivering import Delivering, Parcel, attributes_of
 from nova.events.bus.filters import Subject, compile_filters
 from nova.events.bus.subscription_settings import check_right
-from nova.events.bus.subscriptions import id_of
-from nova.http.handler import Req, handles
+from nova.http.handler import Req, handles, identifier
 from nova.ids import new_id
 from nova.store.db import Database
 from nova.store.messages import MessageRow
@@ -50,7 +49,7 @@ class TryHandlers:
 
     @handles("subscription.test")
     async def test(self, req: Req[api.Trial, Empty]) -> api.TrialResult:
-        subscription_id = id_of(req.params["id"])
+        subscription_id = identifier("subscription", req.params["id"])
         record = await self._subscriptions.get(req.scope, subscription_id)
         if record is None:
             raise not_found("subscription", subscription_id)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from typing import Any, get_args
-from uuid import UUID
 
 from nova import payload
 from nova.api.calls import CallError
@@ -31,9 +30,9 @@ from nova.domain.durable import (
     callback_of,
     error_text,
 )
-from nova.errors import NovaError, invalid
+from nova.errors import invalid
 from nova.http import paging
-from nova.http.handler import Req, handles
+from nova.http.handler import Req, handles, identifier
 from nova.payload import too_large
 from nova.security import access
 from nova.store.durable import DurableStore, no_execution
@@ -61,7 +60,7 @@ class DurableHandlers:
             _statuses(query.status),
             query.name,
             query.since,
-            before=_before(query.cursor),
+            before=paging.below(query.cursor),
             limit=query.limit + 1,
         )
         shown = [_item(row) for row in rows[: query.limit]]
@@ -145,9 +144,7 @@ class DurableHandlers:
 
     async def _allowed(self, req: Req[Any, Any], execution_id: str, permission: str) -> Execution:
         """One of a function that is closed to the caller is as unknown as one that never was."""
-        if not _is_id(execution_id):
-            raise no_execution(execution_id[:128])
-        execution = await self._store.get(req.scope, execution_id)
+        execution = await self._store.get(req.scope, identifier("durable execution", execution_id[:128]))
         if not access.allowed(req.identity, "async:read", execution.function):
             raise no_execution(execution_id)
         if permission != "async:read":
@@ -238,19 +235,3 @@ def _statuses(text: str | None) -> list[str] | None:
     if unknown := [part for part in wanted if part not in _STATUSES]:
         raise invalid("status", f"{unknown[0][:32]!r} is none of {', '.join(_STATUSES)}")
     return wanted
-
-
-def _before(cursor: str | None) -> str | None:
-    values = paging.decode(cursor, str)
-    if values is None:
-        return None
-    if not _is_id(str(values[0])):
-        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before")
-    return str(values[0])
-
-
-def _is_id(text: str) -> bool:
-    try:
-        return str(UUID(text)) == text
-    except ValueError:
-        return False

@@ -1,7 +1,6 @@
 """Handlers of triggers. A config is understood before anything is written; a change reaches whoever runs it at once."""
 
 import asyncio
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from nova.events.triggers.base import SourceError
 from nova.events.triggers.context import Contexts
 from nova.http import body as bodies
 from nova.http import paging
-from nova.http.handler import Answer, Req, handles
+from nova.http.handler import Answer, Req, handles, identifier
 from nova.ids import new_id
 from nova.payload import encode
 from nova.security import access
@@ -65,7 +64,7 @@ class TriggerHandlers:
         """Triggers of the functions that the caller may see: pages are filled up past those of others."""
         query, values = req.query, paging.decode(req.query.cursor, str)
         wanted = TriggerFilter(query.type, query.target, query.enabled)
-        before = _cursor(str(values[0])) if values else None
+        before = paging.row_id(str(values[0])) if values else None
         shown: list[TriggerRecord] = []
         while len(shown) <= query.limit:
             found = await self._triggers.page(req.scope, wanted, before=before, limit=query.limit + 1)
@@ -310,15 +309,4 @@ def _taken(name: str) -> NovaError:
 
 def _id_of(req: Req[Any, Any]) -> str:
     """A trigger's id; what is none leads nowhere."""
-    text = req.params["id"]
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise not_found("trigger", text) from None
-
-
-def _cursor(text: str) -> str:
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before") from None
+    return identifier("trigger", req.params["id"])

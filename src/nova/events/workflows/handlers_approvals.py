@@ -8,11 +8,10 @@ from nova.api import runs as api
 from nova.api.table import Empty, Page
 from nova.domain.schemas import violations
 from nova.errors import FieldError, NovaError, invalid, not_found
-from nova.events.workflows.handlers_runs import before, identifier
 from nova.events.workflows.handlers_views import approval_view
 from nova.events.workflows.runs import Runs
 from nova.http import paging
-from nova.http.handler import Req, handles
+from nova.http.handler import Req, handles, identifier
 from nova.security import access
 from nova.store.db import Row
 from nova.store.workflow_views import WorkflowViews
@@ -32,7 +31,7 @@ class ApprovalHandlers:
         query = req.query
         statuses = [query.status] if query.status else get_args(api.ApprovalStatus)
         rows = await self._views.approvals(
-            req.scope, statuses, run=_run(query.run), before=before(query.cursor), limit=query.limit + 1
+            req.scope, statuses, run=_run(query.run), before=paging.below(query.cursor), limit=query.limit + 1
         )
         shown = rows[: query.limit]
         return Page[api.Approval](

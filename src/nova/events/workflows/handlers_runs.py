@@ -3,12 +3,11 @@
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, get_args
-from uuid import UUID
 
 from nova.api import runs as api
 from nova.api.table import Empty, Page
 from nova.clock import SYSTEM_CLOCK, Clock
-from nova.errors import NovaError, invalid, not_found
+from nova.errors import invalid, not_found
 from nova.events.workflows.handlers_changes import RunChanges, wait
 from nova.events.workflows.handlers_feed import Feed
 from nova.events.workflows.handlers_views import (
@@ -20,7 +19,7 @@ from nova.events.workflows.handlers_views import (
 )
 from nova.events.workflows.runs import MAX_INPUT, Runs
 from nova.http import paging
-from nova.http.handler import Answer, Req, handles
+from nova.http.handler import Answer, Req, handles, identifier
 from nova.http.sse import Batch, Event
 from nova.payload import too_large
 from nova.security import access
@@ -96,7 +95,7 @@ class RunHandlers:
             raise not_found("workflow", name)
         wanted = RunFilter(_statuses(query.status, api.RunStatus), query.since, query.version)
         rows = await self._views.runs_of_workflow(
-            workflow.id, wanted, before=before(query.cursor), limit=query.limit + 1
+            workflow.id, wanted, before=paging.below(query.cursor), limit=query.limit + 1
         )
         return _page(rows, query.limit)
 
@@ -104,7 +103,7 @@ class RunHandlers:
     async def all(self, req: Req[None, api.ScopeRunQuery]) -> Page[api.Run]:
         query = req.query
         wanted = RunFilter(_statuses(query.status, api.RunStatus), query.since, workflow=query.workflow)
-        rows = await self._views.runs(req.scope, wanted, before=before(query.cursor), limit=query.limit + 1)
+        rows = await self._views.runs(req.scope, wanted, before=paging.below(query.cursor), limit=query.limit + 1)
         return _page(rows, query.limit)
 
     @handles("run.find")
@@ -233,25 +232,6 @@ class RunHandlers:
         if row is None:
             raise not_found("run", run_id)
         return row
-
-
-def identifier(kind: str, text: str) -> str:
-    """An id of a path. Raises ``not_found``: what is no id names nothing."""
-    try:
-        return str(UUID(text))
-    except ValueError:
-        raise not_found(kind, text) from None
-
-
-def before(cursor: str | None) -> str | None:
-    """The id that a page of a newest-first list goes on below."""
-    values = paging.decode(cursor, str)
-    if values is None:
-        return None
-    try:
-        return str(UUID(str(values[0])))
-    except ValueError:
-        raise NovaError("invalid_cursor", "take the cursor from next_cursor of the page before") from None
 
 
 def _page(rows: Sequence[Row], limit: int) -> Page[api.Run]:
