@@ -54,6 +54,25 @@ async def to_its_end(work: Callable[[], T]) -> T:
         raise
 
 
+def give_way() -> None:
+    """Raise CancelledError if the running task was told to end: an error that came at the same moment must not hide it.
+
+    For whoever goes on after errors. A group of tasks, for one, raises the errors of its tasks alone.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def put_an_end_to(*tasks: asyncio.Task[Any], again_s: float = 2.0) -> None:
+    """Cancel tasks until they have ended. A library may lose a cancellation that meets a timeout of its own, so once is not
+    always enough; ``again_s`` is the time that a task has to clear up before it is told again."""
+    while left := {task for task in tasks if not task.done()}:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=again_s)
+
+
 class Background:
     """Tasks that belong to one owner: named, logged when they die, all cancelled and awaited on close."""
 

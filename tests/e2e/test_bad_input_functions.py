@@ -91,7 +91,7 @@ def test_an_unknown_version_or_alias_is_404(platform: Platform) -> None:
         ("timeout_s", {"timeout_s": 0}),
         ("timeout_s", {"timeout_s": 901}),
         ("instance_concurrency", {"instance_concurrency": -1}),
-        ("mode", {"mode": "durable"}),
+        ("mode", {"mode": "eternal"}),
         ("backend", {"backend": "lxc"}),
         ("handler", {"handler": ""}),
         ("code", {"code": 5}),

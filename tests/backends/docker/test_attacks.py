@@ -40,7 +40,8 @@ async def test_those_that_end_the_container(attacker: Maker, name: str) -> None:
     function = await attacker.load(attacker.spec(attack.limits))
     seen = await outcome(function, attack)
     await function.stop()
-    assert attack.expects(True, seen), seen
+    # where the kernel picks one process (cgroup v1), a parent may tell of its child's death before the container is ended
+    assert attack.expects(True, seen) or (name == "child" and seen == -9), seen
 
 
 async def test_those_that_it_outlives(attacker: Maker) -> None:

@@ -107,5 +107,6 @@ async def running(make: Callable[[], Source], sink: Kept) -> AsyncIterator[None]
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        async with asyncio.timeout(LIMIT_S):
+            with suppress(asyncio.CancelledError):
+                await task

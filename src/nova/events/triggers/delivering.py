@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from nova.events.triggers.base import Sink, SourceEvent
+from nova.service import give_way
 
 Acknowledge = Callable[[], Awaitable[None]]
 
@@ -54,6 +55,7 @@ async def deliveries(sink: Sink, window: int) -> AsyncIterator[Deliveries]:
         async with asyncio.TaskGroup() as tasks:
             yield Deliveries(sink, window, tasks)
     except BaseExceptionGroup as errors:
+        give_way()
         raise _first(errors) from None
 
 

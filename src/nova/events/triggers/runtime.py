@@ -19,7 +19,7 @@ from nova.events.triggers.base import Source, SourceError
 from nova.events.triggers.context import Contexts
 from nova.events.triggers.deliver import Delivery, NoEvents, Progress, TriggerEvents
 from nova.events.triggers.targets import Ports, target_of
-from nova.service import Background
+from nova.service import Background, give_way, put_an_end_to
 from nova.store.db import Database
 from nova.store.listen import Channel, Listener
 from nova.store.mirror import Mirror
@@ -114,6 +114,7 @@ class Triggers:
                 try:
                     await self._run(record, running.progress, fence, again)
                 except Exception as error:
+                    give_way()
                     if not _again(error):
                         raise
                     again.failed(error)
@@ -199,9 +200,7 @@ class _Running:
                 if work.done():
                     return await work
             finally:
-                change.cancel()
-                work.cancel()
-                await asyncio.wait({work, change})
+                await put_an_end_to(work, change)
 
 
 class _Again:

@@ -53,9 +53,10 @@ class ApprovalHandlers:
 
     async def _decide(self, req: Req[api.Decision, Empty], approve: bool) -> api.Approval:
         row = await self._row(req)
-        if approve and row["form_schema"] is not None:
-            _fits(row["form_schema"], req.raw_body.get("payload"))
-        payload = json.dumps(req.raw_body.get("payload"), ensure_ascii=False, separators=(",", ":")).encode()
+        given = req.raw_body.get("payload", None if row["form_schema"] is None else {})
+        if approve and row["form_schema"] is not None and row["status"] == "pending":
+            _fits(row["form_schema"], given)
+        payload = json.dumps(given, ensure_ascii=False, separators=(",", ":")).encode()
         await self._runs.decide(
             req.scope, row["id"], approve, by=req.identity.subject, comment=req.body.comment, payload=payload
         )
