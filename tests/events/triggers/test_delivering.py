@@ -51,7 +51,10 @@ async def test_an_error_alone_is_told() -> None:
     async def fails(event: SourceEvent) -> None:
         raise SourceError("no")
 
-    with pytest.raises(SourceError, match="no"):
+    async def run() -> None:
         async with asyncio.timeout(10), deliveries(Kept(fails), 5) as taking:
             await taking.take(EVENT, _nothing)
             await asyncio.Event().wait()
+
+    with pytest.raises(SourceError, match="no"):
+        await run()
