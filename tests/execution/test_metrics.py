@@ -92,6 +92,12 @@ def _everything() -> tuple[Metrics, Exposition]:
     metrics.late(12.0)
     metrics.snapshot_restored("sandbox", 4000)
     metrics.overhead("gateway", 40.0)
+    metrics.event_delivered(Scope(), "orders", "succeeded")
+    metrics.event_lag(3.0)
+    metrics.run_ended(Scope(), "saga", "succeeded")
+    metrics.node_ended("succeeded")
+    metrics.execution_ended(Scope(), "completed")
+    metrics.trigger_event("webhook", "succeeded")
     pools = [pool_row(instances=3, ready=1, busy=2, inflight=2, waiting=4)]
     return metrics, _exposition(metrics, pools, LogCounts(spilled=5, dropped=1, flush_failures=2))
 

@@ -20,7 +20,13 @@ pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.skipif(os.geteuid
 ALL = Runtimes().list()
 MODULES = ("wasm",)
 """Runtimes whose functions are no text, tested on a backend of their own (``tests/backends/wasm``)."""
-MODES = [(runtime.id, mode) for runtime in ALL if runtime.id in SAMPLES for mode in runtime.manifest.modes]
+MODES = [
+    (runtime.id, mode)
+    for runtime in ALL
+    if runtime.id in SAMPLES
+    for mode in runtime.manifest.modes
+    if mode != "durable"  # its calls are executions, which nebula runs: tests/e2e/test_durable.py
+]
 UNICODE = 'grüße 日本語 😀 \u2028 \u00a0 " \\ \t \x7f ﷽ e\u0301'
 BIG = "0123456789abcdef" * (5 << 16)
 """5 MiB."""

@@ -221,8 +221,9 @@ async def test_cycles_leave_nothing(tmp_path: Path) -> None:
     await settle()
     after = things()
     # Ways out are kept for the next instance, at most one for each that was alive at once.
-    assert after.pop("interfaces") <= before.pop("interfaces") + 4
-    assert after.pop("descriptors") <= before.pop("descriptors") + 4
+    # How many that is, is a matter of speed; one lost with each cycle would be fifty.
+    assert after.pop("interfaces") <= before.pop("interfaces") + 20
+    assert after.pop("descriptors") <= before.pop("descriptors") + 20
     assert after == before
     launcher = backend._launcher.pid
     own = {launcher, *descendants(launcher)}
