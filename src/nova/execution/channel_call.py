@@ -9,15 +9,11 @@ from nova.errors import FunctionError
 from nova.execution.backends.base import WorkerResult
 from nova.execution.channel_deadlines import Deadlines
 from nova.execution.channel_stream import Collected, Stream
-from nova.service import Background
 
 if TYPE_CHECKING:
     from nova.execution.channel_line import WorkerLine
 
 _STREAM_LATE: Final = "the stream had not ended when the time of the whole call was up (timeout_s, or the caller's own)"
-
-
-_endings: Final = Background("endings of calls")
 
 
 class LineOwner(Protocol):
@@ -56,6 +52,7 @@ class Call(asyncio.Future[WorkerResult]):
     """A call in flight and the future of its result in one object. ``line`` is None while it waits for a worker."""
 
     __slots__ = (
+        "_ending",
         "context",
         "deadline",
         "deadlines",
@@ -83,6 +80,7 @@ class Call(asyncio.Future[WorkerResult]):
         self.stderr: PrintBuffer | None = None
         self.heard: Callable[[WorkerResult], None] | None = None
         self.held: Held | None = None
+        self._ending: asyncio.Future[None] | None = None
         self.pieces: Collected | Stream | None = None
         deadlines.add(self)
 
@@ -110,7 +108,7 @@ class Call(asyncio.Future[WorkerResult]):
         if self.done():
             return
         if self.held is not None and result.error is None:
-            _endings.spawn("end", self._end(self.held, result))
+            self._ending = asyncio.ensure_future(self._end(self.held, result))  # kept: nobody else holds it
         else:
             self._tell(result)
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ STOP_LIMIT_S = 20
 _RABBIT = "/usr/lib/rabbitmq/lib"
 
 
-class Broker:
+class Broker(ABC):
     """One server; a context manager. ``port`` stays the same over restarts."""
 
     program: ClassVar[str]
@@ -38,11 +39,13 @@ class Broker:
         _make_certificate(self.certificate, self.key)
 
     @property
+    @abstractmethod
     def url(self) -> str:
-        raise NotImplementedError
+        """Where clients connect, with what they log in with."""
 
+    @abstractmethod
     def argv(self) -> list[str]:
-        raise NotImplementedError
+        """The command that starts it, in the foreground."""
 
     def environment(self) -> dict[str, str]:
         return dict(os.environ)
