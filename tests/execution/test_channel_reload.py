@@ -21,6 +21,8 @@ pytestmark = pytest.mark.anyio
 WAITING = """
 import os, time
 def handler(event, context):
+    if event:
+        open(f"{event}-{context.aws_request_id}", "w").close()
     while event and not os.path.exists(event):
         time.sleep(0.01)
     return ["%s", os.getpid()]
@@ -28,13 +30,16 @@ def handler(event, context):
 WAITING_ASYNC = """
 import asyncio, os
 async def handler(event, context):
+    if event:
+        open(f"{event}-{context.aws_request_id}", "w").close()
     while event and not os.path.exists(event):
         await asyncio.sleep(0.01)
     return ["%s", os.getpid()]
 """
 WAITING_NODE = """
 const fs = require("node:fs");
-exports.handler = async (event) => {
+exports.handler = async (event, context) => {
+  if (event) fs.writeFileSync(`${event}-${context.awsRequestId}`, "");
   while (event && !fs.existsSync(event)) await new Promise((done) => setTimeout(done, 10));
   return ["%s", process.pid];
 };
@@ -108,6 +113,7 @@ async def test_new_code_serves_while_old_calls_finish(
         go, kept = tmp_path / "go", tmp_path / "kept"
         kept.write_text("data")
         running = [instance.begin(str(go)) for _ in range(spec.get("concurrency", 1))]
+        await until(lambda: len(list(tmp_path.glob("go-*"))) == len(running))
         await send(instance, archive({name: code % "second"}))
         assert (await instance.value())[0] == "second"
         assert [call.done() for call in running] == [False] * len(running)
@@ -140,6 +146,7 @@ async def test_one_kind_of_worker_may_replace_another(tmp_path: Path) -> None:
         await instance.init()
         go = tmp_path / "go"
         running = [instance.begin(str(go)) for _ in range(3)]
+        await until(lambda: len(list(tmp_path.glob("go-*"))) == 2)
         assert (await send(instance, archive({"main.py": second}))).concurrency == 2
         several = await asyncio.gather(instance.value(), instance.value(), instance.value())
         assert [name for name, _ in several] == ["second"] * 3

@@ -123,7 +123,7 @@ GREEDY = {
         #!/bin/sh
         while read -r line; do
             case "$line" in
-            *memory*) head -c 300000000 /dev/zero | tail > /dev/null ;;
+            *memory*) head -c 300000000 /dev/zero | tail > /dev/null || sleep 30 ;;
             *prints*) head -c 6000000 /dev/zero | tr "\\0" x >&2 ;;
             *processes*) for i in $(seq 200); do sleep 600 & done ;;
             esac
