@@ -6,7 +6,8 @@ from nova.config import Settings
 from nova.events.durable.calls import DurableCallWork
 from nova.events.durable.handlers import DurableHandlers
 from nova.events.durable.runs import DurableRuns
-from nova.store.durable import CALL_KIND, KIND, DurableStore
+from nova.store.durable import DurableStore
+from nova.store.durable_rows import CALL_KIND, KIND
 from nova.store.durable_waits import DurableWaits
 from nova.work.runner import Kind
 

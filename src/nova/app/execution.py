@@ -61,6 +61,7 @@ from nova.observability.spans import SpanWriter
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
 from nova.store.durable import DurableStore
+from nova.store.durable_runs import DurableRunStore
 from nova.store.durable_waits import DurableWaits
 from nova.store.idempotency import IdempotencyStore
 from nova.store.shadows import ShadowStore
@@ -164,7 +165,8 @@ class ExecutionPlane:
         self.shadows.run_on(self.executor)
         self._notices = Notices(stores.db)
         kept = DurableStore(stores.db)
-        self.durable = DurableCalls(kept, DurableWaits(kept, stores.listener), self._notices)
+        waits = DurableWaits(kept, stores.listener)
+        self.durable = DurableCalls(kept, DurableRunStore(stores.db), waits, self._notices)
         self.executor.durable = self.durable.call
         self.guests.durable = self.durable
         self.publisher = TopicPublisher(stores.db, Notices(stores.db))

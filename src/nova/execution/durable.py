@@ -26,7 +26,9 @@ from nova.domain.function import FunctionSnapshot
 from nova.errors import FunctionError, NovaError, invalid
 from nova.execution.guest_desk import Reply
 from nova.ids import new_id
-from nova.store.durable import KIND, Checkpoint, DurableStore, NewExecution, Written
+from nova.store.durable import DurableStore, NewExecution
+from nova.store.durable_rows import KIND
+from nova.store.durable_runs import Checkpoint, DurableRunStore, Written
 from nova.store.durable_waits import DurableWaits
 from nova.work.grouping import GroupCommit
 from nova.work.notices import Notices
@@ -40,8 +42,16 @@ _ERRORS: Final = {413: "InvalidParameterValueException", 429: "TooManyRequestsEx
 class DurableCalls:
     """What the executor does with calls of durable functions, and the guest API with what their runs ask."""
 
-    def __init__(self, store: DurableStore, waits: DurableWaits, notices: Notices, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        store: DurableStore,
+        runs: DurableRunStore,
+        waits: DurableWaits,
+        notices: Notices,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self._store = store
+        self._runs = runs
         self._notices = notices
         self._clock = clock
         self.waits = waits
@@ -49,7 +59,7 @@ class DurableCalls:
             "durable starts", self._store.start, writers=1, weigh=lambda new: len(new.input)
         )
         self._checkpoints: GroupCommit[Checkpoint, Written] = GroupCommit(
-            "checkpoints", self._store.checkpoint, weigh=_weight
+            "checkpoints", self._runs.checkpoint, weigh=_weight
         )
 
     async def start(self) -> None:
@@ -133,7 +143,7 @@ class DurableCalls:
         execution_id = execution_of(arn)
         changes = updates(given.get("Updates") or [])
         if not changes:
-            await self._store.ripen(execution_id, snapshot.function_id, token.epoch)
+            await self._runs.ripen(execution_id, snapshot.function_id, token.epoch)
         written = await self._checkpoints.put(
             Checkpoint(execution_id, snapshot.function_id, token.epoch, token.seen, snapshot.scope, changes)
         )
@@ -149,7 +159,7 @@ class DurableCalls:
             execution_id = execution_of(str(head.get("arn", "")))
             marker, most = _number(head, "marker", 0), _number(head, "max_items", PAGE_OPERATIONS)
             limit = min(max(most, 1), PAGE_OPERATIONS)
-            found = await self._store.operations(
+            found = await self._runs.operations(
                 execution_id, snapshot.function_id, token.epoch, after=marker, limit=limit + 1
             )
         except NovaError as error:

@@ -1,39 +1,19 @@
-"""Durable executions in PostgreSQL: the records of runs, and the operations that each run adds to them.
-
-A run is owned by whoever holds its work; the work's fence is the run's ``epoch``. What a run writes carries its epoch and is
-refused when another run has begun since, or the execution has ended.
-"""
+"""Durable executions in PostgreSQL: how they begin, and what people and other functions do to them."""
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
 
-from nova.domain.durable import (
-    EVENT,
-    MAX_EVENTS,
-    MAX_OPERATIONS,
-    Execution,
-    Operation,
-    Target,
-    Update,
-    non_deterministic,
-    stale,
-)
+from nova.domain.durable import EVENT, MAX_EVENTS, Execution, Operation
 from nova.domain.identity import Scope
 from nova.errors import NovaError, not_found
 from nova.ids import new_id
 from nova.store import work
-from nova.store.db import Connection, Database, Queries, Row
+from nova.store.db import Connection, Database, Row
+from nova.store.durable_rows import KIND, execution_of, of_scope, operation_of, settle
+from nova.store.durable_rows import sql as _sql
 from nova.store.listen import Channel
-
-KIND: Final = "durable"
-"""Of work: an execution that has something to do."""
-CALL_KIND: Final = "durable_call"
-"""Of work: a function that an execution calls."""
-_sql = Queries("durable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +33,6 @@ class NewExecution:
     traceparent: str | None
     tracestate: str | None
     life_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What one run writes. ``seen``: the revision of the operations that it knows."""
-
-    execution: str
-    function_id: str
-    epoch: int
-    seen: int
-    scope: Scope
-    updates: tuple[Update, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """``rev`` is what the run has seen by now; ``changed`` every operation that is not as it knew it."""
-
-    rev: int
-    changed: tuple[Operation, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A run: the execution as it is now, and its first operations. ``more``: there are others."""
-
-    execution: Execution
-    expired: bool
-    operations: tuple[Operation, ...]
-    more: bool
 
 
 class DurableStore:
@@ -121,7 +71,7 @@ class DurableStore:
         return [one.id if one.id in made else await self._named(one) for one in new]
 
     async def _named(self, new: NewExecution) -> Execution | NovaError:
-        row = await self._db.one(_sql.named, **_of(new.scope), function_id=new.function_id, name=new.name)
+        row = await self._db.one(_sql.named, **of_scope(new.scope), function_id=new.function_id, name=new.name)
         if row is None:  # it was removed in this moment
             return NovaError("dependency_unavailable", "the execution could not be begun; try again", retry_after_s=1)
         if row["input"] != new.input:
@@ -130,169 +80,10 @@ class DurableStore:
 
     async def get(self, scope: Scope, execution_id: str) -> Execution:
         """Raises ``not_found``."""
-        row = await self._db.one(_sql.get, **_of(scope), id=execution_id)
+        row = await self._db.one(_sql.get, **of_scope(scope), id=execution_id)
         if row is None:
             raise no_execution(execution_id)
         return execution_of(row)
-
-    # A run's side
-
-    async def checkpoint(self, given: Sequence[Checkpoint]) -> list[Written | NovaError]:
-        """Each is written as a whole or refused. All of them are one transaction."""
-        if len(given) == 1 and (done := await self._one(given[0])) is not None:
-            return [done]
-        if not any(update.type in ("CHAINED_INVOKE", "CALLBACK") for one in given for update in one.updates):
-            async with self._db.connection() as conn:  # one statement is a transaction
-                return await self._checkpoint(conn, given)
-        async with self._db.transaction() as conn:
-            return await self._checkpoint(conn, given)
-
-    async def _one(self, one: Checkpoint) -> Written | None:
-        """The commonest checkpoint by far, at half the price: one step that is done. None: it is not that, after all."""
-        if len(one.updates) != 1 or (update := one.updates[0]).status != "SUCCEEDED":
-            return None
-        row = await self._db.one(
-            _sql.checkpoint_one,
-            most=MAX_OPERATIONS,
-            execution=one.execution,
-            function=one.function_id,
-            epoch=one.epoch,
-            id=update.id,
-            parent=update.parent_id,
-            name=update.name,
-            type=update.type,
-            sub_type=update.sub_type,
-            status=update.status,
-            tries=update.tries,
-            result=update.result,
-            replay=update.replay,
-            started_ms=update.started_ms,
-        )
-        if row is None:
-            return None
-        if row["rev"] - 1 > one.seen:
-            others = await self._db.fetch(_sql.changed, execution=one.execution, after=one.seen)
-            return Written(row["rev"], tuple(operation_of(other) for other in others))
-        operation = Operation(
-            id=update.id,
-            type=update.type,
-            status=update.status,
-            started_at=row["started_at"],
-            parent_id=update.parent_id,
-            name=update.name,
-            sub_type=update.sub_type,
-            attempt=row["attempt"],
-            result=update.result,
-            replay=update.replay,
-            ended_at=row["ended_at"],
-            place=row["place"],
-        )
-        return Written(row["rev"], (operation,))
-
-    async def _checkpoint(self, conn: Connection, given: Sequence[Checkpoint]) -> list[Written | NovaError]:
-        flat = [(one, number, update) for one in given for number, update in enumerate(one.updates)]
-        calls = {(one.execution, u.id): new_id() for one, _, u in flat if u.type == "CHAINED_INVOKE"}
-        rows = await conn.fetch(
-            _sql.checkpoint,
-            most=MAX_OPERATIONS,
-            executions=[one.execution for one in given],
-            functions=[one.function_id for one in given],
-            epochs=[one.epoch for one in given],
-            progress=[any(update.progress for update in one.updates) for one in given],
-            u_execution=[one.execution for one, _, _ in flat],
-            u_ord=[number for _, number, _ in flat],
-            u_id=[u.id for _, _, u in flat],
-            u_parent=[u.parent_id for _, _, u in flat],
-            u_name=[u.name for _, _, u in flat],
-            u_type=[u.type for _, _, u in flat],
-            u_sub_type=[u.sub_type for _, _, u in flat],
-            u_status=[u.status for _, _, u in flat],
-            u_tries=[u.tries for _, _, u in flat],
-            u_result=[u.result for _, _, u in flat],
-            u_error=[u.error for _, _, u in flat],
-            u_replay=[u.replay for _, _, u in flat],
-            u_wake_s=[u.wake_s for _, _, u in flat],
-            u_timeout_s=[u.timeout_s for _, _, u in flat],
-            u_heartbeat_s=[u.heartbeat_s for _, _, u in flat],
-            u_call=[calls.get((one.execution, u.id)) for one, _, u in flat],
-            u_started_ms=[u.started_ms for _, _, u in flat],
-            u_ended=[u.ended for _, _, u in flat],
-        )
-        by_execution: defaultdict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            by_execution[str(row["execution"])].append(row)
-        return [await self._written(conn, one, by_execution[one.execution], calls) for one in given]
-
-    async def _written(
-        self, conn: Connection, one: Checkpoint, rows: Sequence[Row], calls: dict[tuple[str, str], str]
-    ) -> Written | NovaError:
-        first = rows[0]
-        if first["rev"] is None:
-            return _refusal(first)
-        changed = {row["id"]: operation_of(row) for row in rows if row["id"] is not None}
-        known = {update.id: update for update in one.updates}
-        again = False
-        for operation in changed.values():
-            update = known[operation.id]
-            if operation.type == "CHAINED_INVOKE" and update.target is not None:
-                call = calls[one.execution, operation.id]
-                await _enqueue_call(conn, one, operation.id, call, update.target, update.payload)
-            elif operation.type == "CALLBACK" and operation.sub_type == EVENT:
-                again |= await _take_event(conn, one.execution, operation, first["rev"])
-        if again or first["rev"] - 1 > one.seen or len(changed) < len(one.updates):
-            others = await conn.fetch(_sql.changed, execution=one.execution, after=one.seen)
-            changed |= {row["id"]: operation_of(row) for row in others}
-        return Written(first["rev"], tuple(sorted(changed.values(), key=lambda operation: operation.place)))
-
-    async def ripen(self, execution_id: str, function_id: str, epoch: int) -> None:
-        """Let time do its work on the operations of a run's execution; the next checkpoint tells of it."""
-        async with self._db.transaction() as conn:
-            row = await conn.one(_sql.own, id=execution_id, epoch=epoch)
-            if row is not None and str(row["function_id"]) == function_id:
-                await conn.one(_sql.stir, id=execution_id)
-                await conn.run(_sql.ripen, execution=execution_id)
-
-    async def operations(
-        self, execution_id: str, function_id: str, epoch: int, *, after: int, limit: int
-    ) -> list[Operation]:
-        """Of the execution that a run owns; none when it does not any more."""
-        rows = await self._db.fetch(
-            _sql.operations, execution=execution_id, function_id=function_id, epoch=epoch, after=after, limit=limit
-        )
-        return [operation_of(row) for row in rows]
-
-    async def begin(self, execution_id: str, epoch: int, limit: int) -> Begun | None:
-        """Take an execution for a run. None: it has ended, or a later run owns it."""
-        row = await self._db.one(_sql.begin, id=execution_id, epoch=epoch)
-        if row is None:
-            return None
-        if row["steps"] == 0:  # only runs record, and none has
-            return Begun(execution_of(row), row["expired"], (), more=False)
-        # what comes in between these statements is told to the run by its next checkpoint
-        await self._db.run(_sql.ripen, execution=execution_id)
-        rows = await self._db.fetch(_sql.first_page, execution=execution_id, limit=limit + 1)
-        shown = tuple(operation_of(row) for row in rows[:limit])
-        return Begun(execution_of(row), row["expired"], shown, len(rows) > limit)
-
-    async def end(
-        self, execution: Execution, work: tuple[str, str, int], status: str, output: str | None, error: str | None
-    ) -> bool:
-        """The end of an execution by its run, and of its work (id, owner, fence); False: another run owns it."""
-        work_id, owner, fence = work
-        row = await self._db.one(
-            _sql.end_run,
-            work=work_id,
-            owner=owner,
-            fence=fence,
-            epoch=execution.epoch,
-            status=status,
-            output=output,
-            error=error,
-            channel=Channel.DURABLE.value,
-        )
-        if row is not None and self._db.on_commit is not None:
-            self._db.on_commit(Channel.DURABLE, execution.id)
-        return row is not None
 
     # Outsiders
 
@@ -303,7 +94,7 @@ class DurableStore:
             rev = await _stirred(conn, scope, execution_id)
             row = await conn.one(_sql.waiting, execution=execution_id, sub_type=EVENT, name=name)
             if row is not None:
-                await _settle(conn, execution_id, row["id"], "CALLBACK", "SUCCEEDED", payload, None, rev)
+                await settle(conn, execution_id, row["id"], "CALLBACK", "SUCCEEDED", payload, None, rev)
                 await wake(conn, scope, execution_id)
                 return
             kept = await conn.one(
@@ -318,7 +109,7 @@ class DurableStore:
         """Raises ``not_found``; ``invalid_state`` when the callback or its execution has ended."""
         async with self._db.transaction() as conn:
             rev = await _stirred(conn, scope, execution_id)
-            if not await _settle(conn, execution_id, operation_id, "CALLBACK", status, result, error, rev):
+            if not await settle(conn, execution_id, operation_id, "CALLBACK", status, result, error, rev):
                 raise await _no_callback(conn, execution_id, operation_id)
             await wake(conn, scope, execution_id)
 
@@ -332,7 +123,7 @@ class DurableStore:
     async def cancel(self, scope: Scope, execution_id: str, error: str) -> None:
         """Whoever runs it loses it at once. Raises ``not_found``, ``invalid_state``."""
         async with self._db.transaction() as conn:
-            row = await conn.one(_sql.lock, **_of(scope), id=execution_id)
+            row = await conn.one(_sql.lock, **of_scope(scope), id=execution_id)
             _open(row, execution_id)
             await conn.run(_sql.end, id=execution_id, status="cancelled", output=None, error=error)
             await work.withdraw(conn, KIND, scope, execution_id)
@@ -344,7 +135,7 @@ class DurableStore:
         Raises ``not_found``, ``invalid_state``.
         """
         async with self._db.transaction() as conn:
-            row = await conn.one(_sql.lock, **_of(scope), id=execution_id)
+            row = await conn.one(_sql.lock, **of_scope(scope), id=execution_id)
             if row is None:
                 raise no_execution(execution_id)
             if row["status"] not in ("failed", "cancelled"):
@@ -353,7 +144,7 @@ class DurableStore:
             opened = await conn.one(_sql.reopen, id=execution_id, life_s=life_s)
             assert opened is not None
             await conn.run(
-                _sql.requeue, work_id=new_id(), kind=KIND, **_of(scope), id=execution_id, epoch=opened["epoch"]
+                _sql.requeue, work_id=new_id(), kind=KIND, **of_scope(scope), id=execution_id, epoch=opened["epoch"]
             )
             await conn.notify(work.CHANNEL, json.dumps({"kind": KIND}))
 
@@ -370,7 +161,7 @@ class DurableStore:
     ) -> list[Row]:
         return await self._db.fetch(
             _sql.page,
-            **_of(scope),
+            **of_scope(scope),
             function=function,
             statuses=None if statuses is None else list(statuses),
             name=name,
@@ -388,34 +179,6 @@ class DurableStore:
         return await self._db.run(_sql.sweep, before=before, limit=limit)
 
 
-# In a transaction of the run's owner
-
-
-async def own(conn: Connection, execution_id: str, epoch: int) -> tuple[Execution, bool, bool] | None:
-    """The execution, whether its time is up, and whether something came in since the run began; None: not ours any more."""
-    row = await conn.one(_sql.own, id=execution_id, epoch=epoch)
-    return None if row is None else (execution_of(row), row["expired"], row["fresh"])
-
-
-async def next_wake(conn: Connection, execution_id: str) -> tuple[float | None, bool]:
-    """Seconds until time changes an operation, and whether anything is awaited."""
-    row = await conn.one(_sql.next_wake, execution=execution_id)
-    assert row is not None
-    return row["seconds"], row["awaited"]
-
-
-async def suspend(conn: Connection, execution_id: str, delay_s: float | None) -> float:
-    """Seconds until the execution has something to do, its own end included."""
-    row = await conn.one(_sql.suspend, id=execution_id, delay_s=delay_s)
-    assert row is not None
-    return max(0.0, float(row["seconds"]))
-
-
-async def forgive(conn: Connection, execution_id: str) -> None:
-    """The run did not begin: it does not count as lost."""
-    await conn.run(_sql.forgive, id=execution_id)
-
-
 async def settle_call(
     conn: Connection, scope: Scope, execution_id: str, operation_id: str, result: str | None, error: str | None
 ) -> None:
@@ -423,47 +186,22 @@ async def settle_call(
     row = await conn.one(_sql.stir, id=execution_id)
     if row is not None:
         status = "SUCCEEDED" if error is None else "FAILED"
-        await _settle(conn, execution_id, operation_id, "CHAINED_INVOKE", status, result, error, row["rev"])
+        await settle(conn, execution_id, operation_id, "CHAINED_INVOKE", status, result, error, row["rev"])
         await wake(conn, scope, execution_id)
 
 
 async def wake(conn: Connection, scope: Scope, execution_id: str) -> None:
     """There is something to do before its time."""
-    await conn.run(_sql.wake, **_of(scope), kind=KIND, id=execution_id)
+    await conn.run(_sql.wake, **of_scope(scope), kind=KIND, id=execution_id)
     await conn.notify(work.CHANNEL, json.dumps({"kind": KIND}))
 
 
 async def _stirred(conn: Connection, scope: Scope, execution_id: str) -> int:
-    _open(await conn.one(_sql.lock, **_of(scope), id=execution_id), execution_id)
+    _open(await conn.one(_sql.lock, **of_scope(scope), id=execution_id), execution_id)
     row = await conn.one(_sql.stir, id=execution_id)
     assert row is not None
     rev: int = row["rev"]
     return rev
-
-
-async def _settle(
-    conn: Connection,
-    execution_id: str,
-    operation_id: str,
-    kind: str,
-    status: str,
-    result: str | None,
-    error: str | None,
-    rev: int,
-) -> bool:
-    return (
-        await conn.run(
-            _sql.settle,
-            execution=execution_id,
-            id=operation_id,
-            type=kind,
-            status=status,
-            result=result,
-            error=error,
-            rev=rev,
-        )
-        > 0
-    )
 
 
 async def _no_callback(conn: Connection, execution_id: str, operation_id: str) -> NovaError:
@@ -475,36 +213,6 @@ async def _no_callback(conn: Connection, execution_id: str, operation_id: str) -
     return NovaError("invalid_state", f"the callback has ended: {row['status'].lower()}")
 
 
-async def _take_event(conn: Connection, execution_id: str, operation: Operation, rev: int) -> bool:
-    row = await conn.one(_sql.take_event, execution=execution_id, name=operation.name)
-    if row is None:
-        return False
-    return await _settle(conn, execution_id, operation.id, "CALLBACK", "SUCCEEDED", row["payload"], None, rev)
-
-
-async def _enqueue_call(
-    conn: Connection, one: Checkpoint, operation_id: str, call_id: str, target: Target, payload: str | None
-) -> None:
-    told = {
-        "execution": one.execution,
-        "operation": operation_id,
-        "function": target.function,
-        "qualifier": target.qualifier,
-        "payload": payload,
-    }
-    await work.enqueue(conn, CALL_KIND, one.scope, call_id, told)
-
-
-def _refusal(row: Row) -> NovaError:
-    if not row["ours"]:
-        return stale()
-    if row["differs"]:
-        return non_deterministic(
-            "another operation is recorded at this place; the code has to do the same things again"
-        )
-    return NovaError("quota_exceeded", f"an execution has at most {MAX_OPERATIONS} operations", status=413)
-
-
 def no_execution(execution_id: str) -> NovaError:
     return not_found("durable execution", execution_id)
 
@@ -514,45 +222,3 @@ def _open(row: Row | None, execution_id: str) -> None:
         raise no_execution(execution_id)
     if row["status"] not in ("running", "suspended"):
         raise NovaError("invalid_state", f"the execution has ended: {row['status']}")
-
-
-def execution_of(row: Row) -> Execution:
-    return Execution(
-        id=str(row["id"]),
-        scope=Scope(row["tenant_id"], row["namespace"]),
-        function_id=str(row["function_id"]),
-        function=row["function_name"],
-        chain=tuple(row["chain"]),
-        **{name: row[name] for name in _SAME},
-    )
-
-
-_SAME: Final = (
-    "version",
-    "name",
-    "status",
-    "input",
-    "output",
-    "error",
-    "caller",
-    "source",
-    "traceparent",
-    "tracestate",
-    "epoch",
-    "rev",
-    "steps",
-    "lost",
-    "wake_at",
-    "created_at",
-    "deadline_at",
-    "ended_at",
-)
-_OPERATION: Final = tuple(field for field in Operation.__dataclass_fields__)
-
-
-def operation_of(row: Row) -> Operation:
-    return Operation(**{name: row[name] for name in _OPERATION})
-
-
-def _of(scope: Scope) -> dict[str, Any]:
-    return {"tenant": scope.tenant, "namespace": scope.namespace}

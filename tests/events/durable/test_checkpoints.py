@@ -10,7 +10,8 @@ from nova.domain.identity import Scope
 from nova.errors import NovaError
 from nova.ids import new_id
 from nova.store.db import Database
-from nova.store.durable import Checkpoint, DurableStore, NewExecution, Written
+from nova.store.durable import DurableStore, NewExecution
+from nova.store.durable_runs import Checkpoint, DurableRunStore, Written
 
 pytestmark = pytest.mark.anyio
 FUNCTION = new_id()
@@ -25,6 +26,7 @@ class Runs:
 
     def __init__(self, database: Database) -> None:
         self.store = DurableStore(database)
+        self.runs = DurableRunStore(database)
         self.id = new_id()
         self.seen = 0
 
@@ -33,13 +35,13 @@ class Runs:
         assert await self.store.start([new]) == [self.id]
 
     async def begin(self, epoch: int) -> None:
-        begun = await self.store.begin(self.id, epoch, 1000)
+        begun = await self.runs.begin(self.id, epoch, 1000)
         assert begun is not None
         self.seen = begun.execution.rev
 
     async def write(self, epoch: int, *given: dict[str, Any], function: str = FUNCTION) -> Written | NovaError:
         one = Checkpoint(self.id, function, epoch, self.seen, Scope(), updates(list(given)))
-        (answer,) = await self.store.checkpoint([one])
+        (answer,) = await self.runs.checkpoint([one])
         if isinstance(answer, Written):
             self.seen = answer.rev
         return answer
@@ -69,9 +71,9 @@ async def test_a_former_owner_writes_nothing(runs: Runs) -> None:
         assert code(await runs.write(1, *given)) == "version_conflict"
     assert code(await runs.write(2, step("2"), function=new_id())) == "version_conflict"
     assert await runs.recorded() == [("1", "SUCCEEDED", 1)]
-    assert await runs.store.operations(runs.id, FUNCTION, 1, after=0, limit=10) == []
-    assert len(await runs.store.operations(runs.id, FUNCTION, 2, after=0, limit=10)) == 1
-    assert await runs.store.begin(runs.id, 2, 10) is None, "a run begins once"
+    assert await runs.runs.operations(runs.id, FUNCTION, 1, after=0, limit=10) == []
+    assert len(await runs.runs.operations(runs.id, FUNCTION, 2, after=0, limit=10)) == 1
+    assert await runs.runs.begin(runs.id, 2, 10) is None, "a run begins once"
     await runs.store.cancel(Scope(), runs.id, "{}")
     assert code(await runs.write(2, step("2"))) == "version_conflict"
 
@@ -165,8 +167,8 @@ async def test_only_the_run_of_an_execution_lets_time_pass_for_it(runs: Runs) ->
         "WaitOptions": {"WaitSeconds": 0},
     }
     await runs.write(1, wait, step("2"))
-    await runs.store.ripen(runs.id, new_id(), 1)
-    await runs.store.ripen(runs.id, FUNCTION, 2)
+    await runs.runs.ripen(runs.id, new_id(), 1)
+    await runs.runs.ripen(runs.id, FUNCTION, 2)
     assert await runs.recorded() == [("1", "STARTED", 0), ("2", "SUCCEEDED", 1)]
-    await runs.store.ripen(runs.id, FUNCTION, 1)
+    await runs.runs.ripen(runs.id, FUNCTION, 1)
     assert (await runs.recorded())[0] == ("1", "SUCCEEDED", 0)

@@ -13,7 +13,8 @@ from nova.events.acting import acting_for
 from nova.ids import new_id
 from nova.store import durable
 from nova.store.db import Database
-from nova.store.durable import CALL_KIND, DurableStore
+from nova.store.durable import DurableStore
+from nova.store.durable_rows import CALL_KIND
 from nova.work import queue
 from nova.work.notices import Notices
 from nova.work.queue import WorkItem

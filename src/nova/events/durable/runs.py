@@ -22,9 +22,11 @@ from nova.domain.ports import Invoker
 from nova.errors import FunctionError, NovaError
 from nova.events.acting import acting_for
 from nova.ids import new_id
-from nova.store import durable
+from nova.store import durable_runs
 from nova.store.db import Connection, Database
-from nova.store.durable import Begun, DurableStore
+from nova.store.durable import DurableStore
+from nova.store.durable_rows import KIND
+from nova.store.durable_runs import Begun, DurableRunStore
 from nova.work import queue
 from nova.work.notices import Notices
 from nova.work.queue import LeaseLost, WorkItem
@@ -65,6 +67,7 @@ class DurableRuns:
     ) -> None:
         self._db = db
         self._store = DurableStore(db)
+        self._runs = DurableRunStore(db)
         self._invoker = invoker
         self._notices = notices
         self._events = events
@@ -78,7 +81,7 @@ class DurableRuns:
 
     async def run(self, item: WorkItem) -> None:
         """One run. Raises :class:`LeaseLost` when the execution was cancelled or taken over meanwhile."""
-        begun = await self._store.begin(item.subject, item.fence, PAGE_OPERATIONS)
+        begun = await self._runs.begin(item.subject, item.fence, PAGE_OPERATIONS)
         if begun is None:
             async with self._db.transaction() as conn:
                 await queue.finish(conn, item)
@@ -180,37 +183,37 @@ class DurableRuns:
         async with self._db.transaction() as conn:
             await self._own(conn, item, execution)
             if forgive:
-                await durable.forgive(conn, execution.id)
+                await durable_runs.forgive(conn, execution.id)
             await queue.release(conn, item, delay_s=pause_s, counts=False)
-        self._notices.work(durable.KIND, pause_s)
+        self._notices.work(KIND, pause_s)
 
     async def _suspend(self, item: WorkItem, execution: Execution) -> None:
         """Until time changes an operation, or somebody else does."""
         async with self._db.transaction() as conn:
             fresh = await self._own(conn, item, execution)
-            wake_s, awaited = await durable.next_wake(conn, execution.id)
+            wake_s, awaited = await durable_runs.next_wake(conn, execution.id)
             if not awaited and not fresh:
                 # it says that it waits, and there is nothing that it waits for
                 delay_s = _BACKOFF_S[0] * 2.0**execution.lost
             elif fresh:
-                await durable.forgive(conn, execution.id)
+                await durable_runs.forgive(conn, execution.id)
                 delay_s = 0.0
             else:
-                delay_s = await durable.suspend(conn, execution.id, wake_s)
+                delay_s = await durable_runs.suspend(conn, execution.id, wake_s)
             await queue.release(conn, item, delay_s=delay_s, counts=False)
-        self._notices.work(durable.KIND, delay_s)
+        self._notices.work(KIND, delay_s)
 
     async def _end(
         self, item: WorkItem, execution: Execution, status: str, *, output: str | None = None, error: str | None = None
     ) -> None:
         work = (item.id, item.owner, item.fence)
-        if not await self._store.end(execution, work, status, output, error):
+        if not await self._runs.end(execution, work, status, output, error):
             raise LeaseLost(item.id)
         self._events.execution_ended(execution.scope, status)
 
     async def _own(self, conn: Connection, item: WorkItem, execution: Execution) -> bool:
         """Whether something came in since the run began. Raises :class:`LeaseLost`."""
-        owned = await durable.own(conn, execution.id, execution.epoch)
+        owned = await durable_runs.own(conn, execution.id, execution.epoch)
         if owned is None:
             raise LeaseLost(item.id)
         return owned[2]
