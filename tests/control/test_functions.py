@@ -172,7 +172,9 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("async_policy", {"max_attempts": 0}, "async_policy.max_attempts"),
     ("async_policy", {"max_inflight": 0}, "async_policy.max_inflight"),
     ("async_policy", {"rate_limit_per_s": 0}, "async_policy.rate_limit_per_s"),
-    ("async_destinations", {"on_success": {"type": "topic", "target": "t"}}, "async_destinations.on_success.type"),
+    ("async_destinations", {"on_success": {"type": "queue", "target": "t"}}, "async_destinations.on_success.type"),
+    ("async_destinations", {"on_success": {"type": "topic", "target": "a b"}}, "async_destinations.on_success"),
+    ("async_destinations", {"on_success": {"type": "workflow", "target": "a b"}}, "async_destinations.on_success"),
     ("async_destinations", {"on_success": {"type": "function", "target": "a b"}}, "async_destinations.on_success"),
     ("async_destinations", {"on_failure": {"type": "webhook", "target": "ftp://x/"}}, "async_destinations.on_failure"),
     ("idle_ttl_s", 0, "idle_ttl_s"),
@@ -463,7 +465,7 @@ async def test_changes_are_announced_when_they_are_committed(plane: Control) -> 
     async def announced(change: Any) -> str:
         changed.clear()
         await change
-        await asyncio.wait_for(changed.wait(), 5)
+        await asyncio.wait_for(changed.wait(), 20)
         return heard[-1]
 
     created = await announced(plane.create())

@@ -21,6 +21,8 @@ from nova.events.observers import NoEvents
 from nova.events.waiting import Endings
 from nova.events.webhook_secrets import WebhookSecrets
 from nova.events.webhooks import WebhookSender
+from nova.events.workflows.definitions import Definitions
+from nova.events.workflows.runs import Runs
 from nova.ids import new_id
 from nova.security.egress import client as client_of
 from nova.service import ServiceGroup
@@ -29,6 +31,7 @@ from nova.store.asyncs_admin import AsyncStore
 from nova.store.db import Database, Row
 from nova.store.jobs import JobStore
 from nova.store.listen import Listener
+from nova.store.workflow_runs import RunStore
 from nova.work.notices import Notices
 from nova.work.runner import Runner
 
@@ -174,7 +177,8 @@ async def nebula(
         jobs = await group.start(AsyncJobs(JobStore(database), calls, notices, events=_Told(told), clock=clock))
         client = client_of(egress or EgressSettings(allow=["127.0.0.0/8"]), timeout_s=5)
         sender = await group.start(WebhookSender(client, clock))
-        deliveries = Deliveries(database, sender, WebhookSecrets(database), events=_Told(told))
+        runs = Runs(database, notices, Definitions(RunStore(database)))
+        deliveries = Deliveries(database, sender, WebhookSecrets(database), runs, events=_Told(told))
         kinds = {"async": jobs.kind(workers), "delivery": deliveries.kind()}
         runner = Runner(database, listener, kinds, lease_s=lease_s, poll_s=poll_s, grace_s=0.5)
         if start:

@@ -25,7 +25,9 @@ from nova.store import asyncs
 from nova.store.asyncs_admin import AsyncStore, JobFilter
 from nova.store.db import Database, Row
 from nova.store.jobs import Ended, JobStore, OutboxEvent
+from tests.events.bus.topics import topic
 from tests.events.support import Calls, failing, function, job, nebula, result
+from tests.events.workflows.support import workflow
 
 pytestmark = pytest.mark.anyio
 BROKEN = FunctionError("ValueError", "no good")
@@ -154,6 +156,59 @@ async def test_failure_reaches_a_webhook_signed(database: Database) -> None:
         "ü",
     )
     assert plane.told == [("f", "dlq"), ("webhook", "delivered")]
+
+
+async def test_success_is_published_to_a_topic(database: Database) -> None:
+    """Once, as the message that the event is: its attributes, and its data as the payload."""
+    topic_id = await topic(database, "ended")
+    function_id = await function(database, async_destinations={"on_success": {"type": "topic", "target": "ended"}})
+    async with nebula(database) as plane:
+        job_id = await plane.accept(b'{"n": 1.0}')
+        await plane.ended(job_id)
+        row = await outbox(database, ended)
+    assert (row["status"], str(row["function_id"])) == ("delivered", function_id)
+    (message,) = await database.fetch(
+        "SELECT id::text AS id, payload::text AS payload, attributes, published_by FROM event_messages"
+        " WHERE topic_id = %(topic)s",
+        topic=topic_id,
+    )
+    assert (message["id"], message["published_by"]) == (str(row["id"]), "key:test")
+    assert (message["attributes"]["type"], message["attributes"]["subject"]) == ("nova.async.succeeded", job_id)
+    assert json.loads(message["payload"])["output"] == {"n": 1.0}
+    assert '"payload":{"n": 1.0}' in message["payload"]
+    assert plane.told == [("f", "succeeded"), ("topic", "delivered")]
+
+
+async def test_failure_begins_a_run_of_a_workflow(database: Database) -> None:
+    """One run, however often the delivery is tried."""
+    await workflow(database, "repair", {"nodes": [{"node_key": "a", "node_type": "pass"}], "edges": []})
+    await function(database, async_destinations={"on_failure": {"type": "workflow", "target": "repair"}})
+    async with nebula(database, Calls(failing(BROKEN)), start=False) as plane:
+        job_id = await plane.accept(max_attempts=1)
+        await database.run("UPDATE dag_workflows SET halted = true")
+        async with plane.running():
+            await plane.ended(job_id)
+            row = await outbox(database, lambda row: row["attempts"] == 1)
+            assert row["status"] == "pending"  # halted: to be tried again
+            await database.run("UPDATE dag_workflows SET halted = false")
+            await at_once(database)
+            row = await outbox(database, ended)
+    assert row["status"] == "delivered"
+    (run,) = await database.fetch("SELECT key, caller, input::text AS input FROM dag_runs")
+    event = json.loads(run["input"])
+    assert (run["key"], run["caller"]) == (str(row["id"]), "key:test")
+    assert (event["type"], event["data"]["error"]["type"]) == ("nova.async.failed", "ValueError")
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("topic", "topic 'ghost' does not exist"), ("workflow", "workflow 'ghost' does not exist")]
+)
+async def test_a_receiver_that_is_not_there_is_a_dead_event(database: Database, kind: str, error: str) -> None:
+    await function(database, async_destinations={"on_success": {"type": kind, "target": "ghost"}})
+    async with nebula(database) as plane:
+        await plane.ended(await plane.accept())
+        row = await outbox(database, ended)
+    assert (row["status"], row["error"]) == ("dead", error)
 
 
 async def test_nothing_is_sent_where_nothing_was_asked_for(database: Database) -> None:

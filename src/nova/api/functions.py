@@ -20,6 +20,7 @@ from nova.domain.function import (
     SnapshotPolicy,
 )
 from nova.domain.hosts import host_pattern, is_webhook_url
+from nova.domain.message import is_topic
 from nova.domain.names import NAME, is_name
 from nova.domain.version import UrlMode
 from nova.domain.volume import MOUNT_PATH
@@ -113,7 +114,7 @@ class AsyncPolicy(Model):
 
 
 class Destination(Model):
-    """``target``: the name of a function of the same scope, or the http or https URL of a webhook."""
+    """``target``: the name of a function, topic or workflow of the same scope, or the http or https URL of a webhook."""
 
     type: asyncs.DestinationType
     target: str = Field(min_length=1, max_length=2048)
@@ -122,6 +123,10 @@ class Destination(Model):
     def _fits(self) -> Self:
         if self.type == "function" and not is_name(self.target):
             raise ValueError("target: the name of a function")
+        if self.type == "topic" and not is_topic(self.target):
+            raise ValueError("target: the name of a topic")
+        if self.type == "workflow" and not is_name(self.target):
+            raise ValueError("target: the name of a workflow")
         if self.type == "webhook" and not is_webhook_url(self.target):
             raise ValueError("target: an http or https URL without credentials")
         return self

@@ -49,7 +49,8 @@ async def work_off(shop: Workshop) -> None:
     sender = await services.start(
         WebhookSender(egress.client(settings.egress, timeout_s=_WEBHOOK_TIMEOUT_S), SYSTEM_CLOCK)
     )
-    deliveries = Deliveries(stores.db, sender, WebhookSecrets(stores.db), events=shop.metrics)
+    workflow_starter = bus.starter(stores, shop.notices)
+    deliveries = Deliveries(stores.db, sender, WebhookSecrets(stores.db), workflow_starter, events=shop.metrics)
     kinds = {KIND: jobs.kind(lambda: settings.queue.workers), DELIVERY: deliveries.kind()}
     for part in (bus, workflows, durable, triggers):
         kinds |= await part.work(shop)

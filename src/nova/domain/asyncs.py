@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 JobStatus = Literal["queued", "running", "succeeded", "dlq", "cancelled"]
-DestinationType = Literal["function", "webhook"]
+DestinationType = Literal["function", "topic", "workflow", "webhook"]
 Outcome = Literal["succeeded", "dlq", "cancelled"]
 
 MAX_PAYLOAD = 1 << 20
@@ -47,7 +47,7 @@ class AsyncPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """``target`` is the name of a function of the same scope, or the http(s) URL of a webhook."""
+    """``target`` is the name of a function, topic or workflow of the same scope, or the http(s) URL of a webhook."""
 
     type: DestinationType
     target: str

@@ -1,5 +1,6 @@
 """Messages of the event bus: what a publisher hands over, and what it is told."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +19,7 @@ MAX_HEADER_BYTES = 16 << 10
 """Names and values of a message's headers, or its CloudEvents attributes, together."""
 MAX_DELAY_S = 365 * 86_400
 TOPIC = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_topic = re.compile(TOPIC[:-1] + r"\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class Published:
     id: str
     sequence: int | None
     duplicate: bool = False
+
+
+def is_topic(name: str) -> bool:
+    return _topic.match(name) is not None
 
 
 def check(message: NewMessage) -> None:

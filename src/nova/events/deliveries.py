@@ -1,7 +1,8 @@
 """Sending what the outbox holds: work of kind ``delivery``.
 
-A function gets the event as another job, in the transaction that ends the delivery; so it gets it once. A webhook gets it at
-least once and knows a repetition by its ``webhook-id``.
+A function gets the event as another job and a topic as a message, in the transaction that ends the delivery; so they get it once.
+A workflow begins one run for each delivery, whose id is the run's key. A webhook gets it at least once and knows a repetition by
+its ``webhook-id``.
 """
 
 from typing import Literal
@@ -11,15 +12,18 @@ import structlog
 from nova import payload
 from nova.domain.asyncs import MAX_DEPTH, MAX_PAYLOAD, backoff_s
 from nova.domain.call import AsyncOptions
+from nova.domain.ports import WorkflowStarter
 from nova.errors import NovaError
+from nova.events.bus import inbound
 from nova.events.observers import JobEvents, NoEvents
 from nova.events.webhook_secrets import WebhookSecrets
 from nova.events.webhooks import WebhookSender
 from nova.ids import new_id
-from nova.store import asyncs
+from nova.store import asyncs, messages
 from nova.store.asyncs import NewJob
-from nova.store.db import Database
+from nova.store.db import Connection, Database
 from nova.store.listen import Channel
+from nova.store.messages import Append, Entry
 from nova.store.outbox import Delivery, OutboxStore
 from nova.work import queue
 from nova.work.queue import WorkItem
@@ -29,6 +33,8 @@ log = structlog.get_logger(__name__)
 MAX_ATTEMPTS = 12
 """Over about eleven hours."""
 _BACKOFF_MS = (5_000, 21_600_000)
+_NOT_YET = frozenset({403, 429, 503})
+"""Statuses of refusals that say nothing about the event: the receiver is halted or busy, or the platform is away."""
 
 
 class Deliveries:
@@ -39,6 +45,7 @@ class Deliveries:
         db: Database,
         sender: WebhookSender,
         secrets: WebhookSecrets,
+        workflows: WorkflowStarter,
         *,
         events: JobEvents | None = None,
     ) -> None:
@@ -46,6 +53,7 @@ class Deliveries:
         self._store = OutboxStore(db)
         self._sender = sender
         self._secrets = secrets
+        self._workflows = workflows
         self._events = events or NoEvents()
 
     def kind(self, workers: int = 16) -> Kind:
@@ -57,10 +65,16 @@ class Deliveries:
         if delivery is None:
             async with self._db.transaction() as conn:
                 await queue.finish(conn, item)
-        elif delivery.type == "function":
-            await self._call(item, delivery)
-        else:
-            await self._post(item, delivery)
+            return
+        match delivery.type:
+            case "function":
+                await self._call(item, delivery)
+            case "topic":
+                await self._publish(item, delivery)
+            case "workflow":
+                await self._begin(item, delivery)
+            case "webhook":
+                await self._post(item, delivery)
 
     async def give_up(self, item: WorkItem, reason: str) -> None:
         delivery = await self._store.get(item.subject)
@@ -90,12 +104,54 @@ class Deliveries:
         async with self._db.transaction() as conn:
             await queue.finish(conn, item)
             (outcome,) = await asyncs.add(conn, [job])
-            if isinstance(outcome, NovaError):
-                await self._store.end(conn, delivery.id, "dead", item.attempt, outcome.detail)
-            else:
-                await self._store.end(conn, delivery.id, "delivered", item.attempt, None)
+            if not isinstance(outcome, NovaError):
                 await conn.notify(Channel.WORK, asyncs.DUE)
-        self._tell(delivery, "dead" if isinstance(outcome, NovaError) else "delivered")
+            status = await self._handed_over(conn, item, delivery, outcome)
+        self._tell(delivery, status)
+
+    async def _publish(self, item: WorkItem, delivery: Delivery) -> None:
+        """The event becomes the message: its data is the payload, its attributes are the message's."""
+        try:
+            message = inbound.one(delivery.event, {"content-type": inbound.STRUCTURED})
+        except NovaError as refusal:  # more data than a message may have
+            await self._end(item, delivery, "dead", refusal.detail)
+            return
+        entry = Entry.of(delivery.id, message, delivery.caller)
+        async with self._db.transaction() as conn:
+            await queue.finish(conn, item)
+            (outcome,) = await messages.append(conn, [Append(delivery.scope, delivery.target, [entry])])
+            if not isinstance(outcome, NovaError):
+                await conn.notify(Channel.TOPICS, outcome.topic_id)
+            status = await self._handed_over(conn, item, delivery, outcome)
+        self._tell(delivery, status)
+
+    async def _handed_over(
+        self, conn: Connection, item: WorkItem, delivery: Delivery, outcome: object
+    ) -> Literal["delivered", "dead"]:
+        refusal = outcome.detail if isinstance(outcome, NovaError) else None
+        status: Literal["delivered", "dead"] = "delivered" if refusal is None else "dead"
+        await self._store.end(conn, delivery.id, status, item.attempt, refusal)
+        return status
+
+    async def _begin(self, item: WorkItem, delivery: Delivery) -> None:
+        trace = payload.decode(delivery.event)
+        try:
+            await self._workflows.start(
+                delivery.scope,
+                delivery.target,
+                delivery.event,
+                key=delivery.id,
+                caller=delivery.caller,
+                traceparent=trace.get("traceparent"),
+                tracestate=trace.get("tracestate"),
+            )
+        except NovaError as refusal:
+            if refusal.status in _NOT_YET and item.attempt < MAX_ATTEMPTS:
+                await self._again(item, delivery, refusal.detail, refusal.retry_after_s)
+            else:
+                await self._end(item, delivery, "dead", refusal.detail)
+        else:
+            await self._end(item, delivery, "delivered", None)
 
     async def _post(self, item: WorkItem, delivery: Delivery) -> None:
         secret = await self._secrets.of_id(delivery.scope, delivery.function_id)
@@ -110,11 +166,14 @@ class Deliveries:
         elif sent.final or item.attempt >= MAX_ATTEMPTS:
             await self._end(item, delivery, "dead", sent.error)
         else:
-            delay_s = max(backoff_s(*_BACKOFF_MS, item.attempt), sent.retry_after_s or 0.0)
-            async with self._db.transaction() as conn:
-                await queue.hold(conn, item)
-                await self._store.tried(conn, delivery, sent.error)
-                await queue.release(conn, item, delay_s=delay_s)
+            await self._again(item, delivery, sent.error, sent.retry_after_s)
+
+    async def _again(self, item: WorkItem, delivery: Delivery, error: str, retry_after_s: float | None) -> None:
+        delay_s = max(backoff_s(*_BACKOFF_MS, item.attempt), retry_after_s or 0.0)
+        async with self._db.transaction() as conn:
+            await queue.hold(conn, item)
+            await self._store.tried(conn, delivery, error)
+            await queue.release(conn, item, delay_s=delay_s)
 
     async def _end(
         self, item: WorkItem, delivery: Delivery, status: Literal["delivered", "dead"], error: str | None

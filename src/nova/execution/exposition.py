@@ -67,7 +67,7 @@ SERIES: Mapping[str, Series] = {
     "log_flush_failures_total": Series("counter", (), "Attempts to write call records that failed"),
     "async_jobs_total": Series("counter", (*_F, "status"), "Asynchronous calls accepted, tried again and ended"),
     "destination_deliveries_total": Series(
-        "counter", ("tenant", "type", "status"), "Outcomes sent on to functions and webhooks"
+        "counter", ("tenant", "type", "status"), "Outcomes sent on to functions, topics, workflows and webhooks"
     ),
     "event_deliveries_total": Series(
         "counter", ("tenant", "topic", "status"), "Messages of topics delivered, tried again and dead"

@@ -1,13 +1,12 @@
 """The port through which messages get into topics: an answer means that they are in PostgreSQL."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
 
 from nova.domain.identity import Scope
-from nova.domain.message import MAX_BATCH, TOPIC, NewMessage, Published, check
+from nova.domain.message import MAX_BATCH, NewMessage, Published, check, is_topic
 from nova.errors import NovaError, invalid, not_found
 from nova.ids import new_id
 from nova.store import bus_outbox, messages
@@ -20,7 +19,6 @@ from nova.work.notices import Notices
 
 _WRITERS = 1
 """Transactions at a time: those of one topic would wait for one another anyway."""
-_topic = re.compile(TOPIC[:-1] + r"\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class TopicPublisher:
         held: bool = False,
         outbox: bool = False,
     ) -> Sequence[Published]:
-        if not _topic.match(topic):
+        if not is_topic(topic):
             raise not_found("topic", topic[:128])
         if not 0 < len(messages) <= MAX_BATCH:
             raise invalid("messages", f"from 1 to {MAX_BATCH} at once")
