@@ -14,6 +14,7 @@ from bench.plan import GROUPS
 from bench.processes import calm
 from bench.stats import middle, percentile
 from bench.subjects import dbos as peer
+from bench.subjects import restate
 from bench.subjects.control import PYTHON, python
 from bench.subjects.nova import NAME, Nova
 
@@ -44,6 +45,10 @@ def flows(run: Run, only: Collection[str], report: Report, *, peers: bool) -> No
             report.subjects[peer.NAME] = peer.described()
             calm()
             _peer(run)
+    if peers and "durable_chain" in wanted:
+        with run.attempt(restate.NAME, "durable_chain"):
+            run.say(f"starting {restate.NAME}")
+            _restate(run, report)
 
 
 def fanout(run: Run, nova: Nova) -> None:
@@ -236,6 +241,17 @@ def _peer(run: Run) -> None:
     run.add("workflow_chain", "p50", peer.NAME, p50, "ms", note="its steps are not isolated")
     run.add("durable_chain", "p50", peer.NAME, p50, "ms", note="its steps are not isolated")
     run.add("async_rate", "rate", peer.NAME, per_s, "jobs/s", better="higher", note="workflows of one step")
+
+
+def _restate(run: Run, report: Report) -> None:
+    plan = run.plan
+    subject = restate.Restate(run.say)
+    report.subjects[restate.NAME] = subject.described
+    calm()
+    times = subject.chain(run.folder / "restate", steps=STEPS, rounds=plan.chains, max_s=plan.job_limit_s)
+    facts = {"runs": len(times), "p90_ms": percentile(times, 90)}
+    note = "its steps are not isolated"
+    run.add("durable_chain", "p50", restate.NAME, percentile(times, 50), "ms", facts=facts, note=note)
 
 
 def _timed(what: Callable[[], object]) -> float:

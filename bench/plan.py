@@ -30,7 +30,7 @@ MEASURES = {
     "docker_warm": "one caller, a function in a container beside one in the sandbox",
     "fanout": "one topic with ten subscriptions: deliveries, and the way from publisher to handler",
     "workflow_chain": "a workflow of 40 functions one after another, beside DBOS",
-    "durable_chain": "a durable function of 40 steps, each committed, beside DBOS",
+    "durable_chain": "a durable function of 40 steps, each committed, beside DBOS and Restate",
     "quiet_tenant": "jobs of a quiet tenant beside one with fifty times as many",
     "full_tables": "jobs beside a million finished ones",
     "chaos": "jobs lost, ended twice or dead while comets and nebulas are killed",

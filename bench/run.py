@@ -32,10 +32,10 @@ from bench.subjects import nova as nova_subject
 from bench.subjects.base import Peer, Say, SetupFailed
 from bench.subjects.control import PYTHON
 from bench.subjects.functions_framework import FunctionsFramework
+from bench.subjects.installing import CACHE
 from bench.subjects.nova import NAME, Nova
 from bench.subjects.workerd import Workerd
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nova-bench"
 FROM_ZERO = {"cold_python": FunctionsFramework.name, "cold_node": Workerd.name}
 """The peer that stands beside each cold start: the one that runs the same language."""
 WARM = ("warm_latency", "warm_throughput")
@@ -75,16 +75,7 @@ def benchmark(only: Collection[str], options: Options, say: Say) -> Report:
             for measure in only:
                 if FROM_ZERO.get(measure) == peer.name:
                     measures.from_zero(run, peer, measure)
-        if set(only) - {
-            "startup",
-            *GROUPS["pool"],
-            *GROUPS["planes"],
-            *GROUPS["queue"],
-            *GROUPS["cores"],
-            *GROUPS["wasm"],
-            *GROUPS["backends"],
-            *GROUPS["triggers"],
-        }:
+        if set(only) - {"startup", *(measure for group in GROUPS.values() for measure in group)}:
             with ExitStack() as servers:
                 _on_running_subjects(run, only, ready_peers, servers)
         pool_measures.pool(run, only)

@@ -5,17 +5,15 @@ throughput: a peer is measured at its best, not at its default.
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 from bench.driving import Target
 from bench.processes import Server, free_port
-from bench.subjects.base import Say, SetupFailed
+from bench.subjects.base import Say
+from bench.subjects.installing import PYTHON_TAG, pip_install
 
 VERSION = "3.10.2"
 SOURCE = Path(__file__).parent.parent / "functions" / "peer_hello.py"
-INSTALL_LIMIT_S = 300
 
 
 class FunctionsFramework:
@@ -25,13 +23,12 @@ class FunctionsFramework:
         self._bin = Path()
 
     def set_up(self, cache: Path, say: Say) -> str:
-        home = cache / f"functions-framework-{VERSION}-py{sys.version_info.major}.{sys.version_info.minor}"
+        home = cache / f"functions-framework-{VERSION}-{PYTHON_TAG}"
         self._bin = home / "bin"
         command = self._bin / "functions-framework"
         if not command.exists():
             say(f"installing functions-framework {VERSION} (once)")
-            _run([sys.executable, "-m", "venv", str(home)])
-            _run([str(self._bin / "pip"), "install", "--quiet", f"functions-framework=={VERSION}"])
+            pip_install(home, [f"functions-framework=={VERSION}"])
         return f"{VERSION}, gunicorn gthread, {workers()} workers"
 
     def start(self, folder: Path) -> Server:
@@ -47,12 +44,3 @@ class FunctionsFramework:
 
 def workers() -> int:
     return os.cpu_count() or 1
-
-
-def _run(command: list[str]) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
-    except subprocess.CalledProcessError as error:
-        raise SetupFailed(f"{command[0]} failed: {(error.stderr or error.stdout).strip()[-400:]}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SetupFailed(str(error)) from error

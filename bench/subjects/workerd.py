@@ -1,17 +1,15 @@
 """workerd (npm): the JavaScript runtime of Cloudflare Workers, one isolate in one C++ process."""
 
-import json
 import shutil
-import subprocess
 from pathlib import Path
 
 from bench.driving import Target
 from bench.processes import Server, free_port
 from bench.subjects.base import Say, SetupFailed
+from bench.subjects.installing import npm_install
 
 VERSION = "1.20261117.1"
 SOURCE = Path(__file__).parent.parent / "functions" / "peer_hello.js"
-INSTALL_LIMIT_S = 300
 
 CONFIG = """using Workerd = import "/workerd/workerd.capnp";
 const config :Workerd.Config = (
@@ -35,7 +33,7 @@ class Workerd:
         home = cache / f"workerd-{VERSION}"
         if (found := _binary(home)) is None:
             say(f"installing workerd {VERSION} (once)")
-            _install(home)
+            npm_install(home, "workerd", VERSION)
             found = _binary(home)
         if found is None:
             raise SetupFailed("npm installed workerd without a binary for this machine")
@@ -57,18 +55,3 @@ class Workerd:
 
 def _binary(home: Path) -> Path | None:
     return next(iter((home / "node_modules" / "@cloudflare").glob("workerd-linux-*/bin/workerd")), None)
-
-
-def _install(home: Path) -> None:
-    npm = shutil.which("npm")
-    if npm is None:
-        raise SetupFailed("npm is not installed")
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "package.json").write_text(json.dumps({"private": True, "dependencies": {"workerd": VERSION}}))
-    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-    try:
-        subprocess.run(command, cwd=home, check=True, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
-    except subprocess.CalledProcessError as error:
-        raise SetupFailed(f"npm failed: {(error.stderr or error.stdout).strip()[-400:]}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SetupFailed(str(error)) from error
