@@ -15,9 +15,10 @@ from nova.errors import NovaError
 from nova.events.bus.delivering import Delivering
 from nova.events.bus.dispatch_dead import DeadLetters
 from nova.events.bus.dispatch_feed import Feed
-from nova.events.bus.dispatch_line import WINDOW, Line
+from nova.events.bus.dispatch_line import Line
 from nova.events.bus.dispatch_parts import DeliveryEvents, NoDeliveryEvents, Parts
 from nova.events.bus.dispatch_record import Recorder
+from nova.events.bus.dispatch_window import WINDOW
 from nova.service import Background
 from nova.store.bus_deliveries import DeliveryStore
 from nova.store.db import Database

@@ -6,7 +6,6 @@ that one message that fails holds neither the cursor nor the others.
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -14,25 +13,22 @@ import structlog
 
 from nova.domain.asyncs import backoff_s
 from nova.errors import NovaError
-from nova.events.bus.delivering import Parcel, Verdict
+from nova.events.bus.delivering import Verdict
+from nova.events.bus.dispatch_attempts import Attempts, parcel_of
 from nova.events.bus.dispatch_feed import Arrival, Feed
 from nova.events.bus.dispatch_items import Item, Place, row_of
 from nova.events.bus.dispatch_parts import Parts
 from nova.events.bus.dispatch_turns import Turns
+from nova.events.bus.dispatch_window import WINDOW, Window
 from nova.events.bus.filters import compile_filters
 from nova.service import Background
-from nova.store import messages
-from nova.store.bus_deliveries import Moved, Queued, Status, delivery_id
+from nova.store.bus_deliveries import Moved, Queued, Status
 from nova.store.subscriptions import SubscriptionRecord
 from nova.work.leader import Fence
 
 log = structlog.get_logger(__name__)
-WINDOW = 1024
-"""Messages that are read and not recorded yet, at most."""
 MAX_ROWS = 10_000
 """While so many deliveries of a subscription wait as rows, no more messages are read for it."""
-WINDOW_BYTES = 16 << 20
-"""Or so many bytes of them, beyond the last that were read."""
 _CHUNK = 100
 _GONE_S = 10.0
 """A receiver that wants no more gets nothing while the pause of its subscription is written."""
@@ -57,26 +53,18 @@ class Line:
         self._turns = Turns(self._loop.time, self._hold)
         self._rows: dict[Place, Item] = {}
         self._finished: set[Place] = set()
-        self._inflight = 0
+        self._attempts = Attempts(self, parts, fence, self._tasks, self._loop.time)
         self._paused_until = self._not_before = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._intake: asyncio.Task[None] | None = None
         self._hint = False
-        self._begin(record, set(), record.cursor)
-
-    def _begin(self, record: SubscriptionRecord, ahead: set[int], careful_to: int) -> None:
-        """Read on after the record's cursor. ``ahead``: what is beyond it and done. Up to ``careful_to`` a message may have
-        taken its process down with it: its attempt is written before it begins."""
         self._set(record)
-        self.read_to = record.cursor
-        self._open: OrderedDict[int, int] = OrderedDict()
-        """sequences that are read and have no row yet, with their bytes"""
-        self._ahead = ahead
-        self._deferred: dict[int, Queued] = {}
-        """rows beyond what is read: before them there may be messages of the same key"""
-        self._careful_to = careful_to
-        self._expired = 0
-        self._held = 0
+        self._window = Window(record.cursor, set(), record.cursor)
+
+    @property
+    def read_to(self) -> int:
+        """The last message that was read."""
+        return self._window.read_to
 
     def _set(self, record: SubscriptionRecord) -> None:
         self.record = record
@@ -86,8 +74,8 @@ class Line:
 
     def start(self, rows: Sequence[Queued], blocked: Collection[str], ahead: set[int], *, torn: bool) -> None:
         """``torn``: the reader before did not end in good order."""
-        self._ahead = ahead
-        self._careful_to = self.read_to + WINDOW if torn else self.read_to
+        self._window.ahead = ahead
+        self._window.careful_to = self.read_to + WINDOW if torn else self.read_to
         if self.record.settings.on_dlq == "block":
             self._turns.start_blocked(blocked)
         self._add_rows(rows)
@@ -105,10 +93,9 @@ class Line:
             self._paused_until = 0.0
         if record.generation != self.record.generation:
             self._turns.drop_unrecorded()
-            self._begin(record, set(), record.cursor)
-        else:
-            self._set(record)
-        self._deferred.clear()
+            self._window = Window(record.cursor, set(), record.cursor)
+        self._set(record)
+        self._window.deferred.clear()
         there = {(row.sequence, row.generation): row for row in rows}
         for place, item in list(self._rows.items()):
             if place not in there and not item.flying and item.saved is not None and item.saved < since:
@@ -132,28 +119,19 @@ class Line:
             self._alarm.cancel()
         if self._intake is not None:
             self._intake.cancel()
-        deadline = self._loop.time() + grace_s
-        while self._inflight and self.fence.held and self._loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        await self._attempts.drained(grace_s)
         await self._tasks.close()
         await self._parts.delivering.forget(self.record.id)
 
     def moved(self) -> Moved:
         """How far it has come, for the recorder."""
-        cursor = next(iter(self._open)) - 1 if self._open else self.read_to
-        expired, self._expired = self._expired, 0
-        return Moved(self.record.id, self.record.generation, cursor, expired)
+        window = self._window
+        return Moved(self.record.id, self.record.generation, window.cursor, window.take_expired())
 
     # Reading
 
     def _room(self) -> bool:
-        return (
-            self.record.enabled
-            and not self.broken
-            and len(self._open) < WINDOW
-            and self._held < WINDOW_BYTES
-            and len(self._rows) < MAX_ROWS
-        )
+        return self.record.enabled and not self.broken and self._window.room > 0 and len(self._rows) < MAX_ROWS
 
     async def _read(self) -> None:
         try:
@@ -161,7 +139,7 @@ class Line:
                 self._hint = False
                 while self._room():
                     generation, read_to = self.record.generation, self.read_to
-                    arrivals = await self.feed.after(read_to, min(_CHUNK, WINDOW - len(self._open)))
+                    arrivals = await self.feed.after(read_to, min(_CHUNK, self._window.room))
                     if self.record.generation != generation or self.read_to != read_to:
                         continue
                     if not arrivals:
@@ -180,44 +158,34 @@ class Line:
             self._intake = None
 
     def _admit(self, arrivals: Sequence[Arrival]) -> None:
-        record = self.record
+        record, window = self.record, self._window
         for arrival in arrivals:
             message = arrival.message
             sequence = message.sequence
-            self._expired += sequence - self.read_to - 1
-            self.read_to = sequence
-            if self._deferred:
+            window.reach(sequence)
+            if window.deferred:
                 self._enter_deferred(sequence)
-            if sequence in self._ahead:
-                self._ahead.discard(sequence)
-                continue
-            if self._fits is not None and not self._fits(arrival.subject):
+            if window.was_done(sequence) or (self._fits is not None and not self._fits(arrival.subject)):
                 continue
             key = message.ordering_key if record.settings.ordered else None
             replay = sequence <= record.replayed_to
             item = Item(sequence, record.generation, key, replay, message, since=self._loop.time())
-            if sequence <= self._careful_to:
+            if sequence <= window.careful_to:
                 item.row = True
                 self._rows[item.place] = item
-            self._open[sequence] = message.size
-            self._held += message.size
+            window.open(message)
             self._turns.enter(item)
         self._parts.recorder.move(self)
 
     def _enter_deferred(self, upto: int | None = None) -> None:
         """Everything before these rows is read; None: there is nothing more to read."""
-        ready = sorted(sequence for sequence in self._deferred if upto is None or sequence <= upto)
-        rows = [self._deferred.pop(sequence) for sequence in ready]
-        if upto is None and rows:
-            self.read_to = max(self.read_to, rows[-1].sequence)
-        self._add_rows(rows)
+        self._add_rows(self._window.reached(upto))
 
     def _add_rows(self, rows: Sequence[Queued]) -> None:
         now = self._loop.time()
         for row in rows:
             if row.generation == self.record.generation and row.sequence > self.read_to:
-                self._deferred[row.sequence] = row
-                self._ahead.add(row.sequence)
+                self._window.defer(row)
                 continue
             place = (row.sequence, row.generation)
             due = now + max(0.0, row.due_s)
@@ -254,7 +222,7 @@ class Line:
     def _start_ready(self, now: float) -> float | None:
         """When to look again; None: when something ends."""
         settings, ready = self.record.settings, self._turns.ready
-        while ready and self._inflight < settings.max_inflight:
+        while ready and self._attempts.inflight < settings.max_inflight:
             if (until := max(self._paused_until, self._not_before)) > now:
                 return until
             if settings.batch_size > 1 and settings.batch_window_ms and len(ready) < settings.batch_size:
@@ -270,69 +238,16 @@ class Line:
                 return None
             if rate := settings.rate_limit_per_sec:
                 self._not_before = max(now - _BURST_S, self._not_before) + len(items) / rate
-            for item in items:
-                item.flying = True
-            self._inflight += 1
-            self._tasks.spawn("deliver", self._run(items))
+            self._attempts.begin(items)
         return None
 
-    # An attempt
+    # The end of an attempt
 
-    async def _run(self, items: list[Item]) -> None:
-        record = self.record
-        try:
-            rows = [item for item in items if item.row]
-            if rows:
-                items = await self._prepare(items, rows)
-            parcels = [_parcel(record, item) for item in items]
-            verdicts = await self._parts.delivering.deliver(record, parcels) if parcels else []
-        except NovaError as error:
-            log.warning("a delivery waits for the database", subscription=record.id, error=error.detail)
-            self._break()
-            return
-        finally:
-            self._inflight -= 1
-        for item, verdict in zip(items, verdicts, strict=True):
-            item.attempts += 1
-            await self._conclude(item, verdict)
-        self.pump()
+    def give_up(self, item: Item, status: Status, verdict: Verdict) -> None:
+        """It has ended without an attempt."""
+        self._put(item, status, verdict, prompt=True)
 
-    async def _prepare(self, items: list[Item], rows: list[Item]) -> list[Item]:
-        """Read what was not kept in memory, and count the attempt before it begins; those that are left to be delivered."""
-        settings = self.record.settings
-        missing = [item for item in rows if item.message is None]
-        if missing:
-            sequences = sorted({item.sequence for item in missing})
-            found = await messages.by_sequence(self._parts.db, self.record.topic_id, sequences)
-            by_sequence = {message.sequence: message for message in found}
-            for item in missing:
-                item.message = by_sequence.get(item.sequence)
-        left = [item for item in items if item not in rows]
-        begun = []
-        for item in rows:
-            verdict = Verdict("dead", self._parts.clock.now(), 0.0)
-            if item.message is None:
-                error = "the message is past its topic's retention"
-                self._put(item, "skipped", _with(verdict, error), prompt=True)
-            elif item.attempts >= settings.max_attempts:
-                error = f"its process was lost in the last of {settings.max_attempts} attempts"
-                await self._die(item, _with(verdict, error))
-            else:
-                left.append(item)
-                begun.append(item)
-        written = await asyncio.gather(*(self._count(item) for item in begun))
-        if not all(written):
-            self._break()
-            return []
-        return left
-
-    async def _count(self, item: Item) -> bool:
-        begins = row_of(
-            self.record.id, item, "queued", Verdict("later", self._parts.clock.now(), 0.0), attempts=item.attempts + 1
-        )
-        return await self._parts.recorder.write(self.fence, begins)
-
-    async def _conclude(self, item: Item, verdict: Verdict) -> None:
+    async def conclude(self, item: Item, verdict: Verdict) -> None:
         record, events = self.record, self._parts.events
         settings = record.settings
         if item.attempts == 1 and item.message is not None and not item.replay:
@@ -353,7 +268,7 @@ class Line:
             self._retry(item, verdict, delay_s)
             events.event_delivered(record.scope, record.topic, "retried")
         else:
-            await self._die(item, verdict)
+            await self.die(item, verdict)
 
     def _retry(self, item: Item, verdict: Verdict, delay_s: float) -> None:
         item.row = True
@@ -362,11 +277,11 @@ class Line:
         self._turns.stick(item)
         self._put(item, "queued", verdict, prompt=True, delay_s=delay_s)
 
-    async def _die(self, item: Item, verdict: Verdict) -> None:
+    async def die(self, item: Item, verdict: Verdict) -> None:
         record = self.record
         error = verdict.error or ""
         if record.settings.dead_letter_topic is not None and item.message is not None:
-            error = await self._parts.dead_letters.send(record, _parcel(record, item), error)
+            error = await self._parts.dead_letters.send(record, parcel_of(record, item), error)
         if record.settings.on_dlq == "block":
             self._turns.block(item)
         self._put(item, "dlq", _with(verdict, error), prompt=True)
@@ -378,7 +293,7 @@ class Line:
         except NovaError as error:
             log.warning("a subscription cannot be paused", subscription=self.record.id, error=error.detail)
 
-    def _break(self) -> None:
+    def broke(self) -> None:
         if not self.broken:
             self.broken = True
             self._parts.broke(self.record.id)
@@ -399,12 +314,11 @@ class Line:
 
         def done(written: bool) -> None:
             if not written:
-                self._break()
+                self.broke()
                 return
-            if item.generation == self.record.generation and item.sequence in self._open:
-                self._held -= self._open.pop(item.sequence)
+            if item.generation == self.record.generation and self._window.recorded(item.sequence):
                 self._parts.recorder.move(self)
-                if self._hint and len(self._open) < WINDOW // 2 and self._held < WINDOW_BYTES:
+                if self._hint and self._window.half_empty:
                     self.wake()
             item.saved = self._loop.time()
             if not kept:
@@ -430,12 +344,6 @@ class Line:
         if item.key is not None:
             self._turns.ended(item)
             self.pump()
-
-
-def _parcel(record: SubscriptionRecord, item: Item) -> Parcel:
-    assert item.message is not None
-    identity = delivery_id(record.id, item.sequence, item.generation)
-    return Parcel(identity, item.message, item.attempts + 1, item.replay)
 
 
 def _with(verdict: Verdict, error: str) -> Verdict:
