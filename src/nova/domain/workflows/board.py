@@ -11,6 +11,8 @@ from nova.domain.workflows.state import (
     ITSELF,
     Call,
     CallEnd,
+    Ended,
+    Ending,
     Facts,
     Failure,
     NodeState,
@@ -45,7 +47,8 @@ class MapState:
 
 
 class Board:
-    """``calls`` and ``runs`` are under way: functions by the node, runs below this one by their id."""
+    """``calls`` and ``runs`` are under way: functions by the node, runs below this one by their id. ``status`` is what the
+    run's row says; ``ending`` is set once it cannot succeed any more, ``ended`` when there is nothing left to do."""
 
     def __init__(self, definition: Definition, facts: Facts) -> None:
         self.definition = definition
@@ -58,6 +61,10 @@ class Board:
         self.calls: set[Ref] = set()
         self.runs: dict[str, Ref] = {}
         self.completed = 0
+        self.status = "running"
+        self.paused = False
+        self.ending: Ending | None = None
+        self.ended: Ended | None = None
         self._alarms: list[tuple[datetime, int, Alarm, Ref]] = []
         self._numbers = count()
 
