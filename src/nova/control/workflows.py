@@ -14,7 +14,7 @@ from nova.http import body as bodies
 from nova.http import paging
 from nova.http.handler import Answer, Req, handles
 from nova.payload import encode
-from nova.store import workflow_runs
+from nova.store import workflow_begin
 from nova.store.db import Connection, Database
 from nova.store.workflows import WorkflowRecord, WorkflowSettings, WorkflowStore
 
@@ -87,7 +87,7 @@ class WorkflowHandlers:
             if req.dry_run:
                 return Answer(workflow_view(record, settings), 200)
             changed = await self._workflows.update(conn, record.id, settings)
-            await workflow_runs.promote(conn, record.id)  # a higher limit lets in who waits
+            await workflow_begin.promote(conn, record.id)  # a higher limit lets in who waits
         return workflow_answer(changed)
 
     @handles("workflow.delete")

@@ -7,55 +7,40 @@ be called twice when its process dies; what a node came to is written once, and 
 
 import asyncio
 import json
-import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-import psycopg
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from nova import payload
 from nova.clock import SYSTEM_CLOCK, Clock
-from nova.domain.call import CallRequest, chain_of
 from nova.domain.ports import Invoker
-from nova.domain.workflows.state import Call, CallEnd, Failure, Step
+from nova.domain.workflows.state import Failure, Step
 from nova.errors import NovaError
-from nova.events.acting import acting_for
+from nova.events.workflows.calling import Calls, failure_of
 from nova.events.workflows.definitions import Definitions
-from nova.events.workflows.live import CALLS_AT_ONCE, Live, ended_run, machine_of
+from nova.events.workflows.live import Live, ended_run, machine_of
 from nova.events.workflows.observers import NoEvents, RunEvents
-from nova.ids import new_id
-from nova.service import Background
+from nova.events.workflows.writing import Writer
 from nova.store.db import Database
-from nova.store.jobs import JobStore
 from nova.store.listen import Channel
-from nova.store.workflow_runs import KIND, ClaimedRun, RunStore, RunWrite, Written
+from nova.store.workflow_runs import KIND, ClaimedRun, RunStore
 from nova.store.workflow_signals import SignalStore, Told, tell
-from nova.work.grouping import GroupCommit
+from nova.store.workflow_writes import RunWrite, Written
 from nova.work.notices import Notices
-from nova.work.queue import LeaseLost, WorkItem
+from nova.work.queue import WorkItem
 from nova.work.runner import Claimed, Kind, Notifications
 
 log = structlog.get_logger(__name__)
 MAX_LOST = 20
 """Processes that failed or died, one after the other, while they had the run; then it is given up."""
-_NOT_YET = frozenset({429, 503})
-"""Statuses of refusals that say nothing about the call: the function is busy, the platform away."""
-_WAIT_S = (1.0, 60.0)
 _KEPT = 256
 """Runs that wait and that this process can go on with without reading them again."""
 _LOOK_S = 10.0
 """How often a run that is worked on is asked for what it was told, should the notification be lost."""
 _NOTIFY_S = 0.1
 """Between two notices that one run has changed."""
-_SOON_S = 60.0
-"""Timers that ring later are found by looking."""
-_WRITERS = 2
-_WRITE_FOR_S = 25.0
-_SWEEP_AFTER = 4000
-"""Runs whose rows in the queue are rubbish now."""
 
 
 class Engine:
@@ -77,7 +62,8 @@ class Engine:
         self._store = RunStore(db)
         self._signals = SignalStore(db)
         self._definitions = Definitions(self._store)
-        self._invoker = invoker
+        self._calls = Calls(invoker, clock)
+        self._writer = Writer(db, notices)
         self._notices = notices
         self._max_items = max_items
         self._max_depth = max_depth
@@ -85,11 +71,6 @@ class Engine:
         self._clock = clock
         self._live: dict[str, Live] = {}
         self._kept: OrderedDict[str, Live] = OrderedDict()
-        self._group: GroupCommit[RunWrite, Written] = GroupCommit("runs", self._write, writers=_WRITERS, weigh=_weight)
-        self._tasks = Background("workflows")
-        self._left = 0
-        """runs that ended or were given back since the queue was swept"""
-        self._rubbish = asyncio.Event()
         notifications.on(Channel.RUNS, self._on_told)
         notifications.on_reconnect(self._all_told)
 
@@ -97,23 +78,11 @@ class Engine:
         return Kind(self, workers, max_attempts=None, claim=self.claim, backoff_max_s=10)
 
     async def start(self) -> None:
-        self._tasks.spawn("sweep", self._sweep())
+        await self._writer.start()
 
     async def close(self) -> None:
         """After the runner."""
-        await self._group.close()
-        await self._tasks.close()
-
-    async def _sweep(self) -> None:
-        """What a busy minute leaves is too much to wait for the database's own housekeeping."""
-        while True:
-            await self._rubbish.wait()
-            self._rubbish.clear()
-            self._left = 0
-            try:
-                await JobStore(self._db).sweep()
-            except NovaError as error:
-                log.warning("the queue cannot be swept", error=error.detail)
+        await self._writer.close()
 
     async def claim(self, owner: str, batch: int, lease_s: float) -> Claimed:
         runs, more = await self._store.claim(owner, batch, lease_s)
@@ -142,7 +111,7 @@ class Engine:
         if claimed.attempt > MAX_LOST:
             error = Failure("Nova.WorkerLost", f"{MAX_LOST} attempts to advance the run were lost")
             log.error("a run is given up", run=claimed.id, attempts=claimed.attempt)
-            await self._commit(RunWrite(claimed, owner, status="failed", error=error.encoded(), then="finish"))
+            await self._writer.commit(RunWrite(claimed, owner, status="failed", error=error.encoded(), then="finish"))
             return None
         if claimed.status == "pending":
             return await self._not_yet(claimed, owner)
@@ -173,7 +142,7 @@ class Engine:
             write = RunWrite(claimed, owner, status="timed_out", error=error.encoded(), then="finish")
         else:
             write.wake_s = (claimed.deadline_at - self._clock.now()).total_seconds()
-        await self._commit(write)
+        await self._writer.commit(write)
         return None
 
     async def _missing(self, live: Live, now: datetime) -> None:
@@ -210,7 +179,7 @@ class Engine:
             if idle:
                 write.then = "release"
                 write.wake_s = self._until(machine.next_alarm)
-            written = await self._commit(write)
+            written = await self._writer.commit(write)
             self._count(live, step)
             if write.then == "finish":
                 return True
@@ -219,7 +188,7 @@ class Engine:
                 return True
         await self._drop(live, step)
         live.queued.extend(step.calls)
-        self._call(live)
+        self._calls.begin(live)
         return False
 
     def _refused(self, live: Live, written: Written) -> bool:
@@ -228,7 +197,7 @@ class Engine:
         for run_id, error in written.refused.items():
             ref = live.machine.board.runs.get(run_id)
             if ref is not None:
-                live.machine.run_refused(ref, _failure(error), self._clock.now())
+                live.machine.run_refused(ref, failure_of(error), self._clock.now())
                 live.heard.set()
                 found = True
         return found
@@ -321,116 +290,6 @@ class Engine:
             if error.code not in ("invalid_state", "not_found"):  # it has ended, or never began
                 raise
 
-    # Calls
-
-    def _call(self, live: Live) -> None:
-        """Begin as many of the queued calls as may run at once."""
-        while live.queued and len(live.tasks) < CALLS_AT_ONCE:
-            call = live.queued.popleft()
-            key = (call.ref, call.purpose)
-            task = asyncio.create_task(self._invoke(live, call), name=f"{live.claimed.id}/{call.ref}")
-            live.tasks[key] = task
-
-    async def _invoke(self, live: Live, call: Call) -> None:
-        request = self._request(live.claimed, call)
-        started_at, began = self._clock.now(), self._clock.monotonic()
-
-        def end(output: bytes | None = None, error: Failure | None = None, again_s: float | None = None) -> CallEnd:
-            duration_ms = round((self._clock.monotonic() - began) * 1000, 3)
-            return CallEnd(request.request_id, started_at, duration_ms, output, error, again_s)
-
-        try:
-            result = await self._invoker.invoke(request)
-        except NovaError as refusal:
-            outcome = end(error=_failure(refusal), again_s=_again_s(refusal))
-        except Exception as error:
-            log.exception("a node's call failed", run=live.claimed.id)
-            outcome = end(error=Failure("Nova.Internal", f"internal error ({type(error).__name__})"))
-        else:
-            if result.error is None:
-                outcome = end(output=result.output or b"null")
-            else:
-                outcome = end(error=Failure(result.error.type, result.error.message))
-        live.tasks.pop((call.ref, call.purpose), None)
-        live.ended.append((call, outcome))
-        self._call(live)
-        live.heard.set()
-
-    def _request(self, run: ClaimedRun, call: Call) -> CallRequest:
-        """In the scope and under the name of whoever began the run."""
-        return CallRequest(
-            request_id=new_id(),
-            scope=run.scope,
-            function=call.function,
-            payload=call.payload,
-            identity=acting_for(run.caller, run.scope),
-            received=self._clock.monotonic(),
-            qualifier=call.qualifier,
-            timeout_ms=max(1, int(call.timeout_s * 1000)),
-            trigger="workflow",
-            traceparent=run.traceparent,
-            tracestate=run.tracestate,
-            attempt=max(1, call.attempt),
-            caller=f"workflow:{run.workflow}",
-            chain=chain_of(run.source),
-        )
-
-    # Writing
-
-    async def _commit(self, write: RunWrite) -> Written:
-        """Raises :class:`LeaseLost`."""
-        return await self._group.put(write)
-
-    async def _write(self, batch: Sequence[RunWrite]) -> Sequence[Written | BaseException]:
-        answers: dict[str, Written | BaseException] = {}
-        for owner in {write.owner for write in batch}:
-            mine = [write for write in batch if write.owner == owner]
-            try:
-                written = await self._persist(mine)
-            except psycopg.DataError as error:
-                # something that PostgreSQL does not take must not keep other runs from being written
-                answers |= {mine[0].run.id: error} if len(mine) == 1 else await self._alone(mine)
-                continue
-            self._tell(mine, written)
-            answers |= {
-                write.run.id: written if write.run.id in written.ids else LeaseLost(write.run.id) for write in mine
-            }
-        return [answers[write.run.id] for write in batch]
-
-    async def _alone(self, writes: Sequence[RunWrite]) -> dict[str, Written | BaseException]:
-        found: dict[str, Written | BaseException] = {}
-        for write in writes:
-            try:
-                (found[write.run.id],) = await self._write([write])
-            except NovaError as error:
-                found[write.run.id] = error
-        return found
-
-    def _tell(self, writes: Sequence[RunWrite], written: Written) -> None:
-        self._left += sum(write.then != "go on" for write in writes)
-        if self._left >= _SWEEP_AFTER:
-            self._rubbish.set()
-        if written.begun or written.told:
-            self._notices.work(KIND)
-        if written.told:
-            for write in writes:
-                if write.then == "finish" and write.run.parent is not None:
-                    self._notices.tell(Channel.RUNS, json.dumps({"run": write.run.parent.run_id, "told": "child"}))
-        for delay_s in {write.wake_s for write in writes if write.then == "release" and write.wake_s is not None}:
-            if delay_s < _SOON_S:
-                self._notices.work(KIND, delay_s)
-
-    async def _persist(self, writes: Sequence[RunWrite]) -> Written:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_away),
-            wait=wait_exponential(multiplier=0.05, max=2) + wait_random(0, 0.1),
-            stop=stop_after_delay(_WRITE_FOR_S),
-            reraise=True,
-        ):
-            with attempt:
-                return await self._store.write(writes)
-        raise AssertionError("unreachable")
-
 
 def _item(run: ClaimedRun, owner: str) -> WorkItem:
     return WorkItem(run.id, KIND, run.scope, run.id, {}, run.attempt, run.fence, owner, noun=run)
@@ -439,27 +298,6 @@ def _item(run: ClaimedRun, owner: str) -> WorkItem:
 def _same(kept: ClaimedRun, now: ClaimedRun) -> bool:
     """Has nobody else had the run since?"""
     return now.fence == kept.fence + 1 and now.generation == kept.generation
-
-
-def _failure(refusal: NovaError) -> Failure:
-    name = "".join(part.capitalize() for part in refusal.code.split("_"))
-    return Failure(f"Nova.{name}", refusal.detail)
-
-
-def _again_s(refusal: NovaError) -> float | None:
-    passes = refusal.status in _NOT_YET or refusal.code == "tenant_suspended"
-    if not passes or getattr(refusal, "delivered", "no") != "no":
-        return None
-    least, most = _WAIT_S
-    return min(most, max(least, refusal.retry_after_s or 0)) * random.uniform(1, 1.25)
-
-
-def _away(error: BaseException) -> bool:
-    return isinstance(error, NovaError) and error.code == "dependency_unavailable"
-
-
-def _weight(write: RunWrite) -> int:
-    return sum(len(node.input or b"") + len(node.output or b"") for node in write.nodes) + len(write.output or b"")
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:

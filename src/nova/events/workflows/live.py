@@ -13,7 +13,9 @@ from nova.domain.workflows.machine import Machine
 from nova.domain.workflows.state import Call, CallEnd, Ending, Facts, Failure, NodeState, Purpose, Ref, Step
 from nova.ids import new_id
 from nova.store.db import Row
-from nova.store.workflow_runs import AttemptRow, ClaimedRun, NewApproval, NewRun, NodeRow, Parent, RunWrite
+from nova.store.workflow_begin import NewRun, Parent
+from nova.store.workflow_runs import ClaimedRun
+from nova.store.workflow_writes import AttemptRow, NewApproval, NodeRow, RunWrite
 
 CALLS_AT_ONCE = 64
 """Functions that one run calls at the same time; the others wait for their turn."""

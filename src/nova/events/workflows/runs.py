@@ -14,9 +14,10 @@ from nova.errors import NovaError, draining, invalid, not_found
 from nova.events.workflows.definitions import Definitions
 from nova.ids import new_id
 from nova.payload import too_large
-from nova.store import workflow_runs, workflow_signals
+from nova.store import workflow_begin, workflow_runs, workflow_signals
 from nova.store.db import Connection, Database, Row
-from nova.store.workflow_runs import KIND, Begun, NewRun
+from nova.store.workflow_begin import Begun, NewRun
+from nova.store.workflow_runs import KIND
 from nova.work.grouping import GroupCommit
 from nova.work.notices import Notices
 
@@ -116,7 +117,7 @@ class Runs:
 
     async def _write(self, runs: Sequence[NewRun]) -> Sequence[Begun | BaseException]:
         async with self._db.transaction() as conn:
-            answers = await workflow_runs.begin(conn, runs)
+            answers = await workflow_begin.begin(conn, runs)
         if any(isinstance(answer, Begun) and not answer.replayed and not answer.waits for answer in answers):
             self._notices.work(KIND)
         return answers
@@ -238,7 +239,7 @@ class Runs:
                 timeout_s=run["timeout_s"],
                 forked_from=run_id,
             )
-            answer = (await workflow_runs.begin(conn, [new]))[0]
+            answer = (await workflow_begin.begin(conn, [new]))[0]
             if isinstance(answer, NovaError):
                 raise answer
             if kept:
