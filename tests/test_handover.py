@@ -208,7 +208,7 @@ async def test_sockets_go_to_the_same_user_only(tmp_path: Path, monkeypatch: pyt
         assert [one.getsockname() for one in inherited.sockets] == [sock.getsockname()]
         assert not any(one.get_inheritable() for one in inherited.sockets)
         inherited.ready()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await taken.wait()
         for one in inherited.sockets:
             one.close()

@@ -218,7 +218,7 @@ async def test_an_agent_behind_a_port(booted: Booted, port: int, tmp_path: Path)
         tmp_path / "new.tar", digest=digest, size=len(archive), handler="main.handler", entry="main.py"
     )
     assert await instance.value(4) == ["new", 4]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while len(pids := descendants(process.pid)) != 3:  # the first process, the agent, its worker
             await asyncio.sleep(0.01)
     with contextlib.suppress(ConnectionRefusedError):
@@ -265,7 +265,7 @@ async def test_sigterm_and_a_dead_agent_end_an_instance_behind_a_port(
     call = instance.begin(1)
     pids = descendants(process.pid)
     os.kill(pids[1], signal.SIGKILL)
-    assert (await asyncio.wait_for(call, 5)).error is not None or call.result().output == b"1"
+    assert (await asyncio.wait_for(call, 20)).error is not None or call.result().output == b"1"
     assert await booted.ended() == 128 + signal.SIGKILL
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 

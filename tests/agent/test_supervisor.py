@@ -102,7 +102,7 @@ def host(tmp_path: Path) -> Iterator[Callable[..., Host]]:
             os.close(fd)
 
 
-def gone(pids: list[int], within_s: float = 5.0) -> bool:
+def gone(pids: list[int], within_s: float = 20.0) -> bool:
     """Every process has ended (waits on what is left of it, by pidfd)."""
     deadline = time.monotonic() + within_s
     for pid in pids:

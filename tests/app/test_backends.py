@@ -86,7 +86,7 @@ async def test_a_comet_tells_what_it_finds_later(database: Database) -> None:
         [row] = await nodes.alive("comet")
         assert row.info == {"cpu_cores": 4, "backends": {}}
         await router.look()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not (await nodes.alive("comet"))[0].info["backends"]:
                 await asyncio.sleep(0.02)
         [row] = await nodes.alive("comet")

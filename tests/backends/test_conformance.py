@@ -191,7 +191,7 @@ async def test_a_crash(maker: Maker, found: Found) -> None:
         assert not crashing.instance.channel.usable or await crashing.do("echo", value=1) == 1
     finally:
         await crashing.stop()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await lost.wait()
 
 

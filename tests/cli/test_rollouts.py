@@ -58,7 +58,7 @@ def test_rollouts_are_judged_by_what_both_versions_do(platform: Platform, orbit:
             seen[name] += versions(platform, name, 4)
         return all(orbit("rollout", "status", name, "-o", "json").json["status"] != "running" for name in functions)
 
-    until(ended, "the rollouts are decided", 30)
+    until(ended, "the rollouts are decided")
     shown = {name: orbit("rollout", "status", name, "-o", "json").json for name in functions}
     assert {name: found["status"] for name, found in shown.items()} == {
         "ro-errors": "rolled_back",
@@ -94,7 +94,7 @@ def test_copies_and_replays_show_what_another_version_says(platform: Platform, o
         report.update(orbit("shadow", "report", "ro-copied", "-o", "json").json)
         return bool(report["compared"])
 
-    until(copied, "the copy is compared", 20)
+    until(copied, "the copy is compared")
     assert (report["differed"], report["matched"]) == (1, 0)
     [sample] = report["samples"]
     assert sample["request_id"] == answer.headers["x-request-id"]

@@ -102,7 +102,7 @@ async def test_other_processes_follow(api: Api, database: Database) -> None:
         other = LiveSettings(load(environ={}), SettingsStore(database), guards.listener, lambda _keys: heard.set())
         await other.start()
         await api.client.post("/config", json={"pool.max_queue_wait": 3})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await heard.wait()
         assert other.loaded.settings.pool.max_queue_wait == 3
         await other.close()

@@ -134,7 +134,7 @@ async def test_a_deleted_tenant_leaves_nothing_for_the_next_of_its_name(api: Api
     assert (await api.client.delete("/tenants/acme")).status_code == 204
     assert (await api.client.delete("/tenants/acme")).status_code == 404
     await api.client.post("/tenants", json={"id": "acme"})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await api.remote.get("/functions/a", headers=key)).status_code != 401:
             await asyncio.sleep(0.01)
     left = await api.guards.database.fetch("SELECT tenant_id FROM functions")

@@ -127,7 +127,7 @@ class Neighbour:
                     return
 
 
-def until(condition: Callable[[], object], what: str, limit_s: float = 30) -> None:
+def until(condition: Callable[[], object], what: str, limit_s: float = 60) -> None:
     """Wait for something that nothing announces."""
     deadline = time.monotonic() + limit_s
     while not condition():

@@ -16,8 +16,8 @@ import pytest
 
 from nova.client import Client
 
-READY_LIMIT_S = 60
-STOP_LIMIT_S = 30
+READY_LIMIT_S = 180
+STOP_LIMIT_S = 60
 NOVA = str(Path(sys.executable).parent / "nova")
 ORBIT = str(Path(sys.executable).parent / "orbit")
 

@@ -34,7 +34,7 @@ def kill(running: RunningNova) -> None:
     assert family, "it had children"
     running.process.send_signal(signal.SIGKILL)
     running.process.wait()
-    until(lambda: not (family & living()), "nothing of the daemon is left", 10)
+    until(lambda: not (family & living()), "nothing of the daemon is left")
 
 
 def living() -> set[tuple[int, str]]:

@@ -168,7 +168,7 @@ def test_without_the_database_calls_go_on_and_the_rest_says_so(platform: Platfor
                     assert int(answer.headers["retry-after"]) >= 1
             health = platform.http.get("/health").json()
             assert health["status"] != "ok"
-        until(lambda: ready(platform), "the database is back", 30)
+        until(lambda: ready(platform), "the database is back")
         assert platform.call("just") == 1, "what was accepted before is there"
         assert platform.call("sleeper") == 1, "what was refused has not happened"
         assert platform.http.get("/functions/late").status_code == 404

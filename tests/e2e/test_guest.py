@@ -32,7 +32,7 @@ def test_functions_call_each_other_and_their_state_is_seen_outside(platform: Pla
     answer = platform.call("guest-caller", {})
     assert answer["now"] == {"n": 1, "by": "guest-caller"}
     job = f"/async-invocations/{answer['later']}"
-    until(lambda: platform.http.get(job).json()["status"] == "succeeded", "the call in the queue ends", 20)
+    until(lambda: platform.http.get(job).json()["status"] == "succeeded", "the call in the queue ends")
     assert platform.http.get(job).json()["source"] == "function:guest-caller"
 
     state = "/functions/guest-other/state"

@@ -17,7 +17,7 @@ from tests.e2e.test_planes_killed import function, second
 
 JOBS, KILLS = (int(number) for number in os.environ.get("NOVA_CHAOS", "1000/10").split("/"))
 VICTIMS = ("nebula", "nebula-2", "comet", "comet-1")
-START_S = 60
+START_S = 180
 PATIENCE_S = 60 + JOBS / 20
 ECHO = "def handler(number):\n    return number\n"
 POLICY = {"max_attempts": 20, "backoff_base_ms": 10, "backoff_max_ms": 200}

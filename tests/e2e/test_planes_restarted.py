@@ -14,7 +14,7 @@ from tests.e2e.planes import Plane, SixPlanes
 from tests.e2e.test_planes_killed import function
 
 DEPLOYS = int(os.environ.get("NOVA_RESTART_DEPLOYS", "5"))
-START_S = 60
+START_S = 180
 CODE = "def handler():\n    return %d\n"
 
 

@@ -46,7 +46,7 @@ def test_what_is_published_reaches_functions_and_what_fails_waits_for_help(platf
         items = http.get(path + "/deliveries").json()["items"]
         return sum(item["status"] == "succeeded" for item in items), sum(item["status"] == "dlq" for item in items)
 
-    until(lambda: counts() == (9, 1), "all but one are delivered", 30)
+    until(lambda: counts() == (9, 1), "all but one are delivered")
     (dead,) = http.get("/topics/e2e-sub/dlq").json()["items"]
     assert (dead["sequence"], dead["attempts"], dead["error"]) == (9, 2, "ValueError: bad")
 
@@ -54,13 +54,13 @@ def test_what_is_published_reaches_functions_and_what_fails_waits_for_help(platf
         logs = http.get("/functions/sub-keeper/logs", params={"limit": 50}).json()["items"]
         return [log["trigger"] for log in logs if log["id"] == dead["request_id"]]
 
-    until(lambda: log_of_the_dead() == ["event"], "the call of the dead delivery is logged", 20)
+    until(lambda: log_of_the_dead() == ["event"], "the call of the dead delivery is logged")
 
     post(f"/deliveries/{dead['id']}/retry")
-    until(lambda: counts() == (10, 0), "the dead one is delivered", 30)
+    until(lambda: counts() == (10, 0), "the dead one is delivered")
     assert post(path + "/replay", {"from_sequence": 1, "to_sequence": 5}, 202)["deliveries"] == 3
-    until(lambda: counts() == (13, 0), "the replay is delivered", 30)
-    until(lambda: http.get(path).json()["lag"] == 0, "nothing waits", 20)
+    until(lambda: counts() == (13, 0), "the replay is delivered")
+    until(lambda: http.get(path).json()["lag"] == 0, "nothing waits")
     assert http.delete("/topics/e2e-sub").status_code == 409
     assert http.delete(path).status_code == 204
     assert http.delete("/topics/e2e-sub").status_code == 204

@@ -47,7 +47,7 @@ def test_what_functions_publish_is_there_when_they_succeed(platform: Platform) -
     platform.deploy("topics-node", NODE_SHOP, runtime="node")
     told = platform.call("topics-node", {})
     platform.call("topics-node", {})
-    until(lambda: http.get("/topics/e2e-orders").json()["last_sequence"] == 3, "the delayed message is there", 20)
+    until(lambda: http.get("/topics/e2e-orders").json()["last_sequence"] == 3, "the delayed message is there")
     rows = http.get("/topics/e2e-orders/outbox").json()["items"]
     until(
         lambda: {row["duplicate"] for row in http.get("/topics/e2e-orders/outbox").json()["items"]} == {True, False},

@@ -52,7 +52,7 @@ def make(platform: Platform, name: str, type: str, target: str, config: Any, **m
 
 
 def reaches(platform: Platform, trigger: str, state: str) -> None:
-    until(lambda: platform.http.get(f"/triggers/{trigger}/status").json()["state"] == state, f"it is {state}", 20)
+    until(lambda: platform.http.get(f"/triggers/{trigger}/status").json()["state"] == state, f"it is {state}")
 
 
 def kept(platform: Platform, function: str) -> set[int]:
@@ -96,7 +96,7 @@ def test_tables_and_webhooks_call_functions_and_what_fails_waits_for_help(nova_s
             repeated = http.post("/t/default/default/hooks/e2e-hook", content=body, headers=headers)
             assert (repeated.status_code, repeated.json()["code"]) == (409, "duplicate_request")
             assert http.post("/hooks/e2e-hook", content=b"{}", headers=headers).status_code == 401
-            until(lambda: kept(platform, "t-rows") == {1, 2, 7}, "what is good has come", 30)
+            until(lambda: kept(platform, "t-rows") == {1, 2, 7}, "what is good has come")
 
             answered = http.post("/hooks/e2e-sync", content=body, headers=headers)
             assert (answered.status_code, answered.json()) == (200, {"n": 7}), answered.text
@@ -107,18 +107,18 @@ def test_tables_and_webhooks_call_functions_and_what_fails_waits_for_help(nova_s
                 found: list[Any] = http.get("/async-invocations", params={"status": "dlq"}).json()["items"]
                 return [job for job in found if job["function"] == "t-rows"]
 
-            until(lambda: len(dead()) == 1, "the bad one is dead", 20)
+            until(lambda: len(dead()) == 1, "the bad one is dead")
             (letter,) = dead()
             assert (letter["error"]["type"], letter["source"]) == ("ValueError", "trigger:e2e-rows")
             http.put("/functions/t-rows/state?key=healed", json={"value": True})
             assert http.post(f"/async-invocations/{letter['id']}/retry").status_code in (200, 202)
-            until(lambda: -3 in kept(platform, "t-rows"), "the dead one came back", 20)
+            until(lambda: -3 in kept(platform, "t-rows"), "the dead one came back")
 
             def counts() -> tuple[int, int, int]:
                 status = http.get(f"/triggers/{rows}/status").json()
                 return status["received"], status["processed"], status["failed"]
 
-            until(lambda: counts() == (3, 2, 1), "everything is counted", 20)
+            until(lambda: counts() == (3, 2, 1), "everything is counted")
             status = http.get(f"/triggers/{hook}/status").json()
             assert (status["state"], status["received"], status["processed"]) == ("running", 2, 2)
         finally:

@@ -111,12 +111,12 @@ def test_a_hot_function_is_spread_and_never_has_more_than_its_replicas(server: R
     name = owned_by(1, "hot")
     platform.deploy(name, TIMED, max_replicas=3)
     with load(server.url, name, callers=12, pause_s=0, event=0.002) as running:
-        until(lambda: f'"function": "{name}"' in server.log.read_text(), "it is spread", 20)
+        until(lambda: f'"function": "{name}"' in server.log.read_text(), "it is spread")
         spread_at = time.monotonic()
         until(lambda: running.well_since(spread_at) > 300, "both workers run it")
         assert 2 <= _row(platform, name)["instances"] <= 3
         assert platform.http.patch(f"/functions/{name}", json={"max_replicas": 1}).status_code == 200
-        until(lambda: "a function is gathered again" in server.log.read_text(), "it is gathered", 20)
+        until(lambda: "a function is gathered again" in server.log.read_text(), "it is gathered")
         gathered_at = time.monotonic()
         until(lambda: running.well_since(gathered_at) > 100, "its owner runs it")
     assert not running.failed, running.codes
@@ -196,7 +196,7 @@ def test_workers_end_with_their_supervisor_and_all_of_them_on_a_signal(server: R
     pids = workers(server).values()
     server.process.kill()
     server.process.wait()
-    until(lambda: all(gone(pid) for pid in pids), "the workers are gone", 20)
+    until(lambda: all(gone(pid) for pid in pids), "the workers are gone")
     with RunningNova(server.data_dir, "--workers", "2") as again:
         pids = workers(again).values()
         assert again.stop() == 0

@@ -132,7 +132,7 @@ async def handler(event, context):
         blocked = instance.begin("block", timeout_s=0.2)
         assert (await blocked).error == TIMEOUT
         assert instance.channel.usable
-        result = await asyncio.wait_for(other, 5)
+        result = await asyncio.wait_for(other, 20)
         assert result.error is not None
         assert result.error.type == "Nova.WorkerLost"
         assert instance.killed
@@ -323,7 +323,7 @@ async def test_an_instance_that_vanishes_is_lost(tmp_path: Path) -> None:
         await instance.init()
         call = instance.begin()
         kill_session(instance.process.pid)
-        result = await asyncio.wait_for(call, 5)
+        result = await asyncio.wait_for(call, 20)
         assert result.error is not None
         assert result.error.type in ("Nova.InstanceLost", "Nova.Signal")
         assert not instance.channel.usable

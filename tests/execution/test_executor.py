@@ -252,7 +252,7 @@ async def test_a_queued_call_without_a_task_is_told_what_becomes_of_it(rig: Rig)
     leaving = rig.executor.begin(make_call(), ends.append)
     assert leaving is not None
     leaving.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await rig.until(lambda: ends)
     assert isinstance(ends[0], NovaError)
     assert ends[0].code == "timeout"
@@ -263,7 +263,7 @@ async def test_a_queued_call_without_a_task_is_told_what_becomes_of_it(rig: Rig)
     rig.shelf.put(make_snapshot(version=2))
     rig.fleet.evict(Scope(), "hello", ())
     boot.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await rig.until(lambda: len(ends) == 2)
     assert isinstance(ends[1], CallResult)
     assert ends[1].version == 2
@@ -271,7 +271,7 @@ async def test_a_queued_call_without_a_task_is_told_what_becomes_of_it(rig: Rig)
     rig.fleet.evict(Scope(), "hello", ())
     rig.backend.init_error = FunctionError("SyntaxError", "line 1")
     assert rig.executor.begin(make_call(), ends.append) is not None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await rig.until(lambda: len(ends) == 3)
     assert isinstance(ends[2], CallResult)
     assert ends[2].error is not None

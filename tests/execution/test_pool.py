@@ -201,7 +201,7 @@ async def test_the_nodes_bound_holds_over_all_pools() -> None:
 async def test_an_idle_instance_makes_room_for_another_function() -> None:
     rig = Rig(max_global_instances=2)
     await rig.warm(make_snapshot("old"), 2)
-    lease = await asyncio.wait_for(rig.acquire(make_snapshot("new")), 5)
+    lease = await asyncio.wait_for(rig.acquire(make_snapshot("new")), 20)
     assert [reason for _, reason in rig.backend.stopped] == ["reclaimed"]
     rig.release(lease)
     await rig.fleet.close()
@@ -490,7 +490,7 @@ async def test_cancellation_storms_leave_nothing_behind(rig: Rig) -> None:
                 task.cancel()
         for task in tasks:
             try:
-                lease = await asyncio.wait_for(task, 5)
+                lease = await asyncio.wait_for(task, 20)
             except asyncio.CancelledError:
                 continue
             if rolls.random() < 0.2:

@@ -79,7 +79,7 @@ async def test_the_end_of_the_agent_is_noticed(through: Through, tmp_path: Path)
         sleeping = instance.begin("sleep")
         await asyncio.sleep(0)
         instance.process.kill()
-        result = await asyncio.wait_for(sleeping, 5)
+        result = await asyncio.wait_for(sleeping, 20)
         assert result.error is not None
         assert result.error.type == "Nova.InstanceLost"
         assert not instance.channel.usable
@@ -103,7 +103,7 @@ async def test_an_agent_ends_with_its_host(tmp_path: Path) -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -209,7 +209,7 @@ class Hand:
             await asyncio.get_running_loop().sock_sendall(self.wire, b"".join(packets))
 
     async def receive(self) -> list[codec.Packet]:
-        data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.wire, 1 << 20), 5)
+        data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.wire, 1 << 20), 20)
         return self.decoder.feed(data)
 
     async def worker(self) -> tuple[socket.socket, int]:
@@ -230,7 +230,7 @@ async def _readable(fd: int) -> None:
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(fd, ready.set)
     try:
-        await asyncio.wait_for(ready.wait(), 5)
+        await asyncio.wait_for(ready.wait(), 20)
     finally:
         loop.remove_reader(fd)
 
@@ -341,7 +341,7 @@ async def test_random_packets_cost_their_own_relay(hand: Hand) -> None:
 
 async def _ends(hand: Hand) -> None:
     """The daemon sees the end of the control socket, after what had come before."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while True:
             await _readable(hand.near.fileno())
             try:
@@ -360,4 +360,4 @@ async def test_what_is_no_relay_is_refused(answer: bytes) -> None:
     wire.sendall(answer)
     wire.shutdown(socket.SHUT_WR)
     with wire, pytest.raises(ControlLost):
-        await asyncio.wait_for(relayed(outside), 5)
+        await asyncio.wait_for(relayed(outside), 20)

@@ -142,7 +142,7 @@ async def test_a_client_that_leaves_frees_its_instance(stack: RealStack) -> None
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    await until(lambda: stack.fleet.size == 0, 1)
+    await until(lambda: stack.fleet.size == 0)
     again = await stack.invoke()
     assert again.instance_id != first.instance_id
     errors = [record[2].error.type for record in stack.records if record[2].error]
@@ -202,7 +202,7 @@ async def test_after_a_timeout_no_descendant_is_alive(stack: RealStack) -> None:
     namespace = os.stat(f"/proc/{member.instance.pid}/ns/pid").st_ino  # type: ignore[attr-defined]
     with pytest.raises(NovaError, match="timeout"):
         await call
-    await until(lambda: stack.fleet.size == 0, 1)
+    await until(lambda: stack.fleet.size == 0)
     inside = set()
     for pid in processes_of_instances() - before:
         try:

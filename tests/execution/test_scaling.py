@@ -119,9 +119,9 @@ async def test_a_call_comes_before_any_floor_and_a_floor_takes_free_room_only() 
     keep(rig, kept, 5)
     await settle(60)
     assert rig.numbers()["ready"] == 3, "the idle instance of another function was not taken for a floor"
-    urgent = await asyncio.wait_for(rig.acquire(make_snapshot("urgent")), 5)
+    urgent = await asyncio.wait_for(rig.acquire(make_snapshot("urgent")), 20)
     assert [row["function"] for row in rig.numbers()["pools"] if row["instances"]] == ["kept", "urgent"]
-    more = await asyncio.wait_for(rig.acquire(make_snapshot("more")), 5)
+    more = await asyncio.wait_for(rig.acquire(make_snapshot("more")), 20)
     assert rig.numbers()["instances"] == 3
     rig.release(urgent)
     rig.release(more)

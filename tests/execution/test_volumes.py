@@ -63,7 +63,7 @@ async def call(stack: RealStack, function: str = "hello", version: int | None = 
 
 
 async def eventually(true: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await true():
             await asyncio.sleep(0.02)
 

@@ -286,9 +286,9 @@ async def test_events_pass_one_by_one_and_end_with_their_reader(planes: Planes) 
     """GW4: a tail through the door is live."""
     async with RawClient(planes.port) as client:
         await client.send(b"GET /functions/a/logs HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await client.reader.readuntil(b'{"first":"a"}')
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await planes.execution.gone.wait()
 
 

@@ -255,13 +255,13 @@ async def test_a_client_that_leaves_ends_the_call(gateway: Gateway) -> None:
     gateway.invoker.script = gives(text("one"), text("two"), gate=asyncio.Event())
     async with RawClient(gateway.port) as client:
         await (await ask(client, STREAM)).chunk()
-    await asyncio.wait_for(gateway.invoker.cancelled.wait(), 1)
+    await asyncio.wait_for(gateway.invoker.cancelled.wait(), 20)
     gateway.invoker.cancelled.clear()
     gateway.invoker.script = gives(text("one"), gate=asyncio.Event())  # nothing has been answered yet
     async with RawClient(gateway.port) as client:
         await client.send(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n" % STREAM.encode())
         await until(lambda: len(gateway.invoker.streamed) == 2)
-    await asyncio.wait_for(gateway.invoker.cancelled.wait(), 1)
+    await asyncio.wait_for(gateway.invoker.cancelled.wait(), 20)
 
 
 async def test_a_slow_client_slows_the_handler_and_gets_everything(gateway: Gateway) -> None:
@@ -408,7 +408,7 @@ async def test_the_mode_of_a_url_counts_as_soon_as_it_is_changed(gateway: Gatewa
         await client.request("GET", "/fn/hello")
         assert not gateway.invoker.streamed
         await function(database, "stream")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not gateway.invoker.streamed:
                 await client.request("GET", "/fn/hello")
         await client.request("GET", "/fn/unknown")
@@ -437,5 +437,5 @@ async def test_a_server_that_ends_lets_streams_end_first(database: Database) -> 
                 else:
                     with pytest.raises(asyncio.IncompleteReadError):
                         await answer.rest()
-                    await asyncio.wait_for(invoker.cancelled.wait(), 1)
+                    await asyncio.wait_for(invoker.cancelled.wait(), 20)
             await asyncio.wait_for(closing, 10)

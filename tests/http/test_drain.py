@@ -54,7 +54,11 @@ async def _closing(server: HttpServer) -> "asyncio.Task[None]":
 
 async def test_a_request_on_a_free_connection_is_answered_and_told_to_close() -> None:
     """Zero downtime: a client that was about to send does not find its connection closed."""
-    async with _server(App()) as (server, port), RawClient(port) as one, RawClient(port) as other:
+    async with (
+        _server(App(), idle_grace_s=60, drain_s=60) as (server, port),
+        RawClient(port) as one,
+        RawClient(port) as other,
+    ):
         assert "connection" not in (await one.request("GET", "/")).headers
         assert "connection" not in (await other.request("GET", "/")).headers
         closing = await _closing(server)
@@ -62,7 +66,7 @@ async def test_a_request_on_a_free_connection_is_answered_and_told_to_close() ->
             reply = await client.request("GET", "/")  # the very same head again
             assert (reply.status, reply.body, reply.headers["connection"]) == (200, b"last", "close")
             assert await client.closed()
-        async with asyncio.timeout(5):  # nobody is left: it does not wait for the grace
+        async with asyncio.timeout(20):  # nobody is left: it does not wait for the grace
             await closing
         with pytest.raises(OSError):
             await asyncio.open_connection("127.0.0.1", port)
@@ -115,7 +119,7 @@ async def test_a_connection_that_never_sends_delays_the_end_by_the_grace_only() 
         await half.send(b"GET / HTTP/1.1\r\nHost: ")
         while server.connections < 2:
             await asyncio.sleep(0.01)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await server.close()
         assert await silent.closed()
         assert await half.closed()

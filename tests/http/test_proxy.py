@@ -123,7 +123,7 @@ async def test_a_body_passes_before_it_ends(chain: Chain) -> None:
     """The upstream has the first piece while the client still holds the last."""
     async with RawClient(chain.port) as client:
         await client.send(b"POST /first HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await chain.upstream.began.wait()
         await client.send(b"0\r\n\r\n")
         assert (await client.reply()).body == b"all"
@@ -137,7 +137,7 @@ async def test_a_client_that_leaves_is_missed_by_the_upstream(chain: Chain, path
             await client.reader.readuntil(b"first")
         else:
             await chain.upstream.began.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await chain.upstream.gone.wait()
 
 
@@ -194,7 +194,7 @@ async def test_a_client_that_drips_its_body_is_cut_off_on_both_sides() -> None:
         await client.send(b"POST /first HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
         reply = await client.reply()
         assert (reply.status, json.loads(reply.body)["code"]) == (408, "request_timeout")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await upstream.gone.wait()
         assert await client.closed()
 

@@ -238,7 +238,7 @@ async def test_a_client_that_leaves_cancels_its_work(echo: Echo) -> None:
         async with RawClient(port) as client:
             await client.send(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
             await echo.began.wait()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await echo.gone.wait()
 
 
@@ -247,7 +247,7 @@ async def test_a_client_that_leaves_in_its_body_is_noticed(echo: Echo) -> None:
         async with RawClient(port) as client:
             await client.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
             await client.writer.drain()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await echo.gone.wait()
 
 
@@ -263,7 +263,7 @@ async def test_a_stream_begins_before_it_ends_and_ends_with_its_reader(echo: Ech
                 text += await client.reader.read(4096)
             assert b'id: 0\nevent: tick\ndata: {"n":0}\n\n' in text
             assert not echo.gone.is_set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await echo.gone.wait()
 
 
@@ -282,7 +282,7 @@ async def test_closing_lets_answers_finish_and_cuts_streams(echo: Echo) -> None:
         await echo.began.wait()
         closing = asyncio.create_task(server.close())
         assert await idle.closed()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await echo.gone.wait()  # the stream's producer was stopped
         with pytest.raises(ConnectionError):
             await asyncio.open_connection("127.0.0.1", port)
@@ -332,7 +332,7 @@ async def test_an_idle_stream_says_that_it_lives(monkeypatch: pytest.MonkeyPatch
 
     async with serve(app) as port, RawClient(port) as client:
         await client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await client.reader.readuntil(b": still here\n\n")
 
 

@@ -160,7 +160,7 @@ async def test_the_writer_writes_by_itself_and_at_its_end(database: Database, mo
     async def count() -> int:
         return int((await database.one("SELECT count(*) AS n FROM trace_spans") or {})["n"])
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await count() < 1:
             await asyncio.sleep(0.01)
     monkeypatch.setattr(module, "INTERVAL_S", 60)

@@ -16,17 +16,26 @@ from tests.rpc.planes import serving
 class Waiting:
     def __init__(self, name: str) -> None:
         self.name = name
+        self.running = 0
 
     async def invoke(self, call: CallRequest) -> CallResult:
-        await asyncio.sleep(json.loads(call.payload).get("wait_s", 0))
+        self.running += 1
+        try:
+            await asyncio.sleep(json.loads(call.payload).get("wait_s", 0))
+        finally:
+            self.running -= 1
         return CallResult(call.request_id, 1, json.dumps(self.name).encode(), None, 1000, False, self.name)
 
 
 async def main(address: str, name: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    report = NodeReport(f"{name}-id", name, address)
-    async with serving(address, invoker=Waiting(name), report=lambda: report) as server:
+    invoker = Waiting(name)
+
+    def report() -> NodeReport:
+        return NodeReport(f"{name}-id", name, address, inflight=invoker.running)
+
+    async with serving(address, invoker=invoker, report=report, drain_s=20) as server:
         print(server.port, flush=True)
         await stop.wait()
 

@@ -89,7 +89,7 @@ def metadata(identity: Identity = ALICE, scope: Scope = Scope(), **more: str) ->
     )
 
 
-async def until(condition: Any, limit_s: float = 5.0) -> None:
+async def until(condition: Any, limit_s: float = 20.0) -> None:
     """Wait for a condition; fail when it does not come true."""
     async with asyncio.timeout(limit_s):
         while not condition():

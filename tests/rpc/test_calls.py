@@ -227,7 +227,7 @@ async def test_a_caller_that_leaves_takes_its_call_with_it() -> None:
         task = asyncio.create_task(comet.invoke(make_call()))
         await invoker.began.wait()
         task.cancel()
-        await asyncio.wait_for(invoker.cancelled.wait(), 5)
+        await asyncio.wait_for(invoker.cancelled.wait(), 20)
         await until(lambda: comet.unanswered == 0)
 
 
@@ -265,7 +265,7 @@ async def test_a_call_that_is_never_answered_ends_at_its_deadline_and_is_cancell
         with pytest.raises(RemoteFailure) as caught:
             await comet.invoke(make_call(timeout_ms=100))
         assert (caught.value.code, caught.value.delivered) == ("timeout", "unknown")
-        await asyncio.wait_for(invoker.cancelled.wait(), 5)
+        await asyncio.wait_for(invoker.cancelled.wait(), 20)
 
 
 async def test_payloads_up_to_the_limit_pass_and_larger_ones_are_refused_by_name() -> None:

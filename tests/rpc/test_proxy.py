@@ -182,7 +182,7 @@ async def test_bodies_stream_both_ways_without_waiting_for_their_end() -> None:
         await until(lambda: client.body == b"firstsecond")
         assert not task.done()
         client.give(b"", more=False)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 20)
     assert b"".join(seen) == b"firstsecond"
 
 
@@ -278,14 +278,14 @@ async def test_a_client_that_leaves_is_seen_inside() -> None:
         task = asyncio.create_task(comet.proxy(request(), client.receive, client.send))
         await until(lambda: client.body == b"hi")
         client.leave()
-        await asyncio.wait_for(ended.wait(), 5)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(ended.wait(), 20)
+        await asyncio.wait_for(task, 20)
         ended.clear()
         client = Client()
         task = asyncio.create_task(comet.proxy(request(), client.receive, client.send))
         await until(lambda: client.body == b"hi")
         task.cancel()
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 20)
     assert inside == ["http.disconnect", "http.disconnect"]
 
 
@@ -305,8 +305,8 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_seen_inside() -
         task = asyncio.create_task(comet.proxy(request("POST"), client.receive, client.send))
         await until(lambda: bool(inside))
         client.leave()
-        await asyncio.wait_for(ended.wait(), 5)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(ended.wait(), 20)
+        await asyncio.wait_for(task, 20)
         assert not client.answers
 
 
@@ -319,7 +319,7 @@ async def test_an_answer_before_the_body_is_complete_ends_the_exchange() -> None
         client = Client()
         client.requests.get_nowait()
         client.give(b"some", more=True)
-        await asyncio.wait_for(comet.proxy(request("POST"), client.receive, client.send), 5)
+        await asyncio.wait_for(comet.proxy(request("POST"), client.receive, client.send), 20)
         assert (client.status, client.body) == (413, b"too much")
 
 
@@ -335,12 +335,12 @@ async def test_an_answer_while_the_client_is_still_sending_gets_through() -> Non
     async with proxied(app) as comet:
         for _ in range(50):
             client = Client()
-            await asyncio.wait_for(comet.proxy(request("POST"), endless, client.send), 5)
+            await asyncio.wait_for(comet.proxy(request("POST"), endless, client.send), 20)
             assert (client.status, client.body) == (413, b"too much")
             unsigned = request("POST", headers=[(b"x-nova-identity", b"signed-elsewhere")])
             del unsigned[ADMITTED]
             with pytest.raises(NovaError) as caught:
-                await asyncio.wait_for(comet.proxy(unsigned, endless, client.send), 5)
+                await asyncio.wait_for(comet.proxy(unsigned, endless, client.send), 20)
             assert caught.value.code == "unauthenticated"
 
 
@@ -353,7 +353,7 @@ async def test_what_refuses_the_body_at_the_door_is_what_the_client_hears() -> N
 
     async with proxied(app) as comet:
         with pytest.raises(NovaError) as caught:
-            await asyncio.wait_for(comet.proxy(request("POST"), receive, Client().send), 5)
+            await asyncio.wait_for(comet.proxy(request("POST"), receive, Client().send), 20)
         assert caught.value.code == "payload_too_large"
 
 
@@ -449,11 +449,11 @@ async def test_event_streams_begin_at_once_and_end_with_the_server() -> None:
     async with connected(server.port) as comet:
         client = Client()
         task = asyncio.create_task(comet.proxy(request(), client.receive, client.send))
-        await asyncio.wait_for(client.came.wait(), 5)
+        await asyncio.wait_for(client.came.wait(), 20)
         assert client.status == 200
-        await asyncio.wait_for(server.close(), 5)
+        await asyncio.wait_for(server.close(), 20)
         with pytest.raises(NovaError):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 20)
 
 
 async def test_closing_answers_what_is_in_work() -> None:
@@ -474,8 +474,8 @@ async def test_closing_answers_what_is_in_work() -> None:
         closing = asyncio.create_task(server.close())
         await until(lambda: not comet.usable)
         go.set()
-        await asyncio.wait_for(task, 5)
-        await asyncio.wait_for(closing, 5)
+        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(closing, 20)
         assert client.body == b"done"
 
 

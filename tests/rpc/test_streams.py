@@ -151,7 +151,7 @@ async def test_whoever_leaves_ends_the_call_at_once() -> None:
     async with serving(invoker=invoker) as server, connected(server.port) as comet:
         async with streaming(comet, make_call()) as (pieces, _):
             await pieces.take()
-        await asyncio.wait_for(invoker.cancelled.wait(), 1)
+        await asyncio.wait_for(invoker.cancelled.wait(), 20)
 
 
 async def test_the_callers_time_and_a_server_that_goes_end_a_stream() -> None:
@@ -162,7 +162,7 @@ async def test_the_callers_time_and_a_server_that_goes_end_a_stream() -> None:
         assert late.value.code == "timeout"
         assert invoker.streamed[0].timeout_ms is not None
         assert 0 < invoker.streamed[0].timeout_ms <= 200
-        await asyncio.wait_for(invoker.cancelled.wait(), 1)
+        await asyncio.wait_for(invoker.cancelled.wait(), 20)
         running = asyncio.ensure_future(comet.stream(make_call(), Pieces()))
         await until(lambda: len(invoker.streamed) == 2)
         await server_closed()

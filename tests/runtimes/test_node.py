@@ -359,7 +359,7 @@ async def test_an_error_that_nobody_caught_is_the_calls_own_and_ends_the_worker(
         assert (error.type, error.message) == ("RangeError", "late")
         ended = asyncio.Event()
         instance.channel.on_lost(ended.set)
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 20)
 
 
 async def test_an_empty_error_callback_and_a_thrown_undefined_are_told_apart(tmp_path: Path) -> None:

@@ -103,5 +103,5 @@ async def test_an_item_alone_is_written_after_its_hold() -> None:
     writer = Writer()
     writer.go.set()
     group = GroupCommit("test", writer.write, writers=1, hold_s=0.01, enough=3)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await group.put(1) == 10

@@ -310,7 +310,7 @@ async def test_machines_of_a_killed_daemon_are_gone_after_its_next_start_and_no_
     assert await neighbour.channel.ping(5)
     await backend.stop(neighbour, reason="test")
     assert place.leftovers() == []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while place.ports():  # the kernel ends a namespace some time after its last process
             await asyncio.sleep(0.02)
 

@@ -43,7 +43,7 @@ class Workshop:
             self.at_work -= 1
 
     async def made_are(self, *memory_mb: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while self.made != list(memory_mb) or self.at_work:
                 await asyncio.sleep(0.001)
 
@@ -104,7 +104,7 @@ async def test_closing_ends_what_is_being_made(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path)
     workshop.going_on.clear()
     workshop.shelf.want(spec())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not workshop.at_work:
             await asyncio.sleep(0)
     await workshop.shelf.close()

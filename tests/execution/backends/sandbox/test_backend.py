@@ -142,7 +142,7 @@ async def test_an_instance_that_dies_is_noticed(fresh: SandboxBackend, tmp_path:
     lost = asyncio.Event()
     function.instance.channel.on_lost(lost.set)
     os.kill(function.instance.pid, signal.SIGKILL)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await lost.wait()
     assert not function.instance.channel.usable
     await function.stop()
@@ -248,8 +248,8 @@ async def test_a_killed_daemon_leaves_nothing(tmp_path: Path) -> None:
     assert len(report["pids"]) >= 1 + 3 * 2 + 1
     process.kill()
     await process.wait()
-    await until(lambda: not any(pid_is_alive(pid) for pid in report["pids"]), 5)
-    await until(lambda: not groups(node), 5)
+    await until(lambda: not any(pid_is_alive(pid) for pid in report["pids"]), 20)
+    await until(lambda: not groups(node), 20)
     backend = SandboxBackend(options(tmp_path, node=node), PythonOnly())
     await backend.start()
     function = await load(backend, tmp_path, ECHO, network=ONLINE)
@@ -268,7 +268,7 @@ async def test_leftover_groups_are_swept(tmp_path: Path) -> None:
     (folder / "cgroup.procs").write_text(str(stray.pid))
     backend = SandboxBackend(options(tmp_path, node=node), PythonOnly())
     await backend.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await stray.wait() == -signal.SIGKILL
     assert groups(node) == []
     await backend.close()
@@ -339,7 +339,7 @@ async def test_run_times_out(sandbox: SandboxBackend) -> None:
     result = await sandbox.run(command("sh", "-c", "trap '' TERM; sleep 600", timeout_s=0.5))
     assert result.timed_out
     assert result.exit_code is None
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 async def test_run_out_of_memory(sandbox: SandboxBackend) -> None:
@@ -428,5 +428,5 @@ async def test_as_an_ordinary_user(tmp_path: Path) -> None:
     assert pids == 2
     assert report["forks"] <= 30
     assert report["hoard"] == "MemoryError"
-    await until(lambda: not any(pid_is_alive(pid) for pid in report["pids"]), 5)
+    await until(lambda: not any(pid_is_alive(pid) for pid in report["pids"]), 20)
     shutil.rmtree(folder)
