@@ -25,7 +25,8 @@ class Platform:
     def __init__(self, url: str) -> None:
         self.url = url
         self.address = ("127.0.0.1", int(url.rpartition(":")[2]))
-        self.http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+        self.http = httpx.Client(base_url=url, timeout=120, trust_env=False)
+        self._last: dict[str, str | None] = {}
 
     def close(self) -> None:
         self.http.close()
@@ -41,7 +42,9 @@ class Platform:
         assert answer.status_code in (204, 404), answer.text
 
     def post(self, name: str, event: object = None) -> httpx.Response:
-        return self.http.post(f"/functions/{name}/invoke", json=event)
+        answer = self.http.post(f"/functions/{name}/invoke", json=event)
+        self._last[name] = answer.headers.get("x-request-id")
+        return answer
 
     def call(self, name: str, event: object = None) -> Any:
         """The output of a call that succeeds."""
@@ -71,10 +74,15 @@ class Platform:
         return build
 
     def log(self, name: str) -> dict[str, Any]:
-        """The newest call of a function with its prints."""
-        (entry,) = self.http.get(f"/functions/{name}/logs", params={"tail": 1}).json()["items"]
-        found: dict[str, Any] = entry
-        return found
+        """The last call of a function that was made here, with its prints."""
+        found: list[dict[str, Any]] = []
+
+        def written() -> bool:
+            found[:] = self.http.get(f"/functions/{name}/logs", params={"tail": 1}).json()["items"]
+            return bool(found) and self._last.get(name) in (None, found[0]["id"])
+
+        until(written, "the call is in the log")
+        return found[0]
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """A real server for everybody's tests: ``nova up`` as a process of its own, started once for the whole run."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from nova.client import Client
 
 READY_LIMIT_S = 180
 STOP_LIMIT_S = 60
+_PORTS = random.SystemRandom()
 NOVA = str(Path(sys.executable).parent / "nova")
 ORBIT = str(Path(sys.executable).parent / "orbit")
 
@@ -38,10 +41,12 @@ class NovaServer:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that the kernel gives no connection before it is bound."""
+    while True:
+        port = _PORTS.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def clean_environment() -> dict[str, str]:

@@ -165,7 +165,7 @@ def test_a_second_zenith_on_the_port_says_so_and_ends(planes: SixPlanes, platfor
     port = planes.ports["zenith"]
     assert f"cannot listen on 127.0.0.1:{port}" in twin.tail()
     assert "Traceback" not in twin.tail()
-    assert planes.well(), "the first one serves on"
+    until(planes.well, "the first one serves on")
 
 
 def job(platform: Platform, number: str) -> dict[str, Any]:
