@@ -24,7 +24,7 @@ MAX_UNDER_WAY = 10_000
 @dataclass(frozen=True, slots=True)
 class TriggerSettings:
     """What may be changed on a trigger. ``config`` is as its type's model says, with everything secret in it.
-    ``filters``: as subscriptions have them (:mod:`nova.events.bus.filters`).
+    ``filters``: as subscriptions have them (:mod:`nova.domain.filters`).
 
     ``max_attempts`` counts executions, the first included. ``on_error``: what happens after them.
     """

@@ -26,7 +26,7 @@ _sql = Queries("subscriptions")
 class SubscriptionSettings:
     """What may be changed on a subscription. ``target`` is the name of a function or workflow of the scope, or a URL.
 
-    ``filters`` are expressions of :mod:`nova.events.bus.filters`; a message must fit them all. ``max_attempts`` counts
+    ``filters`` are expressions of :mod:`nova.domain.filters`; a message must fit them all. ``max_attempts`` counts
     executions. ``timeout_s`` None: the function's own. ``rate_limit_per_sec`` 0: no limit.
     """
 

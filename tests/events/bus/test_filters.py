@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nova.errors import NovaError
-from nova.events.bus.filters import MAX_DEPTH, MAX_EXPRESSIONS, Subject, compile_filters
+from nova.domain.filters import MAX_DEPTH, MAX_EXPRESSIONS, Subject, compile_filters
 
 EVENT = Subject(
     {"type": "order.made", "source": "/shop", "id": "1", "partitionkey": "eu"},

@@ -3,7 +3,7 @@
 import asyncio
 
 from nova.events.bus.delivering import attributes_of
-from nova.events.bus.filters import Subject
+from nova.domain.filters import Subject
 from nova.store import messages
 from nova.store.db import Database
 from nova.store.messages import MessageRow

@@ -20,7 +20,7 @@ from nova.events.bus.dispatch_items import Item, Place, row_of
 from nova.events.bus.dispatch_parts import Parts
 from nova.events.bus.dispatch_turns import Turns
 from nova.events.bus.dispatch_window import WINDOW, Window
-from nova.events.bus.filters import compile_filters
+from nova.domain.filters import compile_filters
 from nova.service import Background
 from nova.store.bus_deliveries import Moved, Queued, Status
 from nova.store.subscriptions import SubscriptionRecord

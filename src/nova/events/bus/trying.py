@@ -14,7 +14,7 @@ from nova.domain.message import MAX_PAYLOAD
 from nova.domain.ports import Invoker, WorkflowStarter
 from nova.errors import draining, not_found
 from nova.events.bus.delivering import Delivering, Parcel, attributes_of
-from nova.events.bus.filters import Subject, compile_filters
+from nova.domain.filters import Subject, compile_filters
 from nova.events.bus.subscription_settings import check_right
 from nova.http.handler import Req, handles, identifier
 from nova.ids import new_id

@@ -14,7 +14,7 @@ from nova.domain.trigger import TriggerRecord
 from nova.errors import NovaError
 from nova.events import cloudevent
 from nova.events.acting import acting_for
-from nova.events.bus.filters import Fits, Subject
+from nova.domain.filters import Fits, Subject
 from nova.events.triggers.base import SourceEvent
 
 _HOPELESS = frozenset({400, 413, 422, 424, 508})

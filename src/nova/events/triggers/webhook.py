@@ -22,7 +22,7 @@ from nova.domain.ports import Acceptor, Invoker, Publisher, WorkflowStarter
 from nova.domain.trigger import WEBHOOK, HookAnswer, HookRequest, TriggerRecord
 from nova.errors import NovaError, not_found
 from nova.events.acting import acting_for
-from nova.events.bus.filters import Fits, compile_filters
+from nova.domain.filters import Fits, compile_filters
 from nova.events.triggers import targets
 from nova.events.triggers.base import SourceEvent, body
 from nova.events.triggers.deliver import NoEvents, TriggerEvents
