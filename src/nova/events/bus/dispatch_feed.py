@@ -2,8 +2,8 @@
 
 import asyncio
 
-from nova.events.bus.delivering import attributes_of
 from nova.domain.filters import Subject
+from nova.events.bus.delivering import attributes_of
 from nova.store import messages
 from nova.store.db import Database
 from nova.store.messages import MessageRow

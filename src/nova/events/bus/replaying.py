@@ -6,10 +6,10 @@ from typing import Any
 
 from nova.api import subscriptions as api
 from nova.api.table import Empty, Page, PageQuery
+from nova.domain.filters import Subject, compile_filters
 from nova.errors import NovaError, invalid, not_found
 from nova.events.bus.delivering import attributes_of
 from nova.events.bus.dispatch import MAX_QUEUED
-from nova.domain.filters import Subject, compile_filters
 from nova.events.bus.subscription_settings import delivery_view, view
 from nova.http import paging
 from nova.http.handler import Req, handles, identifier

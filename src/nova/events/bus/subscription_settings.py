@@ -6,9 +6,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from nova.api import subscriptions as api
+from nova.domain.filters import compile_filters
 from nova.domain.identity import Identity
 from nova.errors import invalid
-from nova.domain.filters import compile_filters
 from nova.http import body as bodies
 from nova.payload import encode
 from nova.security import access

@@ -10,11 +10,11 @@ from nova import payload
 from nova.api import subscriptions as api
 from nova.api.table import Empty
 from nova.clock import Clock
+from nova.domain.filters import Subject, compile_filters
 from nova.domain.message import MAX_PAYLOAD
 from nova.domain.ports import Invoker, WorkflowStarter
 from nova.errors import draining, not_found
 from nova.events.bus.delivering import Delivering, Parcel, attributes_of
-from nova.domain.filters import Subject, compile_filters
 from nova.events.bus.subscription_settings import check_right
 from nova.http.handler import Req, handles, identifier
 from nova.ids import new_id

@@ -19,9 +19,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from nova import payload
 from nova.clock import Clock, rfc3339
 from nova.domain.asyncs import JobError, backoff_s
+from nova.domain.filters import compile_filters
 from nova.domain.trigger import State, TriggerRecord
 from nova.errors import NovaError
-from nova.domain.filters import compile_filters
 from nova.events.envelope import error_of
 from nova.events.triggers.base import SourceEvent, Verdict
 from nova.events.triggers.targets import NotTaken, Target, fits

@@ -10,10 +10,10 @@ from psycopg.errors import UniqueViolation
 from nova.api import triggers as api
 from nova.api.table import Empty, Page
 from nova.clock import Clock
+from nova.domain.filters import compile_filters
 from nova.domain.names import is_name
 from nova.domain.trigger import MAX_UNDER_WAY, WEBHOOK, OnError, State, TriggerRecord, TriggerSettings, TriggerStatus
 from nova.errors import NovaError, invalid, not_found
-from nova.domain.filters import compile_filters
 from nova.events.triggers import registry
 from nova.events.triggers.base import SourceError
 from nova.events.triggers.context import Contexts

@@ -8,13 +8,13 @@ from typing import Protocol
 from nova.clock import Clock
 from nova.domain.asyncs import JobError
 from nova.domain.call import CallRequest
+from nova.domain.filters import Fits, Subject
 from nova.domain.message import NewMessage
 from nova.domain.ports import Invoker, Publisher, WorkflowStarter
 from nova.domain.trigger import TriggerRecord
 from nova.errors import NovaError
 from nova.events import cloudevent
 from nova.events.acting import acting_for
-from nova.domain.filters import Fits, Subject
 from nova.events.triggers.base import SourceEvent
 
 _HOPELESS = frozenset({400, 413, 422, 424, 508})

@@ -16,13 +16,13 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import LimitSettings
 from nova.domain.asyncs import MAX_PAYLOAD
 from nova.domain.call import AsyncOptions, CallRequest
+from nova.domain.filters import Fits, compile_filters
 from nova.domain.identity import Scope
 from nova.domain.message import NewMessage
 from nova.domain.ports import Acceptor, Invoker, Publisher, WorkflowStarter
 from nova.domain.trigger import WEBHOOK, HookAnswer, HookRequest, TriggerRecord
 from nova.errors import NovaError, not_found
 from nova.events.acting import acting_for
-from nova.domain.filters import Fits, compile_filters
 from nova.events.triggers import targets
 from nova.events.triggers.base import SourceEvent, body
 from nova.events.triggers.deliver import NoEvents, TriggerEvents

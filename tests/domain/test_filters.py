@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from nova.errors import NovaError
 from nova.domain.filters import MAX_DEPTH, MAX_EXPRESSIONS, Subject, compile_filters
+from nova.errors import NovaError
 
 EVENT = Subject(
     {"type": "order.made", "source": "/shop", "id": "1", "partitionkey": "eu"},
