@@ -24,6 +24,7 @@ _SERIES = "observability/test_series.py"
 _TENANTS = "control/test_tenants.py"
 _CAPACITY = "execution/test_capacity.py"
 _NODES = "scheduling/test_nodes.py"
+_RUN_SCHEDULES = "scheduling/test_workflow_schedules.py"
 _STATE = "control/test_state.py"
 _LAYERS = "control/test_layers.py"
 _VOLUMES = "control/test_volumes.py"
@@ -298,6 +299,7 @@ ENFORCED: dict[str, str] = {
     "topics.ordering_key": f"{_TOPICS}::test_messages_are_published_and_browsed",
     "topics.payload": f"{_TOPICS}::test_messages_are_published_and_browsed",
     "topics.retention_hours": f"{_TOPICS}::test_retention_removes_by_age_and_size_without_asking",
+    "functions/{name}?cascade": "control/test_functions.py::test_what_names_a_function_keeps_it",
     "topics?cascade": f"{_TOPICS}::test_a_topic_with_subscriptions_goes_only_with_them",
     "topics?cursor": f"{_TOPICS}::test_a_topic_is_made_changed_listed_and_deleted",
     "topics?from_sequence": f"{_TOPICS}::test_messages_are_published_and_browsed",
@@ -344,6 +346,7 @@ ENFORCED: dict[str, str] = {
     "schedules.overlap_policy": "scheduling/test_firing.py::test_overlap_queue_runs_one_after_the_other_in_order",
     "schedules.qualifier": "scheduling/test_firing.py::test_the_given_input_qualifier_and_attempts_reach_the_job",
     "schedules.start_at": "scheduling/test_firing.py::test_the_window_of_a_schedule_holds",
+    "schedules.timeout_s": f"{_RUN_SCHEDULES}::test_an_instant_begins_a_run_that_the_history_leads_to",
     "schedules.timezone": "scheduling/test_schedules.py::test_the_time_zone_and_the_window_shape_the_next_instant",
     "schedules?after": "scheduling/test_schedules.py::test_preview_shows_the_next_instants_or_says_what_is_wrong",
     "schedules?cron": "scheduling/test_schedules.py::test_preview_shows_the_next_instants_or_says_what_is_wrong",
@@ -355,6 +358,7 @@ ENFORCED: dict[str, str] = {
     "schedules?q": "scheduling/test_schedules.py::test_lists_filter_and_page",
     "schedules?status": "scheduling/test_schedules.py::test_the_history_filters_and_pages",
     "schedules?target": "scheduling/test_schedules.py::test_lists_filter_and_page",
+    "schedules?target_type": f"{_RUN_SCHEDULES}::test_a_schedule_belongs_to_its_workflow_and_goes_with_it",
     "schedules?timezone": "scheduling/test_schedules.py::test_preview_shows_the_next_instants_or_says_what_is_wrong",
     "snapshots?cursor": "execution/test_sandboxed_snapshots.py::test_asking_for_snapshots",
     "snapshots?function": "execution/test_sandboxed_snapshots.py::test_asking_for_snapshots",

@@ -33,6 +33,7 @@ from nova.store.builds import BuildStore
 from nova.store.db import Database
 from nova.store.functions import FunctionStore
 from nova.store.layers import LayerStore
+from nova.store.references import References
 from nova.store.rollouts import RolloutStore
 from nova.store.shadows import ShadowStore
 from nova.store.state import StateStore
@@ -132,7 +133,9 @@ async def control(database: Database, settings: Settings | None = None) -> Async
     rollout_store = RolloutStore(database, function_store, version_store, alias_store)
     uploads = Uploads(settings.limits)
     owners = [
-        FunctionHandlers(deployer, function_store, version_store, uploads, settings.limits, settings.functions),
+        FunctionHandlers(
+            deployer, function_store, version_store, uploads, References(database), settings.limits, settings.functions
+        ),
         CodeHandlers(deployer, function_store, version_store, blobs, uploads, settings.limits, settings.functions),
         VersionHandlers(deployer, function_store, version_store),
         StateHandlers(function_store, StateStore(database, lambda: 64 << 20)),

@@ -1,6 +1,7 @@
 """Functions through the API: create, read, change, delete."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from nova.domain.function import NetworkPolicy
 from nova.domain.identity import Scope
 from nova.domain.version import VersionConfig
 from nova.execution.snapshots import SnapshotMaker
+from nova.ids import new_id
 from tests.control.support import HELLO, RUNTIMES, Control, fields, problem
+from tests.events.bus.topics import topic
+from tests.events.workflows.support import chain, node, workflow
 
 pytestmark = pytest.mark.anyio
 
@@ -391,6 +395,47 @@ async def test_delete_removes_everything_of_the_function(plane: Control) -> None
     for table in ("functions", "function_versions", "function_code", "function_files", "function_aliases"):
         assert await plane.database.one(f"SELECT count(*) AS n FROM {table}") == {"n": 0}
     assert (await plane.create())["version"] == 1
+
+
+async def test_what_names_a_function_keeps_it(plane: Control) -> None:
+    """Nothing that is in use goes quietly; a cascade takes what is nothing without the function, and only that."""
+    db = plane.database
+    for name in ("hello", "other"):
+        await plane.create(name)
+    topic_id, subscription, trigger = await topic(db), new_id(), new_id()
+    await db.run(
+        "INSERT INTO event_subscriptions (id, tenant_id, namespace, topic_id, name, consumer_group, enabled, settings,"
+        " shard, cursor, created_by) VALUES (%(id)s, 'default', 'default', %(topic)s, 's', 's', true, %(settings)s,"
+        " 0, 0, 'test')",
+        id=subscription,
+        topic=topic_id,
+        settings=json.dumps({"type": "function", "target": "hello"}),
+    )
+    await db.run(
+        "INSERT INTO triggers (id, tenant_id, namespace, name, type, target_type, target, enabled, config, filters,"
+        " batch_size, batch_window_ms, max_inflight, on_error, max_attempts, created_by) VALUES (%(id)s, 'default',"
+        " 'default', 't', 'webhook', 'function', 'hello', true, '{}', '[]', 1, 0, 1, 'retry', 1, 'test')",
+        id=trigger,
+    )
+    mapped = node("each", "map", item={"node_key": "one", "node_type": "function", "function_name": "hello"})
+    await workflow(db, "w", chain(mapped))
+    await plane.client.patch(
+        "/functions/other", json={"async_destinations": {"on_failure": {"type": "function", "target": "hello"}}}
+    )
+
+    kept = problem(await plane.client.delete("/functions/hello"), 409, "in_use")
+    assert kept["references"] == [
+        "/functions/other", f"/subscriptions/{subscription}", f"/triggers/{trigger}", "/workflows/w"
+    ]  # fmt: skip
+    kept = problem(await plane.client.delete("/functions/hello?cascade=true"), 409, "in_use")
+    assert kept["references"] == ["/functions/other", "/workflows/w"]
+    assert await db.one("SELECT count(*) AS n FROM triggers") == {"n": 1}
+
+    await plane.client.patch("/functions/other", json={"async_destinations": {"on_failure": None}})
+    await db.run("UPDATE dag_workflows SET deleted_at = now()")
+    assert (await plane.client.delete("/functions/hello?cascade=true")).status_code == 204
+    for table in ("triggers", "event_subscriptions"):
+        assert await db.one(f"SELECT count(*) AS n FROM {table}") == {"n": 0}
 
 
 async def test_lists_filter_and_page(plane: Control) -> None:

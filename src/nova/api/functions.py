@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
+from nova.api.table import Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain import asyncs, cron, windows
 from nova.domain.environment import check_environment
 from nova.domain.function import (
@@ -371,6 +371,12 @@ class FunctionQuery(PageQuery):
     compile_status: CompileStatus | None = None
 
 
+class DeleteQuery(Model):
+    """Workflows and destinations of other functions that name the function have to be changed first, in any case."""
+
+    cascade: bool = Field(False, description="delete the subscriptions and triggers that call it, too")
+
+
 class DryRun(Model):
     dry_run: bool = Field(False, description="validate and answer with the would-be resource; write nothing")
 
@@ -444,11 +450,11 @@ ROUTES = (
         op="function.delete",
         method="DELETE",
         path="/functions/{name}",
-        summary="Delete a function with its versions, aliases and code",
+        summary="Delete a function with its versions, aliases, code, state, schedules and jobs",
         plane=Plane.CONTROL,
         permission="function:delete",
         audit="function.delete",
-        query=Empty,
+        query=DeleteQuery,
         status=204,
         tag="functions",
     ),

@@ -28,14 +28,17 @@ from nova.observability.health import HealthHandlers, Planes, Pools
 from nova.runtimes.registry import Runtimes
 from nova.scheduling.nodes import ClusterHandlers
 from nova.scheduling.schedules import ScheduleHandlers
+from nova.scheduling.targets import Targets
 from nova.scheduling.windows import WindowHandlers
 from nova.store.layers import LayerStore
 from nova.store.migrate import pending
 from nova.store.nodes import NodeStore
+from nova.store.references import References
 from nova.store.schedules import ScheduleStore
 from nova.store.shadows import ShadowStore
 from nova.store.state import StateStore
 from nova.store.volumes import VolumeStore
+from nova.store.workflows import WorkflowStore
 
 
 def control_handlers(
@@ -47,7 +50,7 @@ def control_handlers(
     remounter = Remounter(deployer)
     rates = settings.rate_limit
     return [
-        FunctionHandlers(deployer, functions, versions, uploads, settings.limits, settings.functions),
+        FunctionHandlers(deployer, functions, versions, uploads, References(stores.db), settings.limits, settings.functions),
         CodeHandlers(deployer, functions, versions, blobs, uploads, settings.limits, settings.functions),
         VersionHandlers(deployer, functions, versions),
         AliasHandlers(deployer, functions, versions, stores.aliases),
@@ -61,7 +64,12 @@ def control_handlers(
         LayerHandlers(stores.db, LayerStore(stores.db), blobs, runtimes, uploads, settings.limits, remounter),
         VolumeHandlers(stores.db, VolumeStore(stores.db), remounter),
         StateHandlers(functions, StateStore(stores.db, lambda: settings.limits.state_mb << 20)),
-        ScheduleHandlers(stores.db, ScheduleStore(stores.db), functions, versions, SYSTEM_CLOCK),
+        ScheduleHandlers(
+            stores.db,
+            ScheduleStore(stores.db),
+            Targets(functions, versions, WorkflowStore(stores.db)),
+            SYSTEM_CLOCK,
+        ),
         WindowHandlers(functions, SYSTEM_CLOCK),
         ClusterHandlers(stores.db, NodeStore(stores.db)),
         TenantHandlers(stores.db, stores.tenants, known.directory, rates),

@@ -149,10 +149,16 @@ def _member(key: str) -> Any:
 
 
 @command
-def delete(session: Session, name: Name) -> None:
+def delete(
+    session: Session,
+    name: Name,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="With the subscriptions and triggers that call it.")
+    ] = False,
+) -> None:
     """Delete a function with all its versions, aliases and code."""
     session.confirm(f"Delete the function {name} with all its versions?")
-    session.client.call("function.delete", {"name": name})
+    session.client.call("function.delete", {"name": name}, {"cascade": "true"} if cascade else None)
     session.out.done(f"deleted {name}")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nova.api.functions import (
+    DeleteQuery,
     DryRun,
     Function,
     FunctionCreate,
@@ -32,10 +33,13 @@ from nova.security.access import require
 from nova.store import asyncs
 from nova.store.db import Connection
 from nova.store.functions import NO_SUCH_FUNCTION, FunctionFilter, FunctionRecord, FunctionStore, announce
+from nova.store.references import References
 from nova.store.versions import VersionRecord, VersionStore
 
 _NOT_SETTINGS = frozenset({*Source.model_fields, "deploy"})
 """Members of a patch that are not merged into the settings."""
+_GOES_WITH_IT = {"subscription": "event:manage", "trigger": "trigger:manage"}
+"""What a cascade deletes, and the right it takes."""
 
 
 class FunctionHandlers:
@@ -47,6 +51,7 @@ class FunctionHandlers:
         functions: FunctionStore,
         versions: VersionStore,
         uploads: Uploads,
+        references: References,
         limits: LimitSettings,
         settings: FunctionSettings,
     ) -> None:
@@ -54,6 +59,7 @@ class FunctionHandlers:
         self._deployer = deployer
         self._functions = functions
         self._versions = versions
+        self._references = references
         self._limits = limits
         self._settings = settings
 
@@ -144,9 +150,20 @@ class FunctionHandlers:
         return _answer(function, head, status=201, Location=f"/functions/{name}")
 
     @handles("function.delete")
-    async def delete(self, req: Req[None, Empty]) -> None:
+    async def delete(self, req: Req[None, DeleteQuery]) -> None:
         async with self._deployer.writing() as conn:
             function, _ = await self._locked(conn, req.scope, req.params["name"], req.if_match)
+            found = await self._references.of_function(conn, req.scope, function.name)
+            going = [r for r in found if r.kind in _GOES_WITH_IT] if req.query.cascade else []
+            if staying := [r for r in found if r not in going]:
+                raise NovaError(
+                    "in_use",
+                    f"function {function.name!r} is named by {', '.join(f'{r.kind} {r.name!r}' for r in staying[:5])}",
+                    extra={"references": [r.path for r in staying]},
+                )
+            for right in sorted({_GOES_WITH_IT[r.kind] for r in going}):
+                require(req.identity, right, None)
+            await self._references.delete(conn, req.scope, going)
             await asyncs.delete_of_function(conn, req.scope, function.name, function.id)
             await self._functions.delete(conn, function.id)
             await announce(conn, req.scope, function.name, NO_SUCH_FUNCTION)
