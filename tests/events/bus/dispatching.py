@@ -10,10 +10,11 @@ from typing import Any
 from nova import payload
 from nova.clock import SYSTEM_CLOCK
 from nova.config import EgressSettings
-from nova.domain.call import CallRequest
+from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.domain.message import Published
-from nova.domain.ports import WorkflowStarter
+from nova.domain.ports import Flight, WorkflowStarter
+from nova.errors import NovaError
 from nova.events.bus.delivering import Delivering
 from nova.events.bus.dispatch import Dispatcher
 from nova.events.bus.publish import TopicPublisher
@@ -69,6 +70,39 @@ async def subscription(db: Database, topic_id: str, name: str = "s", **given: An
 def data(call: CallRequest) -> Any:
     """What the event of a call carries."""
     return payload.decode(call.payload)["data"]
+
+
+class Work:
+    def __init__(self, task: asyncio.Task[CallResult]) -> None:
+        self._task = task
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+
+class Starting:
+    """The execution plane of one process: calls begin without a task of the dispatcher's, as :class:`Calls` says they end."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def invoke(self, call: CallRequest) -> CallResult:
+        return await self._calls.invoke(call)
+
+    def begin(self, call: CallRequest, done: Callable[[CallResult | NovaError], None]) -> Flight | None:
+        def ended(work: asyncio.Task[CallResult]) -> None:
+            if work.cancelled():
+                return
+            failure = work.exception()
+            if failure is None:
+                done(work.result())
+            else:
+                assert isinstance(failure, NovaError), failure
+                done(failure)
+
+        work = asyncio.ensure_future(self._calls.invoke(call))
+        work.add_done_callback(ended)
+        return Work(work)
 
 
 @dataclass
@@ -128,7 +162,9 @@ async def dispatching(
         publisher = await services.start(TopicPublisher(db, notices))
         leases = await services.start(Leases(db.dsn, listener, node="test"))
         settings = egress or EgressSettings(allow=["127.0.0.0/8"])
-        delivering = Delivering(calls, lambda: client(settings, timeout_s=5), SYSTEM_CLOCK, workflows=workflows)
+        delivering = Delivering(
+            Starting(calls), lambda: client(settings, timeout_s=5), SYSTEM_CLOCK, workflows=workflows
+        )
         dispatcher = Dispatcher(db, listener, leases, delivering, publisher=publisher, poll_s=poll_s)
         await services.start(dispatcher)
         yield Delivered(db, calls, publisher, dispatcher, listener)

@@ -12,7 +12,7 @@ import structlog
 from nova import payload
 from nova.clock import Clock
 from nova.domain.call import CallRequest, CallResult
-from nova.domain.ports import Invoker, WorkflowStarter
+from nova.domain.ports import Flight, Invoker, Starter, WorkflowStarter
 from nova.errors import NovaError
 from nova.events import cloudevent
 from nova.events.acting import acting_for
@@ -77,6 +77,7 @@ class Delivering:
         workflows: WorkflowStarter | None = None,
     ) -> None:
         self._invoker = invoker
+        self._start_call = invoker.begin if isinstance(invoker, Starter) else None
         self._client = client
         self._senders: dict[str, WebhookSender] = {}
         self._clock = clock
@@ -87,6 +88,31 @@ class Delivering:
         sender = self._senders.pop(subscription_id, None)
         if sender is not None:
             await sender.close()
+
+    def begin(
+        self, record: SubscriptionRecord, parcels: Sequence[Parcel], done: Callable[[list[Verdict]], None]
+    ) -> Flight | None:
+        """One call for all of ``parcels``, without a task; ``done`` hears the verdicts, in a callback of the event loop.
+
+        None, and nothing has happened, when there is something to wait for or to refuse: :meth:`deliver` does that.
+        """
+        if self._start_call is None or record.settings.type != "function":
+            return None
+        verdict, began = Verdict("done", self._clock.now(), 0.0), self._clock.monotonic()
+        try:
+            call = self._request(record, parcels, verdict, began)
+        except Exception as error:
+            log.debug("a delivery takes the long way", subscription=record.id, error=type(error).__name__)
+            return None
+
+        def ended(outcome: CallResult | NovaError) -> None:
+            try:
+                verdicts = _judged(outcome, record, parcels, verdict)
+            except Exception as error:
+                verdicts = _broken(record, parcels, verdict, error)
+            done(self._timed(verdicts, began))
+
+        return self._start_call(call, ended)
 
     async def deliver(self, record: SubscriptionRecord, parcels: Sequence[Parcel]) -> list[Verdict]:
         """One call for all of ``parcels``; a verdict for each. Never raises for what the target does."""
@@ -103,9 +129,10 @@ class Delivering:
         except NovaError as refusal:
             verdicts = [_refused(refusal, verdict)] * len(parcels)
         except Exception as error:
-            log.exception("a delivery failed", subscription=record.id)
-            fault = replace(verdict, outcome="failed", error=f"internal error ({type(error).__name__})")
-            verdicts = [fault] * len(parcels)
+            verdicts = _broken(record, parcels, verdict, error)
+        return self._timed(verdicts, began)
+
+    def _timed(self, verdicts: list[Verdict], began: float) -> list[Verdict]:
         took_ms = (self._clock.monotonic() - began) * 1000
         for one in verdicts:
             one.duration_ms = took_ms
@@ -114,11 +141,22 @@ class Delivering:
     async def _call(
         self, record: SubscriptionRecord, parcels: Sequence[Parcel], verdict: Verdict, began: float
     ) -> list[Verdict]:
-        settings, request_id = record.settings, new_id()
+        call = self._request(record, parcels, verdict, began)
+        try:
+            outcome: CallResult | NovaError = await self._invoker.invoke(call)
+        except NovaError as refusal:
+            outcome = refusal
+        return _judged(outcome, record, parcels, verdict)
+
+    def _request(
+        self, record: SubscriptionRecord, parcels: Sequence[Parcel], verdict: Verdict, began: float
+    ) -> CallRequest:
+        settings = record.settings
+        verdict.request_id = new_id()
         events = [envelope(record, parcel) for parcel in parcels]
         first = parcels[0]
-        call = CallRequest(
-            request_id=request_id,
+        return CallRequest(
+            request_id=verdict.request_id,
             scope=record.scope,
             function=settings.target,
             payload=cloudevent.batch(events) if settings.batch_size > 1 else events[0],
@@ -132,18 +170,6 @@ class Delivering:
             attempt=first.attempt,
             caller=f"subscription:{record.topic}/{record.name}",
         )
-        verdict.request_id = request_id
-        try:
-            result = await self._invoker.invoke(call)
-        except NovaError as refusal:
-            return [_refused(refusal, verdict)] * len(parcels)
-        if result.error is not None:
-            failed = replace(verdict, outcome="failed", error=_text(f"{result.error.type}: {result.error.message}"))
-            return [failed] * len(parcels)
-        verdict.output = result.output
-        if settings.batch_size == 1:
-            return [verdict]
-        return _of_batch(result, parcels, verdict)
 
     async def _start(self, record: SubscriptionRecord, parcel: Parcel, verdict: Verdict) -> Verdict:
         """One run for each delivery, however often it is tried: its id is the run's key."""
@@ -219,6 +245,26 @@ def envelope(record: SubscriptionRecord, parcel: Parcel) -> bytes:
         data=message.payload,
         extensions={**given, **extensions},
     )
+
+
+def _judged(
+    outcome: CallResult | NovaError, record: SubscriptionRecord, parcels: Sequence[Parcel], verdict: Verdict
+) -> list[Verdict]:
+    """What came of a call, for each of its parcels."""
+    if isinstance(outcome, NovaError):
+        return [_refused(outcome, verdict)] * len(parcels)
+    if outcome.error is not None:
+        failed = replace(verdict, outcome="failed", error=_text(f"{outcome.error.type}: {outcome.error.message}"))
+        return [failed] * len(parcels)
+    verdict.output = outcome.output
+    if record.settings.batch_size == 1:
+        return [verdict]
+    return _of_batch(outcome, parcels, verdict)
+
+
+def _broken(record: SubscriptionRecord, parcels: Sequence[Parcel], verdict: Verdict, error: Exception) -> list[Verdict]:
+    log.error("a delivery failed", subscription=record.id, exc_info=error)
+    return [replace(verdict, outcome="failed", error=f"internal error ({type(error).__name__})")] * len(parcels)
 
 
 def _of_batch(result: CallResult, parcels: Sequence[Parcel], verdict: Verdict) -> list[Verdict]:

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import structlog
 
+from nova.domain.ports import Flight
 from nova.errors import NovaError
 from nova.events.bus.delivering import Parcel, Verdict
 from nova.events.bus.dispatch_items import Item, row_of
@@ -26,7 +28,7 @@ class Ends(Protocol):
 
     record: SubscriptionRecord
 
-    async def conclude(self, item: Item, verdict: Verdict) -> None: ...
+    def conclude(self, item: Item, verdict: Verdict) -> None: ...
 
     async def die(self, item: Item, verdict: Verdict) -> None: ...
 
@@ -46,6 +48,9 @@ class Attempts:
         self._fence = fence
         self._tasks = tasks
         self._now = now
+        self._flights: dict[int, Flight] = {}
+        """calls that have no task"""
+        self._flown = 0
         self.inflight = 0
 
     async def drained(self, grace_s: float) -> None:
@@ -54,12 +59,46 @@ class Attempts:
         while self.inflight and self._fence.held and self._now() < deadline:
             await asyncio.sleep(_POLL_S)
 
+    def cancel(self) -> None:
+        """Nobody waits for what is still under way; nothing more is heard of it."""
+        for flight in self._flights.values():
+            flight.cancel()
+        self._flights.clear()
+
     def begin(self, items: list[Item]) -> None:
-        """One attempt for all of ``items``."""
+        """One attempt for all of ``items``: without a task, where nothing has to be read or written before it."""
         for item in items:
             item.flying = True
         self.inflight += 1
-        self._tasks.spawn("deliver", self._run(items))
+        if any(item.row for item in items) or not self._fly(items):
+            self._tasks.spawn("deliver", self._run(items))
+
+    def _fly(self, items: list[Item]) -> bool:
+        record = self._ends.record
+        self._flown += 1
+        number = self._flown
+        parcels = [parcel_of(record, item) for item in items]
+        flight = self._parts.delivering.begin(record, parcels, partial(self._landed, number, items))
+        if flight is None:
+            return False
+        self._flights[number] = flight
+        return True
+
+    def _landed(self, number: int, items: list[Item], verdicts: Sequence[Verdict]) -> None:
+        """Runs in a callback of the execution plane, which must not see what goes wrong here."""
+        self._flights.pop(number, None)
+        self.inflight -= 1
+        try:
+            self._concluded(items, verdicts)
+        except Exception:
+            log.exception("the end of a delivery was lost", subscription=self._ends.record.id)
+            self._ends.broke()
+
+    def _concluded(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> None:
+        for item, verdict in zip(items, verdicts, strict=True):
+            item.attempts += 1
+            self._ends.conclude(item, verdict)
+        self._ends.pump()
 
     async def _run(self, items: list[Item]) -> None:
         record = self._ends.record
@@ -75,10 +114,7 @@ class Attempts:
             return
         finally:
             self.inflight -= 1
-        for item, verdict in zip(items, verdicts, strict=True):
-            item.attempts += 1
-            await self._ends.conclude(item, verdict)
-        self._ends.pump()
+        self._concluded(items, verdicts)
 
     async def _prepare(self, items: list[Item], rows: list[Item]) -> list[Item]:
         """Read what was not kept in memory, and count the attempt before it begins; those that are left to be delivered."""

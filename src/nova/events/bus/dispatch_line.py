@@ -12,6 +12,7 @@ from dataclasses import replace
 import structlog
 
 from nova.domain.asyncs import backoff_s
+from nova.domain.filters import compile_filters
 from nova.errors import NovaError
 from nova.events.bus.delivering import Verdict
 from nova.events.bus.dispatch_attempts import Attempts, parcel_of
@@ -20,7 +21,6 @@ from nova.events.bus.dispatch_items import Item, Place, row_of
 from nova.events.bus.dispatch_parts import Parts
 from nova.events.bus.dispatch_turns import Turns
 from nova.events.bus.dispatch_window import WINDOW, Window
-from nova.domain.filters import compile_filters
 from nova.service import Background
 from nova.store.bus_deliveries import Moved, Queued, Status
 from nova.store.subscriptions import SubscriptionRecord
@@ -120,6 +120,7 @@ class Line:
         if self._intake is not None:
             self._intake.cancel()
         await self._attempts.drained(grace_s)
+        self._attempts.cancel()
         await self._tasks.close()
         await self._parts.delivering.forget(self.record.id)
 
@@ -247,15 +248,23 @@ class Line:
         """It has ended without an attempt."""
         self._put(item, status, verdict, prompt=True)
 
-    async def conclude(self, item: Item, verdict: Verdict) -> None:
-        record, events = self.record, self._parts.events
-        settings = record.settings
+    def conclude(self, item: Item, verdict: Verdict) -> None:
         if item.attempts == 1 and item.message is not None and not item.replay:
             late = verdict.started_at - item.message.published_at
-            events.event_lag(late.total_seconds() * 1000 + verdict.duration_ms)
+            self._parts.events.event_lag(late.total_seconds() * 1000 + verdict.duration_ms)
         if verdict.gone:
             self._paused_until = self._loop.time() + _GONE_S
-            await self._disable(verdict.error or "")
+            self._tasks.spawn("pause", self._pause(item, verdict))
+        else:
+            self._end(item, verdict)
+
+    async def _pause(self, item: Item, verdict: Verdict) -> None:
+        await self._disable(verdict.error or "")
+        self._end(item, verdict)
+
+    def _end(self, item: Item, verdict: Verdict) -> None:
+        record, events = self.record, self._parts.events
+        settings = record.settings
         if verdict.outcome == "done":
             self._put(item, "succeeded", verdict, prompt=item.key is not None or item.row)
             events.event_delivered(record.scope, record.topic, "succeeded")
@@ -268,7 +277,7 @@ class Line:
             self._retry(item, verdict, delay_s)
             events.event_delivered(record.scope, record.topic, "retried")
         else:
-            await self.die(item, verdict)
+            self._tasks.spawn("bury", self.die(item, verdict))
 
     def _retry(self, item: Item, verdict: Verdict, delay_s: float) -> None:
         item.row = True
