@@ -17,6 +17,7 @@ from nova.cli import schedules, session
 from nova.cli.session import CliError
 from nova.client import ApiError
 from nova.store.db import Database
+from tests.events.workflows.support import chain, node, workflow
 from tests.http.harness import serve
 from tests.scheduling.support import HandClock, Stage, function, planed
 
@@ -72,8 +73,25 @@ async def test_a_schedule_from_its_creation_to_its_end(orbit: Orbit) -> None:
     assert (await data(orbit, "runs", "f/nightly", "--status", "missed"))["items"] == []
     assert (await data(orbit, "resume", "f/nightly"))["enabled"] is True
     await orbit("delete", "f/nightly", "--yes")
-    with pytest.raises(CliError, match="no schedule 'nightly'"):
+    with pytest.raises(CliError, match="with a schedule 'nightly'"):
         await orbit("get", "f/nightly")
+
+
+async def test_a_schedule_of_a_workflow(orbit: Orbit, database: Database) -> None:
+    await workflow(database, "f", chain(node("done", "pass")))
+    await orbit("create", "f", "@daily", "--name", "calls")
+    told = await orbit("create", "f", "@daily", "--name", "runs", "--workflow", "--run-timeout", "60")
+    assert "created f/runs" in told
+    shown = await data(orbit, "list", "--workflow", "f")
+    assert [(one["name"], one["target_type"], one["timeout_s"]) for one in shown["items"]] == [("runs", "workflow", 60)]
+    assert "fired: run" in await orbit("run", "f/runs")
+    (run,) = (await data(orbit, "runs", "f/runs"))["items"]
+    assert run["run_id"] in await orbit("runs", "f/runs")
+    await orbit("create", "f", "@daily", "--name", "calls", "--workflow")
+    with pytest.raises(CliError, match="give its id"):
+        await orbit("get", "f/calls")
+    with pytest.raises(CliError, match="not both"):
+        await orbit("list", "--workflow", "f", "--function", "f")
 
 
 async def test_preview_and_mistakes(orbit: Orbit) -> None:

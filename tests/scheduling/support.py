@@ -16,13 +16,15 @@ from nova.domain.identity import Scope
 from nova.ids import new_id
 from nova.scheduling.firing import Firing
 from nova.scheduling.schedules import ScheduleHandlers
+from nova.scheduling.targets import Targets
 from nova.scheduling.timing import timing
 from nova.service import Background
 from nova.store.blobs import BlobStore
 from nova.store.db import Connection, Database, Row
 from nova.store.functions import FunctionStore
-from nova.store.schedules import RunStatus, ScheduleRecord, ScheduleSettings, ScheduleStore
+from nova.store.schedules import RunStatus, ScheduleRecord, ScheduleSettings, ScheduleStore, Target
 from nova.store.versions import VersionStore
+from nova.store.workflows import WorkflowStore
 from nova.work.queue import LeaseLost
 from tests.http.harness import Api, management
 
@@ -126,6 +128,7 @@ class Stage:
             "start_at": None,
             "end_at": None,
             "max_attempts": None,
+            "timeout_s": None,
         }
         now = self.clock.now()
         made = ScheduleSettings(name=name, cron_expression=expression, **(values | settings))
@@ -135,7 +138,7 @@ class Stage:
                 conn,
                 schedule_id,
                 Scope(),
-                (self.function_id, "f"),
+                Target("function", self.function_id, "f"),
                 made,
                 timing(schedule_id, made, made.start_at or now, now),
                 "key:test",
@@ -249,8 +252,7 @@ async def planed(stage: Stage) -> AsyncIterator[Plane]:
     handlers = ScheduleHandlers(
         stage.db,
         ScheduleStore(stage.db),
-        FunctionStore(stage.db),
-        VersionStore(stage.db, BlobStore(stage.db)),
+        Targets(FunctionStore(stage.db), VersionStore(stage.db, BlobStore(stage.db)), WorkflowStore(stage.db)),
         stage.clock,
     )
     async with management(stage.db, [handlers], api.ROUTES) as running:

@@ -40,6 +40,7 @@ async def test_a_schedule_has_its_defaults_and_its_next_instant(plane: Plane) ->
         "start_at": None,
         "end_at": None,
         "max_attempts": None,
+        "timeout_s": None,
         "next_run_at": "2026-11-23T03:00:00Z",
         "last_run_at": None,
         "last_status": None,

@@ -1,4 +1,4 @@
-"""Schedules: functions that are called at times of their own."""
+"""Schedules: functions that are called, and workflows that are run, at times of their own."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -7,14 +7,16 @@ from pydantic import AfterValidator, AwareDatetime, Field
 
 from nova.api.table import BY_HANDLER, Empty, Model, Page, PageQuery, Plane, Route
 from nova.domain.asyncs import MAX_ATTEMPTS
-from nova.domain.names import NAME, is_qualifier
+from nova.domain.names import LIVE, NAME, is_qualifier
 
 Overlap = Literal["skip", "queue", "allow", "cancel_previous"]
 CatchUp = Literal["none", "last", "all"]
 RunStatus = Literal["queued", "fired", "skipped", "missed", "failed"]
+TargetType = Literal["function", "workflow"]
 MAX_PREVIEW = 100
 MAX_WINDOW_S = 7 * 86_400
 MAX_JITTER_S = 3600
+MAX_RUN_S = 365 * 86_400
 
 
 def _qualifier(text: str) -> str:
@@ -23,25 +25,30 @@ def _qualifier(text: str) -> str:
     return text
 
 
+def _version(text: str) -> str:
+    if text != LIVE and not (text.isascii() and text.isdigit() and 0 < int(text[:12]) < 2**31):
+        raise ValueError("a version number, or live")
+    return text
+
+
 Expression = Annotated[str, Field(min_length=1, max_length=256)]
 Zone = Annotated[str, Field(min_length=1, max_length=64, description="IANA name, such as Europe/Berlin")]
 Name = Annotated[str, Field(pattern=NAME)]
 
 
-class ScheduleFields(Model):
-    """When and how a function is called.
+class ScheduleTimes(Model):
+    """When something is called, and with what.
 
     ``cron_expression``: 5 fields, 6 with leading seconds, a macro such as ``@daily``, or ``@every`` with a duration of at
-    least 1s; ``CRON_TZ=Zone`` before it stands above ``timezone``. ``input``: what the function gets; without it, an
+    least 1s; ``CRON_TZ=Zone`` before it stands above ``timezone``. ``input``: what the target gets; without it, an
     envelope (CloudEvents 1.0) that tells of the firing. ``catch_up``: what happens to instants at which nothing could fire.
     """
 
     cron_expression: Expression
     timezone: Zone = "UTC"
     input: Any = None
-    qualifier: Annotated[str, AfterValidator(_qualifier)] | None = None
     enabled: bool = True
-    overlap_policy: Overlap = Field("skip", description="when the job of the run before it has not ended")
+    overlap_policy: Overlap = Field("skip", description="when what the instant before it made has not ended")
     catch_up: CatchUp = Field("none", description="instants that were missed by more than 10 seconds")
     catch_up_window_s: int = Field(
         3600, ge=1, le=MAX_WINDOW_S, description="missed instants older than this never fire"
@@ -51,17 +58,33 @@ class ScheduleFields(Model):
     )
     start_at: AwareDatetime | None = Field(None, description="no instant before")
     end_at: AwareDatetime | None = Field(None, description="no instant after")
+
+
+class ScheduleCreate(ScheduleTimes):
+    """Of a function."""
+
+    name: Name | None = Field(None, description="unique among the target's schedules; made up when it is not given")
+    qualifier: Annotated[str, AfterValidator(_qualifier)] | None = None
     max_attempts: int | None = Field(
         None, ge=1, le=MAX_ATTEMPTS, description="executions of one run; default: the function's async_policy"
     )
 
 
-class ScheduleCreate(ScheduleFields):
-    name: Name | None = Field(None, description="unique among the function's schedules; made up when it is not given")
+class WorkflowScheduleCreate(ScheduleTimes):
+    """Of a workflow: each instant begins a run."""
+
+    name: Name | None = Field(None, description="unique among the target's schedules; made up when it is not given")
+    qualifier: Annotated[str, AfterValidator(_version)] | None = Field(
+        None, description="the version that runs begin with; live, the default: whichever is active then"
+    )
+    timeout_s: int | None = Field(
+        None, ge=1, le=MAX_RUN_S, description="of a run; default: the workflow's default_timeout_s"
+    )
 
 
 class SchedulePatch(Model):
-    """A merge patch: null means the default; ``input`` is replaced as a whole."""
+    """A merge patch: null means the default; ``input`` is replaced as a whole. ``max_attempts`` is for schedules of functions,
+    ``timeout_s`` for those of workflows."""
 
     name: Name | None = None
     cron_expression: Expression | None = None
@@ -76,18 +99,23 @@ class SchedulePatch(Model):
     start_at: AwareDatetime | None = None
     end_at: AwareDatetime | None = None
     max_attempts: int | None = None
+    timeout_s: int | None = None
 
 
-class Schedule(ScheduleFields):
+class Schedule(ScheduleTimes):
     """``next_run_at`` is the next instant, before any jitter; null when it is paused or there is none any more.
 
-    ``last_status`` is what became of the last instant. ``invocation_id`` in its runs leads to the job.
+    ``last_status`` is what became of the last instant. In its runs ``invocation_id`` leads to the job, ``run_id`` to the run of
+    the workflow.
     """
 
     id: str
     name: str
-    target_type: Literal["function"] = "function"
+    target_type: TargetType
     target: str
+    qualifier: str | None
+    max_attempts: int | None
+    timeout_s: int | None
     next_run_at: datetime | None
     last_run_at: datetime | None
     last_status: RunStatus | None
@@ -99,9 +127,9 @@ class Schedule(ScheduleFields):
 class ScheduleRun(Model):
     """What became of one instant.
 
-    fired: a job was made of it; ``outcome`` is that job's status, null when the job is not kept any more. queued: waits for
-    the run before it. skipped, missed, failed: there is no job, and ``reason`` says why. A ``missed`` row stands for all
-    instants from it on at which nothing could fire.
+    fired: a job (``invocation_id``) or a run of a workflow (``run_id``) was made of it; ``outcome`` is its status, null when it
+    is not kept any more. queued: waits for the one before it. skipped, missed, failed: nothing was made, and ``reason`` says
+    why. A ``missed`` row stands for all instants from it on at which nothing could fire.
     """
 
     scheduled_for: datetime
@@ -110,6 +138,7 @@ class ScheduleRun(Model):
     reason: str
     catch_up: bool
     invocation_id: str | None
+    run_id: str | None
     outcome: str | None
 
 
@@ -122,10 +151,11 @@ class Preview(Model):
 
 
 class ScheduleQuery(PageQuery):
-    target: Name | None = Field(None, description="only schedules of this function")
+    target: Name | None = Field(None, description="only schedules of this function or workflow")
+    target_type: TargetType | None = None
     enabled: bool | None = None
     q: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
-        None, description="text in the name of the schedule or its function"
+        None, description="text in the name of the schedule or its target"
     )
 
 
@@ -146,7 +176,9 @@ class PreviewQuery(Model):
 
 _MANAGE = "schedule:manage"
 _READ = "function:read"
+_READ_WORKFLOW = "workflow:read"
 _OF_FUNCTION = "/functions/{name}/schedules"
+_OF_WORKFLOW = "/workflows/{name}/schedules"
 _ITEM = "/schedules/{id}"
 
 ROUTES = (
@@ -207,6 +239,70 @@ ROUTES = (
         permission=_MANAGE,
         audit="schedule.delete",
         status=204,
+        tag="schedules",
+    ),
+    Route(
+        op="workflow.schedule.create",
+        method="POST",
+        path=_OF_WORKFLOW,
+        summary="Run a workflow at times of its own",
+        plane=Plane.CONTROL,
+        permission=_MANAGE,
+        audit="schedule.create",
+        body=WorkflowScheduleCreate,
+        query=DryRun,
+        answer=Schedule,
+        status=201,
+        resource=None,
+        tag="schedules",
+    ),
+    Route(
+        op="workflow.schedule.list",
+        method="GET",
+        path=_OF_WORKFLOW,
+        summary="Schedules of a workflow, newest first",
+        plane=Plane.CONTROL,
+        permission=_READ_WORKFLOW,
+        query=PageQuery,
+        answer=Page[Schedule],
+        resource=None,
+        tag="schedules",
+    ),
+    Route(
+        op="workflow.schedule.get",
+        method="GET",
+        path=_OF_WORKFLOW + "/{id}",
+        summary="One schedule of a workflow",
+        plane=Plane.CONTROL,
+        permission=_READ_WORKFLOW,
+        answer=Schedule,
+        resource=None,
+        tag="schedules",
+    ),
+    Route(
+        op="workflow.schedule.patch",
+        method="PATCH",
+        path=_OF_WORKFLOW + "/{id}",
+        summary="Change a schedule; it acts within a second",
+        plane=Plane.CONTROL,
+        permission=_MANAGE,
+        audit="schedule.update",
+        body=SchedulePatch,
+        query=DryRun,
+        answer=Schedule,
+        resource=None,
+        tag="schedules",
+    ),
+    Route(
+        op="workflow.schedule.delete",
+        method="DELETE",
+        path=_OF_WORKFLOW + "/{id}",
+        summary="Delete a schedule with its history",
+        plane=Plane.CONTROL,
+        permission=_MANAGE,
+        audit="schedule.delete",
+        status=204,
+        resource=None,
         tag="schedules",
     ),
     Route(

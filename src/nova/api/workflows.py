@@ -96,12 +96,13 @@ class WorkflowVersionDetail(WorkflowVersion):
 
 
 class Validation(Model):
-    """The definition is valid. ``functions`` and ``workflows`` are what it would call."""
+    """The definition is valid. ``functions`` and ``workflows`` are what it would call, ``topics`` what it would wait for."""
 
     valid: bool
     nodes: int
     functions: list[str]
     workflows: list[str]
+    topics: list[str]
 
 
 class NodeChange(Model):

@@ -1,4 +1,4 @@
-"""orbit schedules: functions that are called at times of their own."""
+"""orbit schedules: functions that are called, and workflows that are run, at times of their own."""
 
 import json
 from typing import Annotated
@@ -6,21 +6,21 @@ from typing import Annotated
 import typer
 
 from nova.cli import lists
-from nova.cli.functions import Name
 from nova.cli.output import Column, cell, moment, status, when
 from nova.cli.session import CliError, Session, command
 from nova.client import Json
 
-Which = Annotated[str, typer.Argument(metavar="SCHEDULE", help="Its id, or FUNCTION/NAME.", show_default=False)]
+Which = Annotated[str, typer.Argument(metavar="SCHEDULE", help="Its id, or TARGET/NAME.", show_default=False)]
+TargetName = Annotated[str, typer.Argument(metavar="TARGET", help="A function, or a workflow.", show_default=False)]
 Cron = Annotated[str, typer.Argument(metavar="CRON", help="'0 3 * * *', @daily, '@every 30s' …", show_default=False)]
-NewName = Annotated[str | None, typer.Option("--name", help="Unique among the function's schedules.")]
+NewName = Annotated[str | None, typer.Option("--name", help="Unique among the target's schedules.")]
 NewCron = Annotated[str | None, typer.Option("--cron", metavar="CRON")]
 Timezone = Annotated[str | None, typer.Option("--timezone", metavar="ZONE", help="Such as Europe/Berlin; UTC.")]
 Input = Annotated[
     str | None,
-    typer.Option("--input", metavar="JSON", help="What the function gets; default: an event that tells of it."),
+    typer.Option("--input", metavar="JSON", help="What the target gets; default: an event that tells of it."),
 ]
-Qualifier = Annotated[str | None, typer.Option("--qualifier", help="A version or an alias.")]
+Qualifier = Annotated[str | None, typer.Option("--qualifier", help="A version or an alias; of a workflow: a version.")]
 Overlap = Annotated[str | None, typer.Option("--overlap", metavar="skip|queue|allow|cancel_previous")]
 CatchUp = Annotated[str | None, typer.Option("--catch-up", metavar="none|last|all", help="After downtime.")]
 Window = Annotated[int | None, typer.Option("--catch-up-window", metavar="SECONDS")]
@@ -29,10 +29,14 @@ Start = Annotated[
     str | None, typer.Option("--start", metavar="TIME", help="Not before; with a zone: 2026-01-31T03:00Z.")
 ]
 End = Annotated[str | None, typer.Option("--end", metavar="TIME", help="Not after.")]
-Attempts = Annotated[int | None, typer.Option("--max-attempts", help="Executions of one run.")]
+Attempts = Annotated[int | None, typer.Option("--max-attempts", help="Executions of one call of a function.")]
+RunTimeout = Annotated[
+    int | None, typer.Option("--run-timeout", min=1, metavar="SECONDS", help="Of one run of a workflow.")
+]
 
 COLUMNS = (
-    Column("function", "target"),
+    Column("target", "target"),
+    Column("type", "target_type"),
     Column("name", "name"),
     Column("cron", "cron_expression"),
     Column("zone", "timezone"),
@@ -50,21 +54,23 @@ RUN_COLUMNS = (
     Column("status", status("status")),
     Column("outcome", status("outcome")),
     Column("catch up", lambda run: "yes" if run["catch_up"] else cell(None), wide=True),
-    Column("invocation", "invocation_id"),
+    Column("invocation or run", lambda run: run["invocation_id"] or run["run_id"]),
     Column("reason", "reason"),
 )
 
 
 def _find(session: Session, which: str) -> str:
-    """The id of a schedule that is named by its id, or by function and name."""
-    function, slash, name = which.partition("/")
+    """The id of a schedule that is named by its id, or by target and name."""
+    target, slash, name = which.partition("/")
     if not slash:
         return which
-    for page in session.client.pages("schedule.list", query={"target": function, "q": name or None}):
-        for found in page["items"]:
-            if found["name"] == name:
-                return str(found["id"])
-    raise CliError(f"function {function!r} has no schedule {name!r}", 3)
+    pages = session.client.pages("schedule.list", query={"target": target, "q": name or None})
+    found = [item for page in pages for item in page["items"] if item["name"] == name]
+    if not found:
+        raise CliError(f"{target!r} is no function or workflow with a schedule {name!r}", 3)
+    if len(found) > 1:
+        raise CliError(f"a function and a workflow {target!r} both have a schedule {name!r}: give its id", 2)
+    return str(found[0]["id"])
 
 
 def _fields(**given: object) -> Json:
@@ -89,7 +95,7 @@ def _shown(session: Session, schedule: Json, done: str) -> None:
 @command
 def create(
     session: Session,
-    function: Name,
+    target: TargetName,
     cron: Cron,
     name: NewName = None,
     timezone: Timezone = None,
@@ -102,9 +108,11 @@ def create(
     start: Start = None,
     end: End = None,
     max_attempts: Attempts = None,
+    run_timeout: RunTimeout = None,
     paused: Annotated[bool, typer.Option("--paused", help="Do not fire before it is resumed.")] = False,
+    workflow: Annotated[bool, typer.Option("--workflow", help="TARGET is a workflow: each time begins a run.")] = False,
 ) -> None:
-    """Call a function at times of its own."""
+    """Call a function, or run a workflow, at times of its own."""
     body = _fields(
         cron_expression=cron,
         name=name,
@@ -118,22 +126,33 @@ def create(
         start_at=start,
         end_at=end,
         max_attempts=max_attempts,
+        timeout_s=run_timeout,
         enabled=False if paused else None,
     )
-    _shown(session, session.client.call("function.schedule.create", {"name": function}, body=body), "created")
+    kind = "workflow" if workflow else "function"
+    _shown(session, session.client.call(f"{kind}.schedule.create", {"name": target}, body=body), "created")
 
 
 @command
 def list_schedules(
     session: Session,
     function: Annotated[str | None, typer.Option("--function", help="Only of this function.")] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Only of this workflow.")] = None,
     enabled: Annotated[bool | None, typer.Option("--enabled/--paused", help="Only those.")] = None,
     search: Annotated[str | None, typer.Option("--search", metavar="TEXT", help="In the names.")] = None,
     limit: lists.Limit = None,
     everything: lists.All = False,
 ) -> None:
     """Schedules, newest first."""
-    query = {"target": function, "enabled": None if enabled is None else str(enabled).lower(), "q": search}
+    if function is not None and workflow is not None:
+        raise CliError("--function or --workflow, not both", 2)
+    kind = "function" if function is not None else "workflow" if workflow is not None else None
+    query = {
+        "target": function or workflow,
+        "target_type": kind,
+        "enabled": None if enabled is None else str(enabled).lower(),
+        "q": search,
+    }
     page = lists.fetch(session.client, "schedule.list", query=query, limit=limit, everything=everything)
     session.out.items(page, COLUMNS, name="id", empty="no schedules")
 
@@ -160,6 +179,7 @@ def update(
     start: Start = None,
     end: End = None,
     max_attempts: Attempts = None,
+    run_timeout: RunTimeout = None,
     unset: Annotated[
         list[str] | None, typer.Option("--unset", metavar="FIELD", help="Back to its default; may be repeated.")
     ] = None,
@@ -178,6 +198,7 @@ def update(
         start_at=start,
         end_at=end,
         max_attempts=max_attempts,
+        timeout_s=run_timeout,
     )
     body |= dict.fromkeys(unset or ())
     if not body:
@@ -212,9 +233,10 @@ def run(session: Session, schedule: Which) -> None:
     """Fire it now, paused or not."""
     made = session.client.call("schedule.run", {"id": _find(session, schedule)})
     if session.out.for_people:
-        session.out.done(f"fired: invocation {made['invocation_id']}")
+        told = f"run {made['run_id']}" if made["run_id"] else f"invocation {made['invocation_id']}"
+        session.out.done(f"fired: {told}")
     else:
-        session.out.item(made, name="invocation_id")
+        session.out.item(made, name="run_id" if made["run_id"] else "invocation_id")
 
 
 @command
@@ -249,7 +271,7 @@ def preview(
 
 
 def register(app: typer.Typer) -> None:
-    schedules = typer.Typer(no_args_is_help=True, help="Functions called at times of their own.")
+    schedules = typer.Typer(no_args_is_help=True, help="Functions called, and workflows run, at times of their own.")
     schedules.command("create")(create)
     schedules.command("list")(list_schedules)
     schedules.command("get")(get)

@@ -1,7 +1,7 @@
 """Handlers of workflows' versions: definitions are checked whole, published once and never changed."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from nova.api import workflows as api
 from nova.api.table import Empty, Page, PageQuery
@@ -14,9 +14,9 @@ from nova.http import paging
 from nova.http.handler import Answer, Req, handles
 from nova.security import access
 from nova.store.db import Connection, Database
-from nova.store.workflows import VersionRecord, VersionSummary, WorkflowRecord, WorkflowStore
+from nova.store.workflows import Referred, VersionRecord, VersionSummary, WorkflowRecord, WorkflowStore
 
-_INVOKE = {"function": "function:invoke", "workflow": "workflow:invoke"}
+_NEEDED: dict[Referred, str] = {"function": "function:invoke", "workflow": "workflow:invoke", "topic": "event:read"}
 
 
 class WorkflowVersionHandlers:
@@ -37,6 +37,7 @@ class WorkflowVersionHandlers:
             nodes=len(parse(definition, max_nodes=self._limits.workflow_nodes).nodes),
             functions=sorted({found.name for found in called if found.kind == "function"}),
             workflows=sorted({found.name for found in called if found.kind == "workflow"}),
+            topics=sorted({found.name for found in called if found.kind == "topic"}),
         )
 
     @handles("workflow.version.create")
@@ -106,11 +107,12 @@ class WorkflowVersionHandlers:
         except NovaError as exc:
             errors += exc.errors
         called = list(references(definition))
-        functions = {found.name for found in called if found.kind == "function"}
-        workflows = {found.name for found in called if found.kind == "workflow"}
-        no_functions, no_workflows = await self._workflows.missing(scope, functions, workflows, conn)
+        names: dict[Referred, set[str]] = {}
         for found in called:
-            if found.name in (no_functions if found.kind == "function" else no_workflows):
+            names.setdefault(found.kind, set()).add(found.name)
+        missing = await self._workflows.missing(scope, names, conn)
+        for found in called:
+            if found.name in missing[found.kind]:
                 errors.append(FieldError(found.field, f"{found.kind} {found.name!r} does not exist"))
         if errors:
             first = errors[0]
@@ -130,25 +132,32 @@ class WorkflowVersionHandlers:
         return record
 
 
-class Reference(NamedTuple):
-    """What a definition calls by its name, and where it says so."""
+_MEMBERS: tuple[tuple[Referred, str], ...] = (
+    ("function", "function_name"),
+    ("workflow", "workflow_name"),
+    ("topic", "topic"),
+)
 
-    kind: Literal["function", "workflow"]
+
+class Reference(NamedTuple):
+    """What a definition calls, or waits for, by its name, and where it says so."""
+
+    kind: Referred
     name: str
     field: str
 
 
 def references(definition: Any, at: str = "") -> Iterator[Reference]:
-    """Every function and workflow that a definition names, as far as it is one: it need not be valid."""
+    """Every function, workflow and topic that a definition names, as far as it is one: it need not be valid."""
     nodes = definition.get("nodes") if isinstance(definition, Mapping) else None
     waiting = [(node, f"{at}nodes[{no}]") for no, node in enumerate(nodes)] if isinstance(nodes, list) else []
     while waiting:
         node, field = waiting.pop(0)
         if not isinstance(node, Mapping):
             continue
-        for kind, member in (("function", "function_name"), ("workflow", "workflow_name")):
+        for kind, member in _MEMBERS:
             if isinstance(name := node.get(member), str):
-                yield Reference("function" if kind == "function" else "workflow", name, f"{field}.{member}")
+                yield Reference(kind, name, f"{field}.{member}")
         for inner in ("do", "compensate"):
             waiting.append((node.get(inner), f"{field}.{inner}"))
         branches = node.get("branches")
@@ -157,9 +166,9 @@ def references(definition: Any, at: str = "") -> Iterator[Reference]:
 
 
 def _require_calls(identity: Identity, definition: Any) -> None:
-    """Raise ``forbidden`` unless ``identity`` may call everything that the definition calls."""
+    """Raise ``forbidden`` unless ``identity`` may call everything that the definition calls, and read what it waits for."""
     for found in references(definition):
-        access.require(identity, _INVOKE[found.kind], found.name if found.kind == "function" else None)
+        access.require(identity, _NEEDED[found.kind], found.name if found.kind == "function" else None)
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[api.NodeChange]:

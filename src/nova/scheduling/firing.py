@@ -1,8 +1,8 @@
-"""The duty that makes jobs of schedules when they are due.
+"""The duty that makes jobs of functions, and runs of workflows, of schedules that are due.
 
 One process leads. It sleeps until the next instant, then decides about everything that is due in batches, each batch one
-transaction: the rows of ``schedule_runs`` (their key is the lock that keeps an instant from firing twice), the jobs, and where
-each schedule goes on. So a leader that is killed leaves a whole batch or none of it, and one that was replaced without
+transaction: the rows of ``schedule_runs`` (their key is the lock that keeps an instant from firing twice), the jobs and runs,
+and where each schedule goes on. So a leader that is killed leaves a whole batch or none of it, and one that was replaced without
 noticing is refused by its fence.
 """
 
@@ -16,14 +16,10 @@ import psycopg
 import structlog
 
 from nova.clock import Clock, rfc3339
-from nova.domain.call import AsyncOptions
 from nova.errors import NovaError
-from nova.ids import new_id
-from nova.payload import encode
+from nova.scheduling.starting import Start, begin, cancel, fired, start_of
 from nova.scheduling.timing import Instant, Plan, plan, timing
-from nova.store import asyncs
 from nova.store import schedules as store
-from nova.store.asyncs import NewJob
 from nova.store.asyncs_admin import AsyncStore
 from nova.store.db import Connection, Database
 from nova.store.listen import Channel
@@ -82,7 +78,7 @@ class _Batch:
 
     now: datetime
     runs: list[Run] = field(default_factory=list)
-    jobs: dict[tuple[str, datetime], NewJob] = field(default_factory=dict)
+    starts: dict[tuple[str, datetime], Start] = field(default_factory=dict)
     cancelled: list[ScheduleRecord] = field(default_factory=list)
     plans: dict[str, tuple[ScheduleRecord, Plan]] = field(default_factory=dict)
     lateness: list[float] = field(default_factory=list)
@@ -195,10 +191,7 @@ class Firing:
     async def _write(self, conn: Connection, records: Sequence[ScheduleRecord], now: datetime) -> _Batch:
         """Everything about these schedules."""
         batch = _Batch(now)
-        watched = {
-            r.last_invocation_id for r in records if r.last_invocation_id and r.settings.overlap_policy != "allow"
-        }
-        busy = await store.unfinished(conn, watched)
+        busy = await store.unfinished(conn, [r for r in records if r.settings.overlap_policy != "allow"])
         waiting = await store.count_queued(conn, [r.id for r in records if r.settings.overlap_policy == "queue"])
         behind = timedelta(seconds=self._clock.monotonic() - self._caught_up)
         for record in records:
@@ -208,14 +201,14 @@ class Firing:
                 await self._write_failed(conn, record, _failed(record, str(exc)), now)
                 continue
             batch.plans[record.id] = (record, planned)
-            _decide(batch, record, planned, record.last_invocation_id in busy, waiting.get(record.id, 0))
+            _decide(batch, record, planned, record.id in busy, waiting.get(record.id, 0))
         taken = await store.claim_runs(conn, batch.runs)
         batch.runs = [run for run in batch.runs if (run.schedule_id, run.scheduled_for) in taken]
-        for record in batch.cancelled:
-            await self._cancel(conn, record)
-        await _enqueue(conn, batch)
+        if batch.cancelled:
+            await cancel(conn, self._jobs, batch.cancelled)
+        await _begin(conn, batch)
         last = {run.schedule_id: run for run in batch.runs}
-        fired = {run.schedule_id: run for run in batch.runs if run.status == "fired"}
+        ours = {run.schedule_id: run for run in batch.runs if run.status == "fired"}
         await store.advance(
             conn,
             [
@@ -223,20 +216,15 @@ class Firing:
                     schedule_id,
                     planned.timing.next_run_at,
                     planned.timing.due_at,
-                    fired_at=fired[schedule_id].fired_at if schedule_id in fired else None,
+                    fired_at=ours[schedule_id].fired_at if schedule_id in ours else None,
                     status=last[schedule_id].status if schedule_id in last else None,
-                    invocation_id=fired[schedule_id].invocation_id if schedule_id in fired else None,
+                    invocation_id=ours[schedule_id].invocation_id if schedule_id in ours else None,
+                    run_id=ours[schedule_id].run_id if schedule_id in ours else None,
                 )
                 for schedule_id, (_, planned) in batch.plans.items()
             ],
         )
         return batch
-
-    async def _cancel(self, conn: Connection, record: ScheduleRecord) -> None:
-        """End the job of the run before, waiting or running; whoever runs it is told."""
-        job_id = record.last_invocation_id
-        if job_id is not None:
-            await self._jobs.cancel(conn, record.scope, [job_id])
 
     async def _write_failed(self, conn: Connection, record: ScheduleRecord, run: Run, now: datetime) -> None:
         """Note that an instant failed, and go on after it if that can be said."""
@@ -255,15 +243,14 @@ class Firing:
             found = await store.released(conn, BATCH)
             batch = _Batch(now)
             for waiting in found:
-                _add_job(batch, waiting.schedule, Instant(waiting.scheduled_for, waiting.catch_up))
-            await _enqueue(conn, batch)
+                _start(batch, waiting.schedule, Instant(waiting.scheduled_for, waiting.catch_up))
+            await _begin(conn, batch)
             await store.settle_runs(conn, batch.runs)
             steps = []
             for run, waiting in zip(batch.runs, found, strict=True):
                 record = waiting.schedule
-                steps.append(
-                    Advance(record.id, record.next_run_at, record.due_at, run.fired_at, run.status, run.invocation_id)
-                )
+                at = (record.next_run_at, record.due_at)
+                steps.append(Advance(record.id, *at, run.fired_at, run.status, run.invocation_id, run.run_id))
             if steps:
                 await store.advance(conn, steps)
         self._tell(batch)
@@ -314,7 +301,7 @@ def _decide(batch: _Batch, record: ScheduleRecord, planned: Plan, busy: bool, wa
         else:
             if policy == "cancel_previous" and busy:
                 batch.cancelled.append(record)
-            _add_job(batch, record, instant)
+            _start(batch, record, instant)
             if not instant.catch_up and record.due_at is not None and place == 0:
                 batch.lateness.append((batch.now - record.due_at).total_seconds() * 1000)
             busy = True
@@ -324,75 +311,27 @@ def _note(batch: _Batch, record: ScheduleRecord, instant: Instant, status: RunSt
     batch.runs.append(Run(record.id, instant.at, status, reason=reason, catch_up=instant.catch_up))
 
 
-def _add_job(batch: _Batch, record: ScheduleRecord, instant: Instant) -> None:
-    job = job_of(record, instant, batch.now)
-    batch.jobs[record.id, instant.at] = job
-    batch.runs.append(Run(record.id, instant.at, "fired", batch.now, catch_up=instant.catch_up, invocation_id=job.id))
+def _start(batch: _Batch, record: ScheduleRecord, instant: Instant) -> None:
+    start = start_of(record, instant, batch.now)
+    batch.starts[record.id, instant.at] = start
+    batch.runs.append(fired(record, instant, batch.now, start))
 
 
-async def _enqueue(conn: Connection, batch: _Batch) -> None:
-    """Make the jobs of the runs that are ours; a run whose job was refused has failed."""
-    fired = [run for run in batch.runs if run.status == "fired"]
-    refused = await enqueue(conn, [batch.jobs[run.schedule_id, run.scheduled_for] for run in fired])
+async def _begin(conn: Connection, batch: _Batch) -> None:
+    """Make what fires and is ours; an instant whose job or run was refused has failed."""
+    ours = [run for run in batch.runs if run.status == "fired"]
+    refused = await begin(conn, [batch.starts[run.schedule_id, run.scheduled_for] for run in ours])
     if not refused:
         return
-    failed = [
-        Run(
-            run.schedule_id, run.scheduled_for, "failed", reason=refused[run.invocation_id or ""], catch_up=run.catch_up
+    failed = {
+        (run.schedule_id, run.scheduled_for): Run(
+            run.schedule_id, run.scheduled_for, "failed", reason=reason, catch_up=run.catch_up
         )
-        for run in fired
-        if run.invocation_id in refused
-    ]
-    await store.settle_runs(conn, failed)
-    by_key = {(run.schedule_id, run.scheduled_for): run for run in failed}
-    batch.runs = [by_key.get((run.schedule_id, run.scheduled_for), run) for run in batch.runs]
-
-
-async def enqueue(conn: Connection, jobs: Sequence[NewJob]) -> dict[str, str]:
-    """Accept jobs in this transaction; why not, by the id of each that was refused."""
-    if not jobs:
-        return {}
-    outcomes = await asyncs.add(conn, jobs)
-    await conn.notify(Channel.WORK, asyncs.DUE)
-    return {job.id: answer.detail for job, answer in zip(jobs, outcomes, strict=True) if isinstance(answer, NovaError)}
-
-
-def job_of(record: ScheduleRecord, instant: Instant, fired_at: datetime) -> NewJob:
-    """The call that one instant of a schedule makes: in the scope of the schedule, for whoever created it."""
-    settings = record.settings
-    return NewJob(
-        id=new_id(),
-        scope=record.scope,
-        function=record.target,
-        function_id=record.function_id,
-        qualifier=settings.qualifier,
-        payload=settings.input.encode() if settings.input is not None else _envelope(record, instant, fired_at),
-        options=AsyncOptions(max_attempts=settings.max_attempts),
-        caller=record.created_by,
-        source=f"schedule:{settings.name}",
-    )
-
-
-def _envelope(record: ScheduleRecord, instant: Instant, fired_at: datetime) -> bytes:
-    """A CloudEvents 1.0 object. Source and id together name the instant."""
-    return encode(
-        {
-            "specversion": "1.0",
-            "id": rfc3339(instant.at),
-            "source": f"/schedules/{record.id}",
-            "type": "nova.schedule.fired",
-            "subject": record.settings.name,
-            "time": rfc3339(fired_at),
-            "datacontenttype": "application/json",
-            "data": {
-                "schedule": record.settings.name,
-                "scheduled_at": rfc3339(instant.at),
-                "fired_at": rfc3339(fired_at),
-                "catch_up": instant.catch_up,
-            },
-            "novatenant": record.scope.tenant,
-        }
-    )
+        for run in ours
+        if (reason := refused.get(run.invocation_id or run.run_id or ""))
+    }
+    await store.settle_runs(conn, list(failed.values()))
+    batch.runs = [failed.get((run.schedule_id, run.scheduled_for), run) for run in batch.runs]
 
 
 def _failed(record: ScheduleRecord, reason: str) -> Run:

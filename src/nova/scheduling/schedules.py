@@ -1,7 +1,6 @@
 """Handlers of schedules. An expression is understood before anything is written; a change reaches the leader at once."""
 
-import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -11,95 +10,83 @@ from nova.api import schedules as api
 from nova.api.table import Empty, Page, PageQuery
 from nova.clock import Clock
 from nova.domain import cron
-from nova.domain.asyncs import MAX_PAYLOAD
-from nova.domain.identity import Identity, Scope
-from nova.domain.names import LATEST, LIVE
 from nova.errors import NovaError, invalid, not_found
-from nova.http import body as bodies
 from nova.http import paging
 from nova.http.handler import Answer, Req, handles, identifier
 from nova.ids import new_id
-from nova.payload import too_large
-from nova.scheduling.firing import enqueue, job_of
-from nova.scheduling.timing import Instant, times_of, timing
+from nova.scheduling.describing import merged, run_view, settings_of, timing_of, view, would_be
+from nova.scheduling.starting import begin, fired, start_of
+from nova.scheduling.targets import Targets, may_read, named, require_call
+from nova.scheduling.timing import Instant
 from nova.security import access
 from nova.store import schedules as store
 from nova.store.db import Connection, Database
-from nova.store.functions import FunctionRecord, FunctionStore
 from nova.store.schedules import (
     Advance,
-    Run,
     RunRecord,
     ScheduleFilter,
     ScheduleRecord,
     ScheduleSettings,
     ScheduleStore,
+    TargetType,
     Timing,
 )
-from nova.store.versions import VersionStore
 
 _MANAGE = "schedule:manage"
-_READ = "function:read"
-_INVOKE = "function:invoke"
-_FIELDS = tuple(field.name for field in fields(ScheduleSettings))
+_WHEN = ("cron_expression", "timezone", "start_at", "end_at", "enabled", "jitter_s")
+"""The settings that say when a schedule is due."""
 
 
 class ScheduleHandlers:
-    """Whoever makes or changes a schedule must be allowed to call its function: it acts for them later."""
+    """Whoever makes or changes a schedule must be allowed to call its target: it acts for them later."""
 
-    def __init__(
-        self, db: Database, schedules: ScheduleStore, functions: FunctionStore, versions: VersionStore, clock: Clock
-    ) -> None:
+    def __init__(self, db: Database, schedules: ScheduleStore, targets: Targets, clock: Clock) -> None:
         self._db = db
         self._schedules = schedules
-        self._functions = functions
-        self._versions = versions
+        self._targets = targets
         self._clock = clock
 
     @handles("function.schedule.create")
     async def create(self, req: Req[api.ScheduleCreate, api.DryRun]) -> Answer:
-        name = req.params["name"]
-        access.require(req.identity, _INVOKE, name)
-        schedule_id, now = new_id(), self._clock.now()
-        settings = _settings(req.body, req.body.name or f"schedule-{schedule_id[-12:]}")
-        async with self._db.transaction() as conn:
-            function = await self._functions.lock(conn, req.scope, name)
-            if function is None:
-                raise not_found("function", name)
-            await self._check_qualifier(conn, function, settings.qualifier)
-            planned = _timing(schedule_id, settings, settings.start_at or now, now)
-            if req.dry_run:
-                return Answer(_would_be(schedule_id, req.scope, function, settings, planned, req.identity, now), 200)
-            record = await self._schedules.insert(
-                conn, schedule_id, req.scope, (function.id, name), settings, planned, req.identity.subject
-            )
-        if record is None:
-            raise _taken(settings.name)
-        return Answer(_view(record))
+        return await self._create(req, "function", req.body, req.body.name)
+
+    @handles("workflow.schedule.create")
+    async def create_of_workflow(self, req: Req[api.WorkflowScheduleCreate, api.DryRun]) -> Answer:
+        return await self._create(req, "workflow", req.body, req.body.name)
 
     @handles("function.schedule.list")
     async def list_of_function(self, req: Req[None, PageQuery]) -> Page[api.Schedule]:
-        name = req.params["name"]
-        if await self._functions.lookup(req.scope, name) is None:
-            raise not_found("function", name)
-        return await self._page(req, ScheduleFilter(target=name))
+        return await self._list(req, "function")
+
+    @handles("workflow.schedule.list")
+    async def list_of_workflow(self, req: Req[None, PageQuery]) -> Page[api.Schedule]:
+        return await self._list(req, "workflow")
 
     @handles("schedule.list")
     async def list(self, req: Req[None, api.ScheduleQuery]) -> Page[api.Schedule]:
         query = req.query
-        return await self._page(req, ScheduleFilter(target=query.target, enabled=query.enabled, q=query.q))
+        wanted = ScheduleFilter(target=query.target, target_type=query.target_type, enabled=query.enabled, q=query.q)
+        return await self._page(req, wanted)
 
     @handles("function.schedule.get")
     async def get_of_function(self, req: Req[None, Empty]) -> api.Schedule:
-        return _view(await self._record(req, _READ))
+        return view(await self._record(req, "function"))
+
+    @handles("workflow.schedule.get")
+    async def get_of_workflow(self, req: Req[None, Empty]) -> api.Schedule:
+        return view(await self._record(req, "workflow"))
 
     @handles("schedule.get")
     async def get(self, req: Req[None, Empty]) -> api.Schedule:
-        return _view(await self._record(req, _READ))
+        return view(await self._record(req))
 
     @handles("function.schedule.patch")
     async def patch_of_function(self, req: Req[api.SchedulePatch, api.DryRun]) -> api.Schedule:
-        return await self._patch(req)
+        return await self._patch(req, "function")
+
+    @handles("workflow.schedule.patch")
+    async def patch_of_workflow(self, req: Req[api.SchedulePatch, api.DryRun]) -> api.Schedule:
+        return await self._patch(req, "workflow")
 
     @handles("schedule.patch")
     async def patch(self, req: Req[api.SchedulePatch, api.DryRun]) -> api.Schedule:
@@ -107,7 +94,11 @@ class ScheduleHandlers:
 
     @handles("function.schedule.delete")
     async def delete_of_function(self, req: Req[None, Empty]) -> None:
-        await self._delete(req)
+        await self._delete(req, "function")
+
+    @handles("workflow.schedule.delete")
+    async def delete_of_workflow(self, req: Req[None, Empty]) -> None:
+        await self._delete(req, "workflow")
 
     @handles("schedule.delete")
     async def delete(self, req: Req[None, Empty]) -> None:
@@ -117,17 +108,17 @@ class ScheduleHandlers:
     async def run(self, req: Req[None, Empty]) -> api.ScheduleRun:
         async with self._db.transaction() as conn:
             record = await self._locked(conn, req)
-            access.require(req.identity, _INVOKE, record.target)
+            require_call(req.identity, record.target.type, record.target.name)
             now = self._clock.now()
-            job = replace(job_of(record, Instant(now), now), caller=req.identity.subject)
-            if refused := await enqueue(conn, [job]):
-                raise NovaError("not_found", refused[job.id])
-            made = Run(record.id, now, "fired", now, f"run by {req.identity.subject}", invocation_id=job.id)
+            start = start_of(record, Instant(now), now, req.identity.subject)
+            if refused := await begin(conn, [start]):
+                raise NovaError("invalid_state", refused[start.id])
+            made = fired(record, Instant(now), now, start, reason=f"run by {req.identity.subject}")
             await store.claim_runs(conn, [made])
-            await store.advance(
-                conn, [Advance(record.id, record.next_run_at, record.due_at, now, "fired", invocation_id=job.id)]
-            )
-        return _run_view(RunRecord(now, "fired", now, made.reason, False, job.id, "queued"))
+            at = (record.next_run_at, record.due_at)
+            await store.advance(conn, [Advance(record.id, *at, now, "fired", made.invocation_id, made.run_id)])
+        outcome = "queued" if made.run_id is None else "pending"
+        return run_view(RunRecord(now, "fired", now, made.reason, False, made.invocation_id, made.run_id, outcome))
 
     @handles("schedule.pause")
     async def pause(self, req: Req[None, Empty]) -> api.Schedule:
@@ -139,14 +130,14 @@ class ScheduleHandlers:
 
     @handles("schedule.runs")
     async def runs(self, req: Req[None, api.RunQuery]) -> Page[api.ScheduleRun]:
-        record = await self._record(req, _READ)
+        record = await self._record(req)
         limit, values = req.query.limit, paging.decode(req.query.cursor, str)
         found = await self._schedules.runs(
             record.id, status=req.query.status, before=_moment(values[0]) if values else None, limit=limit + 1
         )
         shown = found[:limit]
         more = paging.encode([shown[-1].scheduled_for.isoformat()]) if len(found) > limit else None
-        return Page[api.ScheduleRun](items=[_run_view(run) for run in shown], next_cursor=more)
+        return Page[api.ScheduleRun](items=[run_view(run) for run in shown], next_cursor=more)
 
     @handles("schedule.preview")
     async def preview(self, req: Req[None, api.PreviewQuery]) -> api.Preview:
@@ -160,48 +151,75 @@ class ScheduleHandlers:
         return api.Preview(cron_expression=query.cron, timezone=query.timezone, instants=instants)
 
     async def _page(self, req: Req[None, Any], wanted: ScheduleFilter) -> Page[api.Schedule]:
-        """Schedules of the functions that the caller may read: pages are filled up past those of others."""
+        """Schedules of what the caller may read: pages are filled up past those of others."""
         limit, values = req.query.limit, paging.decode(req.query.cursor, str)
         after = paging.row_id(str(values[0])) if values else None
         shown: list[ScheduleRecord] = []
         while len(shown) <= limit:
             found = await self._schedules.page(req.scope, wanted, after=after, limit=limit + 1)
-            shown += [record for record in found if access.allowed(req.identity, _READ, record.target)]
+            shown += [record for record in found if may_read(req.identity, record.target)]
             if len(found) <= limit:
                 break
             after = found[-1].id
         more = paging.encode([shown[limit - 1].id]) if len(shown) > limit else None
-        return Page[api.Schedule](items=[_view(record) for record in shown[:limit]], next_cursor=more)
+        return Page[api.Schedule](items=[view(record) for record in shown[:limit]], next_cursor=more)
 
-    async def _record(self, req: Req[Any, Any], permission: str) -> ScheduleRecord:
-        schedule_id = req.params["id"]
-        return _found(req, await self._schedules.get(req.scope, identifier("schedule", schedule_id)), permission)
+    async def _create(
+        self, req: Req[Any, api.DryRun], kind: TargetType, body: api.ScheduleTimes, name: str | None
+    ) -> Answer:
+        require_call(req.identity, kind, req.params["name"])
+        schedule_id, now = new_id(), self._clock.now()
+        settings = settings_of(body, name or f"schedule-{schedule_id[-12:]}")
+        by = req.identity.subject
+        async with self._db.transaction() as conn:
+            target = await self._targets.lock(conn, req.scope, kind, req.params["name"], settings.qualifier)
+            planned = timing_of(schedule_id, settings, settings.start_at or now, now)
+            if req.dry_run:
+                return Answer(would_be(schedule_id, req.scope, target, settings, planned, by, now), 200)
+            record = await self._schedules.insert(conn, schedule_id, req.scope, target, settings, planned, by)
+        if record is None:
+            raise _taken(kind, settings.name)
+        return Answer(view(record))
 
-    async def _locked(self, conn: Connection, req: Req[Any, Any]) -> ScheduleRecord:
-        schedule_id = req.params["id"]
-        return _found(req, await self._schedules.lock(conn, req.scope, identifier("schedule", schedule_id)), _MANAGE)
+    async def _list(self, req: Req[None, PageQuery], kind: TargetType) -> Page[api.Schedule]:
+        name = req.params["name"]
+        if not await self._targets.exists(req.scope, kind, name):
+            raise not_found(kind, name)
+        return await self._page(req, ScheduleFilter(target=name, target_type=kind))
 
-    async def _patch(self, req: Req[api.SchedulePatch, api.DryRun]) -> api.Schedule:
+    async def _record(self, req: Req[Any, Any], kind: TargetType | None = None) -> ScheduleRecord:
+        schedule_id = identifier("schedule", req.params["id"])
+        return _found(req, await self._schedules.get(req.scope, schedule_id), kind)
+
+    async def _locked(self, conn: Connection, req: Req[Any, Any], kind: TargetType | None = None) -> ScheduleRecord:
+        schedule_id = identifier("schedule", req.params["id"])
+        record = _found(req, await self._schedules.lock(conn, req.scope, schedule_id), kind)
+        access.require(req.identity, _MANAGE, named(record.target.type, record.target.name))
+        return record
+
+    async def _patch(self, req: Req[api.SchedulePatch, api.DryRun], kind: TargetType | None = None) -> api.Schedule:
+        target = None
         try:
             async with self._db.transaction() as conn:
-                record = await self._locked(conn, req)
-                access.require(req.identity, _INVOKE, record.target)
-                settings = _merged(record.settings, req.raw_body)
+                record = await self._locked(conn, req, kind)
+                target = record.target
+                require_call(req.identity, target.type, target.name)
+                settings = merged(target.type, record.settings, req.raw_body)
                 if settings.qualifier != record.settings.qualifier:
-                    await self._check_target(conn, record, settings.qualifier)
+                    await self._targets.check(conn, record.scope, target, settings.qualifier)
                 changed = await self._change(conn, record, settings, dry_run=req.dry_run)
         except UniqueViolation:
-            raise _taken(str(req.raw_body.get("name"))) from None
-        return _view(changed)
+            raise _taken(target.type if target else "function", str(req.raw_body.get("name"))) from None
+        return view(changed)
 
     async def _enable(self, req: Req[None, Empty], enabled: bool) -> api.Schedule:
         async with self._db.transaction() as conn:
             record = await self._locked(conn, req)
             if enabled:
-                access.require(req.identity, _INVOKE, record.target)
+                require_call(req.identity, record.target.type, record.target.name)
             if record.settings.enabled == enabled:
-                return _view(record)
-            return _view(await self._change(conn, record, replace(record.settings, enabled=enabled), dry_run=False))
+                return view(record)
+            return view(await self._change(conn, record, replace(record.settings, enabled=enabled), dry_run=False))
 
     async def _change(
         self, conn: Connection, record: ScheduleRecord, settings: ScheduleSettings, *, dry_run: bool
@@ -212,7 +230,7 @@ class ScheduleHandlers:
         same = all(getattr(before, name) == getattr(settings, name) for name in _WHEN)
         moved = (before.cron_expression, before.start_at) != (settings.cron_expression, settings.start_at)
         anchor = (settings.start_at or now) if moved else record.anchor
-        planned = _timing(record.id, settings, anchor, now)
+        planned = timing_of(record.id, settings, anchor, now)
         if same and settings.enabled:
             planned = Timing(record.anchor, record.next_run_at, record.due_at)
         if dry_run:
@@ -221,132 +239,25 @@ class ScheduleHandlers:
             await store.drop_queued(conn, record.id, "the schedule was paused or its overlap_policy changed")
         return await self._schedules.update(conn, record.id, settings, planned)
 
-    async def _delete(self, req: Req[None, Empty]) -> None:
+    async def _delete(self, req: Req[None, Empty], kind: TargetType | None = None) -> None:
         async with self._db.transaction() as conn:
-            record = await self._locked(conn, req)
+            record = await self._locked(conn, req, kind)
             await self._schedules.delete(conn, req.scope, record.id)
 
-    async def _check_target(self, conn: Connection, record: ScheduleRecord, qualifier: str | None) -> None:
-        function = await self._functions.lookup(record.scope, record.target, conn)
-        if function is None:
-            raise not_found("function", record.target)
-        await self._check_qualifier(conn, function, qualifier)
 
-    async def _check_qualifier(self, conn: Connection, function: FunctionRecord, qualifier: str | None) -> None:
-        if qualifier is None or qualifier in (LIVE, LATEST) or qualifier in function.aliases:
-            return
-        if not qualifier.isdigit() or await self._versions.version(function.id, int(qualifier), conn) is None:
-            raise invalid("qualifier", f"function {function.name!r} has no version or alias {qualifier!r}")
-
-
-_WHEN = ("cron_expression", "timezone", "start_at", "end_at", "enabled", "jitter_s")
-"""The settings that say when a schedule is due."""
-
-
-def _timing(schedule_id: str, settings: ScheduleSettings, anchor: datetime, now: datetime) -> Timing:
-    """Raises ``validation_failed`` naming the field."""
-    if settings.start_at and settings.end_at and settings.end_at <= settings.start_at:
-        raise invalid("end_at", "must be later than start_at")
-    try:
-        times_of(settings, anchor)
-    except cron.CronError as exc:
-        raise invalid("cron_expression", str(exc)) from None
-    except ValueError as exc:
-        raise invalid("timezone", str(exc)) from None
-    return timing(schedule_id, settings, anchor, now)
-
-
-def _settings(body: api.ScheduleFields, name: str) -> ScheduleSettings:
-    text = None
-    if body.input is not None:
-        text = json.dumps(body.input, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        if len(text.encode()) > MAX_PAYLOAD:
-            raise too_large(MAX_PAYLOAD)
-    given = {field: getattr(body, field) for field in _FIELDS if field not in ("name", "input")}
-    return ScheduleSettings(name=name, input=text, **given)
-
-
-def _merged(settings: ScheduleSettings, patch: dict[str, Any]) -> ScheduleSettings:
-    """A merge patch, checked like a creation. ``input`` is a value, not a part of the resource: it is replaced."""
-    if patch.get("name", "") is None:
-        raise invalid("name", "cannot be taken away")
-    current = {name: getattr(settings, name) for name in _FIELDS if name != "input"}
-    merged = {name: value for name, value in current.items() if name not in patch and value is not None}
-    if "input" not in patch and settings.input is not None:
-        merged["input"] = json.loads(settings.input)
-    merged |= {name: value for name, value in patch.items() if value is not None}
-    body = bodies.parse(api.ScheduleCreate, json.dumps(merged, default=datetime.isoformat).encode())
-    return _settings(body, body.name or settings.name)
-
-
-def _found(req: Req[Any, Any], record: ScheduleRecord | None, permission: str) -> ScheduleRecord:
-    """The schedule, if the caller may know of it; under a function's path, only that function's."""
-    of_another = record is not None and req.params.get("name", record.target) != record.target
-    if record is None or of_another or not access.allowed(req.identity, _READ, record.target):
+def _found(req: Req[Any, Any], record: ScheduleRecord | None, kind: TargetType | None) -> ScheduleRecord:
+    """The schedule, if the caller may know of it; under the path of a function or workflow (``kind``), only of that."""
+    if (
+        record is None
+        or (kind is not None and (record.target.type, record.target.name) != (kind, req.params["name"]))
+        or not may_read(req.identity, record.target)
+    ):
         raise not_found("schedule", req.params["id"])
-    access.require(req.identity, permission, record.target)
     return record
 
 
-def _would_be(
-    schedule_id: str,
-    scope: Scope,
-    function: FunctionRecord,
-    settings: ScheduleSettings,
-    planned: Timing,
-    identity: Identity,
-    now: datetime,
-) -> api.Schedule:
-    return _view(
-        ScheduleRecord(
-            id=schedule_id,
-            scope=scope,
-            target=function.name,
-            function_id=function.id,
-            settings=settings,
-            anchor=planned.anchor,
-            next_run_at=planned.next_run_at,
-            due_at=planned.due_at,
-            last_run_at=None,
-            last_status=None,
-            last_invocation_id=None,
-            created_by=identity.subject,
-            created_at=now,
-            updated_at=now,
-        )
-    )
-
-
-def _view(record: ScheduleRecord) -> api.Schedule:
-    settings = {name: getattr(record.settings, name) for name in _FIELDS if name != "input"}
-    return api.Schedule(
-        **settings,
-        input=None if record.settings.input is None else json.loads(record.settings.input),
-        id=record.id,
-        target=record.target,
-        next_run_at=record.next_run_at,
-        last_run_at=record.last_run_at,
-        last_status=record.last_status,
-        created_by=record.created_by,
-        created_at=record.created_at,
-        updated_at=record.updated_at,
-    )
-
-
-def _run_view(run: RunRecord) -> api.ScheduleRun:
-    return api.ScheduleRun(
-        scheduled_for=run.scheduled_for,
-        fired_at=run.fired_at,
-        status=run.status,
-        reason=run.reason,
-        catch_up=run.catch_up,
-        invocation_id=run.invocation_id,
-        outcome=run.outcome,
-    )
-
-
-def _taken(name: str) -> NovaError:
-    return NovaError("already_exists", f"the function has a schedule {name!r} already")
+def _taken(kind: TargetType, name: str) -> NovaError:
+    return NovaError("already_exists", f"the {kind} has a schedule {name!r} already")
 
 
 def _moment(text: object) -> datetime:

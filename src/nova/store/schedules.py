@@ -1,4 +1,4 @@
-"""Schedules in PostgreSQL, and what became of each of their instants.
+"""Schedules in PostgreSQL, of functions and of workflows, and what became of each of their instants.
 
 Whoever changes a schedule notifies :attr:`Channel.SCHEDULES` with its id in that transaction, so that the leader looks again.
 """
@@ -19,6 +19,7 @@ from nova.store.listen import Channel
 Overlap = Literal["skip", "queue", "allow", "cancel_previous"]
 CatchUp = Literal["none", "last", "all"]
 RunStatus = Literal["queued", "fired", "skipped", "missed", "failed"]
+TargetType = Literal["function", "workflow"]
 _sql = Queries("schedules")
 
 
@@ -26,7 +27,8 @@ _sql = Queries("schedules")
 class ScheduleSettings:
     """What may be changed on a schedule. ``input`` is JSON text; None: an envelope that tells of the firing.
 
-    ``max_attempts`` None means as the function's ``async_policy`` says. Windows and jitter in seconds.
+    ``max_attempts`` (of functions) None means as the function's ``async_policy`` says, ``timeout_s`` (of workflows) as the
+    workflow says. Windows, jitter and times in seconds.
     """
 
     name: str
@@ -41,7 +43,17 @@ class ScheduleSettings:
     jitter_s: int
     start_at: datetime | None
     end_at: datetime | None
-    max_attempts: int | None
+    max_attempts: int | None = None
+    timeout_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a schedule calls."""
+
+    type: TargetType
+    id: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +70,11 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRecord:
-    """One schedule. ``last_invocation_id`` is the job of the run that fired last."""
+    """One schedule. ``last_invocation_id`` is the job that it made last, ``last_run_id`` the run of its workflow."""
 
     id: str
     scope: Scope
-    target: str
-    function_id: str
+    target: Target
     settings: ScheduleSettings
     anchor: datetime
     next_run_at: datetime | None
@@ -71,6 +82,7 @@ class ScheduleRecord:
     last_run_at: datetime | None
     last_status: RunStatus | None
     last_invocation_id: str | None
+    last_run_id: str | None
     created_by: str
     created_at: datetime
     updated_at: datetime
@@ -78,7 +90,8 @@ class ScheduleRecord:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What was decided about one instant. ``fired_at`` and ``invocation_id`` are there when a job was made of it."""
+    """What was decided about one instant. ``fired_at`` is there when a job (``invocation_id``) or a run of a workflow
+    (``run_id``) was made of it."""
 
     schedule_id: str
     scheduled_for: datetime
@@ -87,11 +100,12 @@ class Run:
     reason: str = ""
     catch_up: bool = False
     invocation_id: str | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """``outcome`` is the status of the job; None when there is no job, or it is not kept any more."""
+    """``outcome`` is the status of the job or run; None when there is none, or it is not kept any more."""
 
     scheduled_for: datetime
     status: RunStatus
@@ -99,6 +113,7 @@ class RunRecord:
     reason: str
     catch_up: bool
     invocation_id: str | None
+    run_id: str | None
     outcome: str | None
 
 
@@ -112,6 +127,7 @@ class Advance:
     fired_at: datetime | None = None
     status: RunStatus | None = None
     invocation_id: str | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +144,7 @@ class ScheduleFilter:
     """What a list may ask for; None does not restrict. ``q`` is text in the name of schedule or target."""
 
     target: str | None = None
+    target_type: TargetType | None = None
     enabled: bool | None = None
     q: str | None = None
 
@@ -161,19 +178,21 @@ class ScheduleStore:
         conn: Connection,
         schedule_id: str,
         scope: Scope,
-        target: tuple[str, str],
+        target: Target,
         settings: ScheduleSettings,
         timing: Timing,
         created_by: str,
     ) -> ScheduleRecord | None:
-        """A schedule of the function ``target`` (id, name); None when the name is taken."""
+        """None when the name is taken."""
         row = await conn.one(
             _sql.insert,
             id=schedule_id,
             tenant=scope.tenant,
             namespace=scope.namespace,
-            function_id=target[0],
-            target=target[1],
+            target_type=target.type,
+            target=target.name,
+            function_id=target.id if target.type == "function" else None,
+            workflow_id=target.id if target.type == "workflow" else None,
             created_by=created_by,
             **asdict(settings),
             **asdict(timing),
@@ -242,6 +261,7 @@ async def advance(conn: Connection, steps: Sequence[Advance]) -> None:
         fired_ats=[step.fired_at for step in steps],
         statuses=[step.status for step in steps],
         invocation_ids=[step.invocation_id for step in steps],
+        run_ids=[step.run_id for step in steps],
     )
 
 
@@ -259,11 +279,12 @@ async def settle_runs(conn: Connection, runs: Sequence[Run]) -> None:
         await conn.run(_sql.settle_runs, **_columns(runs))
 
 
-async def unfinished(conn: Connection, jobs: Collection[str]) -> set[str]:
-    """Those of the jobs that wait or run."""
-    if not jobs:
-        return set()
-    return {row["id"] for row in await conn.fetch(_sql.unfinished, ids=list(jobs))}
+async def unfinished(conn: Connection, records: Sequence[ScheduleRecord]) -> set[str]:
+    """Those of the schedules, by their ids, whose last job or run waits or runs."""
+    jobs = {record.last_invocation_id: record.id for record in records if record.last_invocation_id is not None}
+    runs = {record.last_run_id: record.id for record in records if record.last_run_id is not None}
+    busy = {jobs[row["id"]] for row in await conn.fetch(_sql.unfinished_jobs, ids=list(jobs))} if jobs else set()
+    return busy | {runs[row["id"]] for row in await conn.fetch(_sql.unfinished_runs, ids=list(runs))} if runs else busy
 
 
 async def count_queued(conn: Connection, schedules: Collection[str]) -> dict[str, int]:
@@ -328,8 +349,7 @@ def _record(row: Row) -> ScheduleRecord:
     return ScheduleRecord(
         id=str(row["id"]),
         scope=Scope(row["tenant_id"], row["namespace"]),
-        target=row["target"],
-        function_id=str(row["function_id"]),
+        target=Target(row["target_type"], str(row["workflow_id"] or row["function_id"]), row["target"]),
         settings=ScheduleSettings(**{name: row[name] for name in _SETTINGS}),
         anchor=row["anchor"],
         next_run_at=row["next_run_at"],
@@ -337,6 +357,7 @@ def _record(row: Row) -> ScheduleRecord:
         last_run_at=row["last_run_at"],
         last_status=row["last_status"],
         last_invocation_id=None if row["last_invocation_id"] is None else str(row["last_invocation_id"]),
+        last_run_id=None if row["last_run_id"] is None else str(row["last_run_id"]),
         created_by=row["created_by"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
@@ -351,4 +372,5 @@ def _columns(runs: Sequence[Run]) -> dict[str, list[object]]:
         "statuses": [run.status for run in runs],
         "reasons": [run.reason for run in runs],
         "invocation_ids": [run.invocation_id for run in runs],
+        "run_ids": [run.run_id for run in runs],
     }

@@ -165,7 +165,7 @@ async def _insert(conn: Connection, runs: Sequence[tuple[NewRun, Row, str]]) -> 
         sources=[run.source for run, _, _ in runs],
         traceparents=[run.traceparent for run, _, _ in runs],
         tracestates=[run.tracestate for run, _, _ in runs],
-        timeouts=[run.timeout_s or target["default_timeout_s"] or DEFAULT_TIMEOUT_S for run, target, _ in runs],
+        timeouts=[float(run.timeout_s or target["default_timeout_s"] or DEFAULT_TIMEOUT_S) for run, target, _ in runs],
     )
     return {row["id"] for row in rows}
 

@@ -15,6 +15,8 @@ from nova.store.db import Connection, Database, Queries, Row
 
 OnLimit = Literal["queue", "reject"]
 OnFailure = Literal["cancel", "finish"]
+Referred = Literal["function", "workflow", "topic"]
+"""What a definition names."""
 _sql = Queries("workflows")
 
 
@@ -104,7 +106,8 @@ class WorkflowStore:
         return _found(await conn.one(_sql.update, id=workflow_id, etag=new_id(), **_columns(settings)))
 
     async def delete(self, conn: Connection, workflow_id: str) -> None:
-        """Its name is free when the transaction commits; its runs stay."""
+        """Its name is free when the transaction commits; its schedules go with it, its runs stay."""
+        await conn.run(_sql.delete_schedules, id=workflow_id)
         await conn.run(_sql.delete, id=workflow_id, etag=new_id())
 
     async def publish(
@@ -147,16 +150,24 @@ class WorkflowStore:
         return [row["id"] for row in rows]
 
     async def missing(
-        self, scope: Scope, functions: Collection[str], workflows: Collection[str], conn: Connection | None = None
-    ) -> tuple[set[str], set[str]]:
-        """Those of the functions and of the workflows that do not exist."""
-        where = {"tenant": scope.tenant, "namespace": scope.namespace}
+        self, scope: Scope, names: Mapping[Referred, Collection[str]], conn: Connection | None = None
+    ) -> dict[Referred, set[str]]:
+        """Of each kind those of the names that do not exist."""
         source = conn or self._db
-        there = await source.fetch(_sql.existing_functions, names=list(functions), **where) if functions else []
-        others = await source.fetch(_sql.existing_workflows, names=list(workflows), **where) if workflows else []
-        return set(functions) - {row["name"] for row in there}, set(workflows) - {row["name"] for row in others}
+        found: dict[Referred, set[str]] = {}
+        for kind, wanted in names.items():
+            rows = await source.fetch(
+                _EXISTING[kind], tenant=scope.tenant, namespace=scope.namespace, names=list(wanted)
+            )
+            found[kind] = set(wanted) - {row["name"] for row in rows}
+        return found
 
 
+_EXISTING: Mapping[Referred, str] = {
+    "function": _sql.existing_functions,
+    "workflow": _sql.existing_workflows,
+    "topic": _sql.existing_topics,
+}
 _SETTINGS = tuple(field.name for field in fields(WorkflowSettings))
 
 

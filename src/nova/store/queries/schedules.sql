@@ -1,13 +1,13 @@
 -- Schedules. Ids are UUIDv7, so ordering by id is ordering by creation.
 
 -- name: insert
-INSERT INTO schedules (id, tenant_id, namespace, target_type, target, function_id, name, cron_expression, timezone, input,
-                       qualifier, enabled, overlap_policy, catch_up, catch_up_window_s, jitter_s, start_at, end_at,
-                       max_attempts, anchor, next_run_at, due_at, created_by)
-VALUES (%(id)s, %(tenant)s, %(namespace)s, 'function', %(target)s, %(function_id)s, %(name)s, %(cron_expression)s,
-        %(timezone)s, %(input)s, %(qualifier)s, %(enabled)s, %(overlap_policy)s, %(catch_up)s,
-        %(catch_up_window_s)s, %(jitter_s)s, %(start_at)s, %(end_at)s, %(max_attempts)s, %(anchor)s, %(next_run_at)s,
-        %(due_at)s, %(created_by)s)
+INSERT INTO schedules (id, tenant_id, namespace, target_type, target, function_id, workflow_id, name, cron_expression,
+                       timezone, input, qualifier, enabled, overlap_policy, catch_up, catch_up_window_s, jitter_s, start_at,
+                       end_at, max_attempts, timeout_s, anchor, next_run_at, due_at, created_by)
+VALUES (%(id)s, %(tenant)s, %(namespace)s, %(target_type)s, %(target)s, %(function_id)s, %(workflow_id)s, %(name)s,
+        %(cron_expression)s, %(timezone)s, %(input)s, %(qualifier)s, %(enabled)s, %(overlap_policy)s, %(catch_up)s,
+        %(catch_up_window_s)s, %(jitter_s)s, %(start_at)s, %(end_at)s, %(max_attempts)s, %(timeout_s)s, %(anchor)s,
+        %(next_run_at)s, %(due_at)s, %(created_by)s)
 ON CONFLICT (tenant_id, namespace, target_type, target, name) DO NOTHING
 RETURNING *;
 
@@ -28,6 +28,7 @@ SELECT *
  WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s
    AND (%(after)s::uuid IS NULL OR id < %(after)s::uuid)
    AND (%(target)s::text IS NULL OR target = %(target)s)
+   AND (%(target_type)s::text IS NULL OR target_type = %(target_type)s)
    AND (%(enabled)s::boolean IS NULL OR enabled = %(enabled)s)
    AND (%(q)s::text IS NULL OR strpos(lower(name), lower(%(q)s)) > 0 OR strpos(lower(target), lower(%(q)s)) > 0)
  ORDER BY id DESC
@@ -38,8 +39,8 @@ UPDATE schedules
    SET name = %(name)s, cron_expression = %(cron_expression)s, timezone = %(timezone)s, input = %(input)s,
        qualifier = %(qualifier)s, enabled = %(enabled)s, overlap_policy = %(overlap_policy)s, catch_up = %(catch_up)s,
        catch_up_window_s = %(catch_up_window_s)s, jitter_s = %(jitter_s)s, start_at = %(start_at)s, end_at = %(end_at)s,
-       max_attempts = %(max_attempts)s, anchor = %(anchor)s, next_run_at = %(next_run_at)s, due_at = %(due_at)s,
-       updated_at = now()
+       max_attempts = %(max_attempts)s, timeout_s = %(timeout_s)s, anchor = %(anchor)s, next_run_at = %(next_run_at)s,
+       due_at = %(due_at)s, updated_at = now()
  WHERE id = %(id)s::uuid
 RETURNING *;
 
@@ -72,32 +73,36 @@ SELECT *
 UPDATE schedules s
    SET next_run_at = n.next_run_at, due_at = n.due_at,
        last_run_at = coalesce(n.fired_at, s.last_run_at), last_status = coalesce(n.status, s.last_status),
-       last_invocation_id = coalesce(n.invocation_id, s.last_invocation_id)
+       last_invocation_id = coalesce(n.invocation_id, s.last_invocation_id),
+       last_run_id = coalesce(n.run_id, s.last_run_id)
   FROM unnest(%(ids)s::uuid[], %(next_run_ats)s::timestamptz[], %(due_ats)s::timestamptz[], %(fired_ats)s::timestamptz[],
-              %(statuses)s::text[], %(invocation_ids)s::uuid[])
-       AS n (id, next_run_at, due_at, fired_at, status, invocation_id)
+              %(statuses)s::text[], %(invocation_ids)s::uuid[], %(run_ids)s::uuid[])
+       AS n (id, next_run_at, due_at, fired_at, status, invocation_id, run_id)
  WHERE s.id = n.id;
 
 -- name: claim_runs -- the lock: an instant that has been decided about is not decided about again. One that was written
 -- off as missed may still fire, when the clock that said so was wrong.
-INSERT INTO schedule_runs AS r (schedule_id, scheduled_for, fired_at, status, reason, catch_up, invocation_id)
+INSERT INTO schedule_runs AS r (schedule_id, scheduled_for, fired_at, status, reason, catch_up, invocation_id, run_id)
 SELECT * FROM unnest(%(ids)s::uuid[], %(scheduled_fors)s::timestamptz[], %(fired_ats)s::timestamptz[], %(statuses)s::text[],
-                     %(reasons)s::text[], %(catch_ups)s::boolean[], %(invocation_ids)s::uuid[])
+                     %(reasons)s::text[], %(catch_ups)s::boolean[], %(invocation_ids)s::uuid[], %(run_ids)s::uuid[])
 ON CONFLICT (schedule_id, scheduled_for) DO UPDATE
    SET fired_at = excluded.fired_at, status = excluded.status, reason = excluded.reason, catch_up = excluded.catch_up,
-       invocation_id = excluded.invocation_id
+       invocation_id = excluded.invocation_id, run_id = excluded.run_id
  WHERE r.status = 'missed' AND excluded.status <> 'missed'
 RETURNING schedule_id, scheduled_for;
 
--- name: unfinished
+-- name: unfinished_jobs
 SELECT id::text AS id FROM async_invocations WHERE id = ANY (%(ids)s::uuid[]) AND status = 'queued';
+
+-- name: unfinished_runs
+SELECT id::text AS id FROM dag_runs WHERE id = ANY (%(ids)s::uuid[]) AND finished_at IS NULL;
 
 -- name: settle_runs
 UPDATE schedule_runs r
-   SET fired_at = n.fired_at, status = n.status, reason = n.reason, invocation_id = n.invocation_id
+   SET fired_at = n.fired_at, status = n.status, reason = n.reason, invocation_id = n.invocation_id, run_id = n.run_id
   FROM unnest(%(ids)s::uuid[], %(scheduled_fors)s::timestamptz[], %(fired_ats)s::timestamptz[], %(statuses)s::text[],
-              %(reasons)s::text[], %(invocation_ids)s::uuid[])
-       AS n (schedule_id, scheduled_for, fired_at, status, reason, invocation_id)
+              %(reasons)s::text[], %(invocation_ids)s::uuid[], %(run_ids)s::uuid[])
+       AS n (schedule_id, scheduled_for, fired_at, status, reason, invocation_id, run_id)
  WHERE r.schedule_id = n.schedule_id AND r.scheduled_for = n.scheduled_for;
 
 -- name: count_queued
@@ -108,7 +113,7 @@ SELECT schedule_id, count(*) AS waiting FROM schedule_runs
 -- name: any_queued
 SELECT EXISTS (SELECT FROM schedule_runs WHERE status = 'queued') AS waiting;
 
--- name: released -- of each schedule whose last job has ended, the oldest run that waits
+-- name: released -- of each schedule whose last job or run has ended, the oldest instant that waits
 SELECT s.*,
        w.scheduled_for, w.catch_up AS late
   FROM (SELECT schedule_id, min(scheduled_for) AS scheduled_for FROM schedule_runs WHERE status = 'queued'
@@ -117,16 +122,19 @@ SELECT s.*,
   JOIN schedules s ON s.id = w.schedule_id
   JOIN tenants t ON t.id = s.tenant_id AND t.status = 'active'
  WHERE NOT EXISTS (SELECT FROM async_invocations a WHERE a.id = s.last_invocation_id AND a.status = 'queued')
+   AND NOT EXISTS (SELECT FROM dag_runs d WHERE d.id = s.last_run_id AND d.finished_at IS NULL)
  ORDER BY s.id
  LIMIT %(limit)s
    FOR UPDATE OF s, w SKIP LOCKED;
 
 -- name: runs
 SELECT r.scheduled_for, r.fired_at, r.status, r.reason, r.catch_up, r.invocation_id::text AS invocation_id,
-       CASE WHEN a.status = 'queued' AND w.lease_until > now() THEN 'running' ELSE a.status END AS outcome
+       r.run_id::text AS run_id,
+       CASE WHEN a.status = 'queued' AND w.lease_until > now() THEN 'running' ELSE coalesce(a.status, d.status) END AS outcome
   FROM schedule_runs r
   LEFT JOIN async_invocations a ON a.id = r.invocation_id
   LEFT JOIN work w ON w.id = r.invocation_id
+  LEFT JOIN dag_runs d ON d.id = r.run_id
  WHERE r.schedule_id = %(id)s::uuid AND (%(before)s::timestamptz IS NULL OR r.scheduled_for < %(before)s)
    AND (%(status)s::text IS NULL OR r.status = %(status)s)
  ORDER BY r.scheduled_for DESC

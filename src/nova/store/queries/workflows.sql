@@ -36,6 +36,9 @@ RETURNING *;
 -- name: delete -- the row stays until its runs have had their time
 UPDATE dag_workflows SET deleted_at = now(), etag = %(etag)s WHERE id = %(id)s::uuid;
 
+-- name: delete_schedules
+DELETE FROM schedules WHERE workflow_id = %(id)s::uuid;
+
 -- name: activate
 UPDATE dag_workflows
    SET active_version = %(version)s, etag = %(etag)s, updated_at = now()
@@ -75,6 +78,10 @@ SELECT id::text AS id FROM dag_runs
 
 -- name: existing_functions
 SELECT name FROM functions
+ WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND name = ANY (%(names)s::text[]);
+
+-- name: existing_topics
+SELECT name FROM event_topics
  WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND name = ANY (%(names)s::text[]);
 
 -- name: existing_workflows
