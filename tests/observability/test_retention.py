@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from psycopg.types.json import Jsonb
@@ -11,7 +11,7 @@ from nova.config import Settings
 from nova.errors import NovaError
 from nova.ids import new_id
 from nova.observability import retention
-from nova.observability.retention import BATCH, DAYS_AHEAD, INTERVAL_S, Retention, Rule, rules
+from nova.observability.retention import BATCH, BEHIND_S, DAYS_AHEAD, INTERVAL_S, SLOW_S, Retention, Rule, rules
 from nova.store.db import Database
 from nova.store.invocations import InvocationStore
 from tests.execution.fakes import make_snapshot
@@ -259,3 +259,96 @@ async def test_it_goes_on_by_itself(database: Database, monkeypatch: pytest.Monk
         assert len(rounds) == 4
     finally:
         work.cancel()
+
+
+async def test_a_table_that_is_behind_is_gone_on_with_at_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MAX_BATCHES", 3)
+    left = [5 * BATCH]
+
+    async def sweep(_now: datetime, limit: int) -> int:
+        gone = min(limit, left[0])
+        left[0] -= gone
+        return gone
+
+    watched = Watched(database)
+    duty = Retention([Rule("crowded", sweep)], watched.store, watched.settings, lambda table, rows: None, watched.clock)
+    await watched.duty.round()  # the days are tended: what follows waits for the clock alone
+    duty._tended = watched.duty._tended
+    work = asyncio.create_task(duty.lead(Free()))
+    try:
+        await watched.clock.advance(0)
+        assert left == [2 * BATCH]
+        await watched.clock.advance(BEHIND_S)
+        assert left == [0]
+    finally:
+        work.cancel()
+
+
+async def test_a_statement_that_takes_long_is_followed_by_a_pause_and_a_smaller_one(database: Database) -> None:
+    watched = Watched(database)
+    limits: list[int] = []
+
+    async def slow(_now: datetime, limit: int) -> int:
+        limits.append(limit)
+        await watched.clock.sleep(SLOW_S * 2)
+        return limit if len(limits) < 3 else 0
+
+    duty = Retention([Rule("slow", slow)], watched.store, watched.settings, lambda table, rows: None, watched.clock)
+    await watched.duty.round()
+    duty._tended = watched.duty._tended
+    work = asyncio.create_task(duty.round())
+    began = watched.clock.monotonic()
+    while not work.done() and watched.clock.monotonic() < began + 60:
+        await watched.clock.advance(SLOW_S)
+    assert not await work
+    assert limits == [BATCH, BATCH // 2, BATCH // 4]
+    assert watched.clock.monotonic() - began >= SLOW_S * 2 * 5
+
+
+class _Overheard:
+    """Stands where the database does, and keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    async def run(self, sql: str, /, **params: Any) -> int:
+        self.asked.append((sql, params))
+        return 0
+
+    async def one(self, sql: str, /, **params: Any) -> None:
+        self.asked.append((sql, params))
+
+
+_PAST = {
+    "event_deliveries": "INSERT INTO event_deliveries (subscription_id, sequence, generation, tenant_id, namespace, topic_id,"
+    " status, attempts, replay, ended_at) SELECT %(id)s, n, 0, 'default', 'default', %(id)s, 'succeeded', 1, false,"
+    " %(old)s - make_interval(secs => n) FROM generate_series(1, 10000) n",
+    "event_dedup": "INSERT INTO event_dedup (topic_id, key, message_id, sequence, expires_at)"
+    " SELECT %(id)s, int4send(n), %(id)s, n, %(old)s FROM generate_series(1, 10000) n",
+    "trace_spans": "INSERT INTO trace_spans (tenant_id, namespace, trace_id, span_id, name, plane, node, started_at, duration_us)"
+    " SELECT 'default', 'default', 't', n::text, 'n', 'comet', 'a', %(old)s, 1 FROM generate_series(1, 10000) n",
+    "audit_logs": "INSERT INTO audit_logs (id, created_at, tenant_id, namespace, actor, action, resource, outcome, request_id)"
+    " SELECT gen_random_uuid(), %(old)s, 't' || n %% 2, 'default', 'a', 'x', 'r', 'success', 'q'"
+    " FROM generate_series(1, 10000) n",
+}
+
+
+async def test_no_batch_reads_a_table_from_its_beginning(database: Database) -> None:
+    """It would read again, each time, all that the batches before it have emptied and nobody has cleaned up yet."""
+    overheard = _Overheard()
+    planned = {rule.table: rule.sweep for rule in rules(Settings(), cast(Database, overheard))}
+    swept = {rule.table: rule.sweep for rule in rules(Settings(), database)}
+    now = MockClock().now()
+    for table, past in _PAST.items():
+        await database.run(past, id=new_id(), old=now - timedelta(days=800))
+        await database.run(f"ANALYZE {table}")
+        overheard.asked.clear()
+        await planned[table](now, 100)
+        for sql, params in overheard.asked:
+            plan = [row["QUERY PLAN"] for row in await database.fetch(f"EXPLAIN {sql}", **params)]
+            assert not [line for line in plan if f"Seq Scan on {table}" in line], plan
+        assert [await swept[table](now, 9_000) for _ in range(3)] == (
+            [9_000, 1_000, 0] if table != "event_dedup" else [10_000, 0, 0]
+        )

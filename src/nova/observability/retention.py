@@ -33,6 +33,13 @@ INTERVAL_S = 60.0
 BATCH = 1000
 MAX_BATCHES = 200
 """Of one table in one round, so that one table does not keep the others waiting."""
+BEHIND_S = 1.0
+"""Between two rounds as long as there is more than a round removes."""
+SLOW_S, QUICK_S = 0.25, 0.05
+"""A statement that takes longer removes half as many rows the next time, one that takes less twice as many, up to the batch."""
+_SMALLEST = 10
+_WITH_MANY = 50
+"""Batch of what has rows of its own below it, up to thousands each."""
 _MANY = 10
 """Messages come by thousands a second: so many batches of them go in one statement."""
 DAYS_AHEAD = 2
@@ -51,6 +58,8 @@ class Rule:
 
     table: str
     sweep: Sweep
+    first: int = BATCH
+    """The limit of the first batch; later ones go by the time that one takes."""
 
 
 def rules(settings: Settings, db: Database) -> list[Rule]:
@@ -114,8 +123,8 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         Rule("event_dedup", old_names),  # at their own expiry
         Rule("bus_outbox", published),
         Rule("event_deliveries", delivered),
-        Rule("dag_runs", old_runs),
-        Rule("durable_executions", old_executions),
+        Rule("dag_runs", old_runs, _WITH_MANY),
+        Rule("durable_executions", old_executions, _WITH_MANY),
         Rule("builds", old_builds),
     ]
 
@@ -123,7 +132,8 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
 class Retention:
     """``lead`` is the work of a :class:`nova.work.leader.Duty`; ``deleted(table, rows)`` hears what went.
 
-    The call records are kept in one partition per day: those of the next days are made here, and whole days dropped.
+    The call records are kept in one partition per day: those of the next days are made here, and whole days dropped. Between two
+    batches passes as much time as the first of them took, so that the database has at least half of its time for others.
     """
 
     def __init__(
@@ -140,18 +150,22 @@ class Retention:
         self._deleted = deleted
         self._clock = clock
         self._tended: tuple[datetime, int] | None = None
+        self._limits = {rule.table: rule.first for rule in rules}
+        self._behind = False
 
     async def lead(self, fence: Fence) -> None:
         """Until cancelled; waits while the database does not answer."""
         while True:
-            await self.round()
-            await self._clock.sleep(INTERVAL_S)
+            behind = await self.round()
+            await self._clock.sleep(BEHIND_S if behind else INTERVAL_S)
 
-    async def round(self) -> None:
-        """Everything once. A table that cannot be cleared does not keep the others from it."""
+    async def round(self) -> bool:
+        """Everything once; is there more? A table that cannot be cleared does not keep the others from it."""
+        self._behind = False
         await self._guarded("invocation_logs", self._call_records)
         for rule in self._rules:
             await self._guarded(rule.table, lambda rule=rule: self._swept(rule))  # type: ignore[misc]
+        return self._behind
 
     async def _guarded(self, table: str, clear: Callable[[], Awaitable[int]]) -> None:
         try:
@@ -165,12 +179,18 @@ class Retention:
     async def _swept(self, rule: Rule) -> int:
         total = 0
         for _ in range(MAX_BATCHES):
-            gone = await rule.sweep(self._clock.now(), BATCH)
+            limit, began = self._limits[rule.table], self._clock.monotonic()
+            gone = await rule.sweep(self._clock.now(), limit)
+            took = self._clock.monotonic() - began
+            self._limits[rule.table] = _next_limit(limit, took)
             if gone:
                 self._deleted(rule.table, gone)
             total += gone
-            if gone < BATCH:
-                break
+            if gone < limit:
+                return total
+            if took:
+                await self._clock.sleep(took)
+        self._behind = True
         return total
 
     async def _call_records(self) -> int:
@@ -186,3 +206,9 @@ class Retention:
         if rows:
             self._deleted("invocation_logs", rows)
         return rows
+
+
+def _next_limit(limit: int, took_s: float) -> int:
+    if took_s > SLOW_S:
+        return max(_SMALLEST, limit // 2)
+    return min(BATCH, limit * 2) if took_s < QUICK_S else limit

@@ -16,6 +16,8 @@ from nova.store.db import Connection, Database, Queries, Row
 EVERY_FUNCTION = "*"
 _MAX_ANNOUNCED = 150
 """function ids that fit into one notification (8000 bytes)"""
+_LOCK_TIMEOUT_MS = 2000
+"""How long writers may have to wait behind a day that is being dropped."""
 _COPY = f"COPY invocation_logs ({callrows.COLUMNS}) FROM STDIN (FORMAT BINARY)"
 _COPY_STAGED = f"COPY staged_calls ({callrows.COLUMNS}) FROM STDIN (FORMAT BINARY)"
 _DAY = re.compile(r"invocation_logs_(\d{8})")
@@ -157,18 +159,29 @@ class InvocationStore:
         return made
 
     async def purge(self, keep_from: date) -> tuple[int, int]:
-        """Remove every record of days before ``keep_from``: the number of partitions dropped, and of rows that went."""
+        """Remove every record of days before ``keep_from``: the number of partitions dropped, and of rows that went.
+
+        Dropping a day keeps everybody from the table for a moment, so its rows are counted before, and whoever reads the table
+        for long is not waited for: then it raises ``dependency_unavailable``, what is gone is gone, and it can be asked again.
+        """
         async with self._db.transaction() as conn:
-            await conn.one(_q.lock_partitions)
             await conn.run("SET LOCAL statement_timeout = 0")
             old = [name for day, name in await _day_partitions(conn) if day < keep_from]
             rows = await conn.run(_q.purge_default, before=_midnight(keep_from))
-            for name in old:
-                count = await conn.raw.execute(sql.SQL("SELECT count(*) AS rows FROM {}").format(sql.Identifier(name)))
-                if row := await count.fetchone():
-                    rows += row["rows"]
-                await conn.raw.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
+            held = {name: await _count(conn, name) for name in old}
+        for name, count in held.items():
+            async with self._db.transaction() as conn:
+                await conn.one(_q.lock_partitions)
+                await conn.run(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}")
+                await conn.raw.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(name)))
+            rows += count
         return len(old), rows
+
+
+async def _count(conn: Connection, table: str) -> int:
+    found = await conn.raw.execute(sql.SQL("SELECT count(*) AS rows FROM {}").format(sql.Identifier(table)))
+    row = await found.fetchone()
+    return int(row["rows"]) if row else 0
 
 
 async def _copy(conn: Connection, statement: str, rows: Sequence[bytes]) -> None:

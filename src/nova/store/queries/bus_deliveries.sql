@@ -130,4 +130,4 @@ DELETE FROM event_deliveries
 DELETE FROM event_deliveries WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM event_deliveries
      WHERE ended_at < %(before)s AND (status <> 'dlq' OR ended_at < %(dead_before)s)
-     LIMIT %(limit)s FOR UPDATE SKIP LOCKED));
+     ORDER BY ended_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED));

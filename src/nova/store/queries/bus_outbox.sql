@@ -62,4 +62,4 @@ DELETE FROM bus_outbox
 -- name: delete_published
 DELETE FROM bus_outbox WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM bus_outbox WHERE status = 'published' AND published_at < %(before)s
-     LIMIT %(limit)s FOR UPDATE SKIP LOCKED));
+     ORDER BY published_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED));

@@ -188,4 +188,4 @@ DELETE FROM event_heads h
 
 -- name: delete_keys
 DELETE FROM event_dedup WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM event_dedup WHERE expires_at < %(now)s LIMIT %(limit)s FOR UPDATE SKIP LOCKED));
+    SELECT ctid FROM event_dedup WHERE expires_at < %(now)s ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED));

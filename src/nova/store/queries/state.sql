@@ -69,4 +69,4 @@ SELECT coalesce(sum(size), 0)::bigint AS bytes FROM function_state WHERE functio
 
 -- name: sweep
 DELETE FROM function_state WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM function_state WHERE expires_at < %(before)s LIMIT %(limit)s FOR UPDATE SKIP LOCKED));
+    SELECT ctid FROM function_state WHERE expires_at < %(before)s ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED));
