@@ -14,6 +14,7 @@ from tests.e2e.misuse import Platform, platform_at, until
 from tests.e2e.server import NovaServer
 
 NAME = "fails"
+HURRIED = "hurried"
 CODE = """
 import os, time
 def handler(event):
@@ -33,11 +34,12 @@ SLEEPS = json.dumps({"how": "sleep"})
 @pytest.fixture(scope="module")
 def platform(nova_server: NovaServer) -> Iterator[Platform]:
     with platform_at(nova_server.url) as platform:
-        platform.deploy(NAME, CODE, timeout_s=1)
+        platform.deploy(NAME, CODE, timeout_s=60)
+        platform.deploy(HURRIED, CODE, timeout_s=1)
         platform.deploy("broken", "import nothing_of_this_name\ndef handler(event): return 1\n")
         yield platform
-        platform.delete(NAME)
-        platform.delete("broken")
+        for name in (NAME, HURRIED, "broken"):
+            platform.delete(name)
 
 
 def outcome(platform: Platform, request_id: str) -> str:
@@ -64,13 +66,14 @@ def outcome(platform: Platform, request_id: str) -> str:
     ],
 )
 def test_each_way_to_fail_has_a_name_of_its_own(platform: Platform, how: str, status: int, name: str) -> None:
-    answer = platform.post(NAME, {"how": how})
+    function = HURRIED if name == "timeout" else NAME
+    answer = platform.post(function, {"how": how})
     assert answer.status_code == status, answer.text
     request_id = answer.headers["x-request-id"]
     assert outcome(platform, request_id) == name
-    listed = platform.http.get("/invocations", params={"outcome": name, "function": NAME}).json()["items"]
+    listed = platform.http.get("/invocations", params={"outcome": name, "function": function}).json()["items"]
     assert request_id in [call["id"] for call in listed]
-    logged = platform.http.get(f"/functions/{NAME}/logs", params={"outcome": name, "tail": 500}).json()["items"]
+    logged = platform.http.get(f"/functions/{function}/logs", params={"outcome": name, "tail": 500}).json()["items"]
     assert request_id in [call["id"] for call in logged]
     assert {call["outcome"] for call in logged} == {name}
 

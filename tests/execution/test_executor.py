@@ -248,7 +248,7 @@ async def test_a_queued_call_without_a_task_is_told_what_becomes_of_it(rig: Rig)
     """Its time is up, its caller leaves, the code does not load, the function changes, nobody knows the function."""
     ends: list[CallResult | NovaError] = []
     boot = rig.backend.gate = asyncio.Event()
-    assert rig.executor.begin(make_call(timeout_ms=30, received=SYSTEM_CLOCK.monotonic()), ends.append) is not None
+    assert rig.executor.begin(make_call(timeout_ms=300, received=SYSTEM_CLOCK.monotonic()), ends.append) is not None
     leaving = rig.executor.begin(make_call(), ends.append)
     assert leaving is not None
     leaving.cancel()

@@ -75,9 +75,12 @@ class Stack:
 
 
 @pytest.fixture
-async def kept(pg_dsn: str, tmp_path: Path, mock_clock: MockClock) -> AsyncIterator[Stack]:
+async def kept(
+    request: pytest.FixtureRequest, pg_dsn: str, tmp_path: Path, mock_clock: MockClock
+) -> AsyncIterator[Stack]:
+    """Its parameter: how many milliseconds of loading are slow."""
     metrics = Metrics(MetricsSettings())
-    sealer = Sealer(mock_clock, metrics, slow_import_us=15_000, most=2)
+    sealer = Sealer(mock_clock, metrics, slow_import_us=1000 * getattr(request, "param", 15), most=2)
     async with real_stack(pg_dsn, tmp_path, sealer=sealer) as stack:
         yield Stack(stack, sealer, metrics)
 
@@ -140,13 +143,14 @@ async def test_what_cannot_be_kept_says_so(kept: Stack) -> None:
     assert len(kept.sealer.of(Scope())) == len(REFUSED)
 
 
+@pytest.mark.parametrize("kept", [500], indirect=True)
 async def test_asking_for_snapshots(kept: Stack) -> None:
     """Functions that load fast or say ``snapshot: off`` have none by themselves; over HTTP one is made, listed, used and
     dropped, and refused by name where it cannot be."""
     stack = kept.stack
     await stack.deploy("def handler(e, c): return 1", "fast")
     await stack.deploy("def handler(e, c): return 2", "fast")
-    await stack.deploy("import time\ntime.sleep(0.02)\ndef handler(e, c): return 1", "never", snapshot="off")
+    await stack.deploy("import time\ntime.sleep(0.6)\ndef handler(e, c): return 1", "never", snapshot="off")
     await stack.deploy("print(1)", "script", entry_kind="script", mode="process")
     for name in ("fast", "never"):
         assert (await kept.call(name))[0] == "loaded"
