@@ -31,6 +31,7 @@ from nova.agent.messages import (
     WorkerExitHead,
     take,
 )
+from nova.agent.pages import LEARNED, warm
 from nova.agent.process import Worker, adopt_orphans, kill_children, set_dumpable, start_worker
 from nova.agent.reload import Refused, Reload
 from nova.agent.runners import runner_main, standing_main, worker_init
@@ -79,7 +80,7 @@ class Supervisor:
         self._settle()
         if self._config.worker.kind in ("fork", "exec") and not self._config.blank:
             self._start(standing_main(self._config))
-        rehearsal.codecs()
+        warm(LEARNED.agent, rehearsal.codecs)
         self._control.open()
         self._guest.open()
         try:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
+from nova.agent.pages import LEARNED, warm
 from nova.runtimes.python import answers, durable, multiplex, pieces
 from nova.runtimes.python.context import Context
 from nova.runtimes.python.forking import FORKS
@@ -95,6 +96,10 @@ def _rehearse_once() -> None:
 
 def _warm_pages() -> None:
     """Touch in this process what the first call will touch: copied now, off any caller's path, it is not copied then."""
+    warm(LEARNED.worker, _rehearse_all)
+
+
+def _rehearse_all() -> None:
     _rehearse_once()
     rehearse_becoming()
 

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 from nova.agent import heir, preload, supervisor
 from nova.agent.config import AgentConfig, WorkerLaunch
-from nova.execution.backends.sandbox import command, kernel, mounts, namespaces, soft
+from nova.execution.backends.sandbox import command, kernel, mounts, namespaces, practice, soft
 from nova.execution.backends.sandbox.cgroup_layout import Layout
 from nova.execution.backends.sandbox.cgroups import Group, Groups
 from nova.execution.backends.sandbox.protocol import Message, receive, send
@@ -62,6 +62,7 @@ class Launcher:
         self._sock = sock
         self._unprivileged: bool = config["unprivileged"]
         self._base: str = config["base"]
+        self._practised: str | None = next(iter(config["modules"]), None)
         self._filter = build_filter()
         self._donor_filter = build_filter(donor=True)
         self._groups: Groups = Layout.of(config["cgroups"]).open(config["node"])
@@ -80,6 +81,8 @@ class Launcher:
         """Work until the daemon closes its end, then end every instance."""
         self._watch(self._sock.fileno(), self._read_request)
         send(self._sock, {"event": "started", "swept": self._sweep(), "hard_limits": self._groups.hard})
+        if self._practised is not None:
+            practice.practise(self._practised)
         try:
             while True:
                 for fd, _events in self._poll.poll(RETRY_MS if self._dying else None):

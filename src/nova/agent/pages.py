@@ -1,0 +1,107 @@
+"""Memory that a fork will write to or run, known beforehand and had in one go.
+
+A fork shares every page with the process it comes from until it writes to it. Each first write is a fault of its own, and
+those are most of what the start of an agent or a worker costs. What they touch is nearly the same each time: a zygote
+watches one practice run, and its later forks ask the kernel for those pages at once, before anybody waits for them.
+Guest-side code: standard library only.
+"""
+
+import ctypes
+import mmap
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+MOST: Final = 1 << 16
+"""Pages that are looked at in one process; what lies above is left to faults."""
+_POPULATE_READ, _POPULATE_WRITE = 22, 23
+_PRESENT, _OF_FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
+_KINDS: Final = _PRESENT | _OF_FILE | _EXCLUSIVE
+
+_madvise: Final = ctypes.CDLL(None).madvise
+_madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+
+
+def _empty() -> "array[int]":
+    return array("Q")
+
+
+@dataclass(slots=True)
+class Pages:
+    """Runs of pages, each as its first address and its bytes in turn: in arrays, so that to read them copies no memory."""
+
+    used: "array[int]" = field(default_factory=_empty)
+    """of files: code and constants of the interpreter"""
+    written: "array[int]" = field(default_factory=_empty)
+
+    def have(self) -> None:
+        """Map and copy them. What this kernel cannot do beforehand (before Linux 5.14 nothing) comes by faults as ever."""
+        for runs, advice in ((self.used, _POPULATE_READ), (self.written, _POPULATE_WRITE)):
+            for at in range(0, len(runs), 2):
+                _madvise(runs[at], runs[at + 1], advice)
+
+
+@dataclass(slots=True)
+class Learned:
+    """What the first processes of an instance touch. None: nobody has watched any here."""
+
+    agent: Pages | None = None
+    worker: Pages | None = None
+
+
+LEARNED: Final = Learned()
+"""Of the processes that are forked from this one."""
+
+
+def warm(pages: Pages | None, rehearse: Callable[[], None]) -> None:
+    """Have ``pages``, or find out by doing what will be done."""
+    if pages is None:
+        rehearse()
+    else:
+        pages.have()
+
+
+def mappings(pid: int | str = "self") -> list[tuple[int, int]]:
+    """Private memory of a process: first address and end of each mapping, at most :data:`MOST` pages in all."""
+    found, left = [], MOST
+    with open(f"/proc/{pid}/maps") as file:
+        for line in file:
+            span, modes, *rest = line.split()
+            if modes.endswith("p") and not modes.startswith("---") and not rest[-1].startswith("[v"):
+                first, end = (int(text, 16) for text in span.split("-"))
+                left -= (end - first) // mmap.PAGESIZE
+                if left < 0:
+                    break
+                found.append((first, end))
+    return found
+
+
+def touched(pid: int | str, known: Iterable[tuple[int, int]]) -> Pages:
+    """What a process has to itself of the memory ``known``, and the pages of files that it has mapped in there.
+
+    Raises OSError when it is gone or may not be looked into.
+    """
+    pages = Pages()
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
+        for first, end in known:
+            file.seek(first // mmap.PAGESIZE * 8)
+            raw = file.read((end - first) // mmap.PAGESIZE * 8)
+            kinds = [flags & _KINDS for flags in array("Q", raw)]
+            pages.written.extend(_runs(first, (kind == _PRESENT | _EXCLUSIVE for kind in kinds)))
+            pages.used.extend(_runs(first, (kind & ~_EXCLUSIVE == _PRESENT | _OF_FILE for kind in kinds)))
+    return pages
+
+
+def _runs(first: int, wanted: Iterable[bool]) -> Iterator[int]:
+    """Address and bytes of each run of wanted pages."""
+    start, at = None, first
+    for each in wanted:
+        if each and start is None:
+            start = at
+        elif not each and start is not None:
+            yield from (start, at - start)
+            start = None
+        at += mmap.PAGESIZE
+    if start is not None:
+        yield from (start, at - start)

@@ -1,0 +1,37 @@
+"""What is learned from the launcher's practice instance."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nova
+
+PRACTICE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from nova.agent import at_fork
+at_fork.postpone()
+from nova.agent import pages, preload
+from nova.execution.backends.sandbox import practice
+module = "nova.runtimes.python.bootstrap"
+preload.warm_up([module])
+practice.practise(module)
+for learned in (pages.LEARNED.agent, pages.LEARNED.worker):
+    print(sum(learned.used[1::2]) >> 10, sum(learned.written[1::2]) >> 10)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user may not look into an agent")
+def test_a_practice_instance_shows_what_agents_and_workers_touch() -> None:
+    """Some of it is had beforehand, and far from all that the zygote has."""
+    source = str(Path(nova.__file__).parent.parent)
+    command = [sys.executable, "-I", "-S", "-c", PRACTICE, source]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    for line in told.splitlines():
+        used, written = map(int, line.split())
+        assert used > 500
+        assert 500 < written < 8000
+    assert len(told.splitlines()) == 2
