@@ -26,7 +26,7 @@ def triggers(run: Run, only: Collection[str]) -> None:
 
     with ExitStack() as stack, run.attempt(NAME, MEASURE):
         run.say("starting nova up")
-        nova = stack.enter_context(Nova(run.command, run.folder, "triggers"))
+        nova = stack.enter_context(Nova(run.command, run.folder, "triggers", {"NOVA_EGRESS_ALLOW": "127.0.0.0/8"}))
         nova.ready()
         burst(nova.deploy(_FUNCTION, python("message.py")), run.plan.callers, 2_000, max_s=run.plan.job_limit_s)
         for kind in (brokers.Redis, brokers.Nats, brokers.RabbitMQ, brokers.Mosquitto):

@@ -15,7 +15,7 @@ import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.e2e.server import READY_LIMIT_S, STOP_LIMIT_S, clean_environment, free_port
+from tests.e2e.server import LOOPBACK, READY_LIMIT_S, STOP_LIMIT_S, clean_environment, free_port
 
 BIN = Path(sys.executable).parent
 NAMES = ("nova", "comet", "corona", "nebula", "aurora", "zenith")
@@ -127,10 +127,9 @@ class SixPlanes:
         grpc_addresses = ",".join(f"127.0.0.1:{port}" for port in self.comet_ports)
         nova_url = ["--nova-url", f"http://{at['nova']}"]
         common = ["--data-dir", str(data_dir), "--log-format", "json"]
-        if settings is not None:
-            config = logs / "nova.json"
-            config.write_text(json.dumps(settings))
-            common += ["--config", str(config)]
+        config = logs / "nova.json"
+        config.write_text(json.dumps({"egress": {"allow": [LOOPBACK]}, **(settings or {})}))
+        common += ["--config", str(config)]
         self._logs = logs
         argvs = {
             "nova": ["nova", "daemon", "--planes", "control", "--http", at["nova"]],

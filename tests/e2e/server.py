@@ -19,6 +19,8 @@ import pytest
 from nova.client import Client
 
 READY_LIMIT_S = 180
+LOOPBACK = "127.0.0.0/8"
+"""What servers under test may be told to connect to: brokers and databases of the same test."""
 STOP_LIMIT_S = 60
 _PORTS = random.SystemRandom()
 NOVA = str(Path(sys.executable).parent / "nova")
@@ -68,7 +70,11 @@ class RunningNova:
     def __enter__(self) -> "RunningNova":
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                self._argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=clean_environment()
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=clean_environment() | {"NOVA_EGRESS_ALLOW": LOOPBACK},
             )
         try:
             self._wait_ready()

@@ -1,4 +1,4 @@
-"""Requests that users make the platform send: they reach public addresses only.
+"""Connections that users make the platform open: they reach public addresses only.
 
 A name is resolved once, the address that came out is checked, and that very address is dialled; so an answer of the name
 server that changes between check and use changes nothing. Every connection passes here, also one that a redirect asks for.
@@ -46,14 +46,37 @@ def client(settings: EgressSettings, *, timeout_s: float, resolve: Resolve | Non
 
     Its requests raise :class:`EgressRefused` or httpx's errors.
     """
-    transport = _Transport(_Dialler(settings.allow, resolve or _lookup))
+    transport = _Transport(_Dialler(Guard(settings.allow, resolve)))
     return httpx.AsyncClient(transport=transport, timeout=timeout_s, trust_env=False, follow_redirects=False)
 
 
-class _Dialler(httpcore.AsyncNetworkBackend):
-    def __init__(self, allow: Iterable[str], resolve: Resolve) -> None:
+class Guard:
+    """Which addresses of a host may be dialled: those that are public, and those below ``allow``.
+
+    For clients of other protocols, which are given the address in the place of the name.
+    """
+
+    def __init__(self, allow: Iterable[str], resolve: Resolve | None = None) -> None:
         self._allow = networks(allow)
-        self._resolve = resolve
+        self._resolve = resolve or _lookup
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """At least one, in the resolver's order. Raises :class:`EgressRefused`, or OSError for a name that is not known."""
+        found = await self._resolve(host, port)
+        every = [ipaddress.ip_address(text.partition("%")[0]) for text in dict.fromkeys(found)]
+        allowed = [str(address) for address in every if self._may_reach(address)]
+        if not allowed:
+            raise EgressRefused(host)
+        return allowed
+
+    def _may_reach(self, address: Address) -> bool:
+        plain = getattr(address, "ipv4_mapped", None) or address
+        return is_public(address) or any(plain in network for network in self._allow)
+
+
+class _Dialler(httpcore.AsyncNetworkBackend):
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
         self._inner = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -64,13 +87,14 @@ class _Dialler(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        addresses = [address for address in await self._addresses(host, port) if self._may_reach(address)]
-        if not addresses:
-            raise EgressRefused(host)
+        try:
+            addresses = await self._guard.addresses(host, port)
+        except OSError as error:
+            raise httpcore.ConnectError(f"{host}: {error.strerror or error}") from error
         failure: Exception | None = None
         for address in addresses:
             try:
-                return await self._inner.connect_tcp(str(address), port, timeout, local_address, socket_options)
+                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure or EgressRefused(host)
@@ -85,17 +109,6 @@ class _Dialler(httpcore.AsyncNetworkBackend):
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
-
-    async def _addresses(self, host: str, port: int) -> list[Address]:
-        try:
-            found = await self._resolve(host, port)
-        except OSError as error:
-            raise httpcore.ConnectError(f"{host}: {error.strerror or error}") from error
-        return [ipaddress.ip_address(text.partition("%")[0]) for text in dict.fromkeys(found)]
-
-    def _may_reach(self, address: Address) -> bool:
-        plain = getattr(address, "ipv4_mapped", None) or address
-        return is_public(address) or any(plain in network for network in self._allow)
 
 
 async def _lookup(host: str, port: int) -> list[str]:

@@ -1,7 +1,7 @@
 """A source of events without the rest: a sink that keeps what comes, and somebody who starts the source again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import ModuleType
 from typing import Any
@@ -14,11 +14,22 @@ from nova.config import TriggerSettings
 from nova.domain.identity import Scope
 from nova.events.triggers.base import Context, Source, SourceError, SourceEvent, Verdict
 from nova.ids import new_id
+from nova.security.egress import Guard
 
 LIMIT_S = 30
 
 
-def made(module: ModuleType, *, window: int = 20, trigger_id: str | None = None, **config: Any) -> Source:
+LOOPBACK = ("127.0.0.0/8",)
+
+
+def made(
+    module: ModuleType,
+    *,
+    window: int = 20,
+    trigger_id: str | None = None,
+    allow: Sequence[str] = LOOPBACK,
+    **config: Any,
+) -> Source:
     """A source as the frame makes it: of JSON that was checked."""
     context = Context(
         trigger_id=trigger_id or new_id(),
@@ -28,6 +39,7 @@ def made(module: ModuleType, *, window: int = 20, trigger_id: str | None = None,
         clock=SYSTEM_CLOCK,
         settings=TriggerSettings(),
         http=lambda timeout: httpx.AsyncClient(timeout=timeout),
+        guard=Guard(allow),
         node="here",
     )
     source: Source = module.make(module.Config.model_validate(config), context)

@@ -203,9 +203,9 @@ async def test_a_trigger_runs_from_its_creation_to_its_deletion(database: Databa
         await plane.running(made)
 
         async def told(channel: str) -> None:
-            before = len(calls.seen)
-            await database.run("SELECT pg_notify(%(channel)s, '{\"n\": 1}')", channel=channel)
-            await until(lambda: len(calls.seen) == before + 1)
+            word = new_id()  # what was said before may still be on its way
+            await database.run("SELECT pg_notify(%(channel)s, %(word)s)", channel=channel, word=f'{{"n": "{word}"}}')
+            await until(lambda: any(word.encode() in call.payload for call in calls.seen))
 
         await told("first")
         changed = await plane.patch(made, config={"channel": "second"}, target="g")

@@ -24,6 +24,7 @@ from nova.clock import Clock
 from nova.config import TriggerSettings
 from nova.domain.identity import Scope
 from nova.errors import NovaError
+from nova.security.egress import Guard
 
 SECRET = "secret"
 SECRET_URL = "secret_url"
@@ -128,7 +129,8 @@ class Source(Protocol):
 class Context:
     """What a source may use. ``window``: so many events may be under way at once; it is the prefetch of a broker.
 
-    ``http`` makes a client that reaches public addresses and ``egress.allow`` only; close it.
+    ``http`` makes a client that reaches public addresses and ``egress.allow`` only; close it. ``guard`` says which addresses
+    those are, for every other protocol (:func:`nova.events.triggers.address.dial`).
     """
 
     trigger_id: str
@@ -138,6 +140,7 @@ class Context:
     clock: Clock
     settings: TriggerSettings
     http: Callable[[float], httpx.AsyncClient]
+    guard: Guard
     node: str = ""
 
     @property

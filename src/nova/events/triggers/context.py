@@ -25,5 +25,6 @@ class Contexts:
             clock=self._clock,
             settings=self._settings.triggers,
             http=lambda timeout_s: egress.client(self._settings.egress, timeout_s=timeout_s),
+            guard=egress.Guard(self._settings.egress.allow),
             node=self._node,
         )

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 
 from nova import payload
 from nova.api.table import Model
-from nova.events.triggers.address import Authority, credentials, split, tls
+from nova.events.triggers.address import Authority, credentials, dial, split, tls
 from nova.events.triggers.base import Context, SecretUrl, Sink, SourceError, SourceEvent, body
 from nova.events.triggers.delivering import deliveries
 from nova.ids import new_id
@@ -96,6 +96,7 @@ class Mqtt:
     async def _connected(self, client_id: str, *, session_s: int) -> "AsyncIterator[_Client]":
         config = self._config
         parts = split(config.url, *_PORTS)
+        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
         user, password = credentials(parts)
         kept: dict[str, Any] = {"clean_session": session_s == 0}
         if config.version == "5":
@@ -105,8 +106,8 @@ class Mqtt:
             kept = {"clean_start": session_s == 0, "properties": properties}
         try:
             async with _Client(
-                parts.hostname or "",
-                parts.port or _PORTS[parts.scheme],
+                await dial(self._context.guard, host, port),
+                port,
                 username=user,
                 password=password,
                 identifier=client_id,
@@ -115,7 +116,7 @@ class Mqtt:
                 keepalive=_KEEP_ALIVE_S,
                 queue_type=_Arrived,
                 max_queued_incoming_messages=_QUEUED_MAX,
-                tls_context=tls(config.ca) if parts.scheme == "mqtts" else None,
+                tls_context=tls(config.ca, host) if parts.scheme == "mqtts" else None,
                 **kept,
             ) as client:
                 yield client

@@ -22,11 +22,12 @@ from pydantic import AfterValidator, Field, model_validator
 
 from nova import payload
 from nova.api.table import Model
-from nova.events.triggers.address import Authority, split, tls
+from nova.events.triggers.address import Authority, at_address, dial, split, tls
 from nova.events.triggers.base import Context, SecretUrl, Sink, SourceError, SourceEvent, body
 from nova.events.triggers.delivering import Deliveries, deliveries
 from nova.ids import new_id
 
+_PORT = 4222
 _TIMEOUT_S = 10
 _CLOSE_S = 1.0
 _ACK_WAIT_S = 30.0
@@ -198,11 +199,15 @@ class Nats:
     async def _first_server(self, watch: "_Watch") -> Client:
         failure: Exception = NoServersError()
         for url in self._config.servers:
-            secure: dict[str, Any] = {"tls": tls(self._config.ca)} if url.startswith("tls:") else {}
+            parts = split(url, "nats", "tls")
+            host, port = parts.hostname or "", parts.port or _PORT
+            secure: dict[str, Any] = {"tls": tls(self._config.ca, host)} if parts.scheme == "tls" else {}
             client = Client()
             try:
+                address = await dial(self._context.guard, host, port)
                 await client.connect(
-                    url,
+                    at_address(parts, address, port),
+                    tls_hostname=host,
                     name=f"nova-{self._context.trigger_id}",
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
@@ -214,6 +219,8 @@ class Nats:
                     **secure,
                 )
                 return client
+            except SourceError as error:
+                failure = error
             except (NatsError, OSError) as error:
                 failure = (watch.last or error) if isinstance(error, NoServersError) else error
                 await _close(client)

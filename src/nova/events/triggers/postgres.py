@@ -18,13 +18,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from nova import payload
 from nova.api.table import Model
+from nova.events.triggers.address import dial
 from nova.events.triggers.base import Context, SecretUrl, Sink, SourceError, SourceEvent, body
 from nova.ids import new_id
+from nova.security.egress import Guard
 
 OVERLAP_S = 5.0
 """A row is looked for again for so long after its successors were delivered: numbers are drawn before they are written."""
 MAX_REMEMBERED = 10_000
 """Rows in that time; with more, the older ones are taken for complete sooner."""
+_PORT = "5432"
 _READ = 500
 """Rows at once."""
 _PRIMARY_KEY = """
@@ -69,6 +72,9 @@ def _dsn(text: str) -> str:
     hosts = str(parts.get("host") or "").split(",")
     if not all(host and not host.startswith(("/", "@")) for host in hosts):
         raise ValueError("must name a host; sockets of this machine are not for triggers")
+    ports = str(parts.get("port") or _PORT).split(",")
+    if not all(not port or port.isdecimal() for port in ports) or len(ports) not in (1, len(hosts)):
+        raise ValueError("must have one port, or one for each host")
     return text
 
 
@@ -161,10 +167,9 @@ class Postgres:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """Errors of the server leave as :class:`SourceError`, without the DSN."""
+        where = await reachable(self._context.guard, conninfo_to_dict(self._config.dsn))
         try:
-            conn = await psycopg.AsyncConnection.connect(
-                self._config.dsn, **(_DEFAULTS | conninfo_to_dict(self._config.dsn) | _OURS)
-            )
+            conn = await psycopg.AsyncConnection.connect("", **(_DEFAULTS | where | _OURS))
         except psycopg.Error as error:
             raise SourceError(f"cannot connect: {_first_line(error)}") from None
         try:
@@ -259,6 +264,28 @@ class Postgres:
 
     def _now(self) -> float:
         return self._context.clock.now().timestamp()
+
+
+async def reachable(guard: Guard, parts: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a DSN with the addresses to dial; names stay, for the certificates. Raises :class:`SourceError`.
+
+    Of several hosts those that may not be reached, or are not known, are left out while there are others.
+    """
+    hosts = str(parts["host"]).split(",")
+    ports = str(parts.get("port") or _PORT).split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    found: list[tuple[str, str, str]] = []
+    failure = SourceError("the DSN names no host")
+    for host, port in zip(hosts, ports, strict=True):
+        try:
+            found.append((host, await dial(guard, host, int(port or _PORT)), port or _PORT))
+        except SourceError as error:
+            failure = error
+    if not found:
+        raise failure
+    names, addresses, dialled = zip(*found, strict=True)
+    return {**parts, "host": ",".join(names), "hostaddr": ",".join(addresses), "port": ",".join(dialled)}
 
 
 def _values(place: Place, limit: int) -> dict[str, Any]:

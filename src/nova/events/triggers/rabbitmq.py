@@ -16,18 +16,19 @@ from pydantic import AfterValidator, Field
 
 from nova import payload
 from nova.api.table import Model
-from nova.events.triggers.address import Authority, split, tls
+from nova.events.triggers.address import Authority, at_address, dial, split, tls
 from nova.events.triggers.base import Context, SecretUrl, Sink, SourceError, SourceEvent, body
 from nova.events.triggers.delivering import deliveries, text_or_b64
 from nova.ids import new_id
 
+_PORTS = {"amqp": 5672, "amqps": 5671}
 _TIMEOUT_S = 10.0
 _CLOSE_S = 2.0
 _PREFETCH_MAX = 65_535
 
 
 def _url(url: str) -> str:
-    split(url, "amqp", "amqps")
+    split(url, *_PORTS)
     return url
 
 
@@ -124,11 +125,14 @@ class RabbitMQ:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[AbstractConnection]:
         config = self._config
-        secure: dict[str, Any] = {"ssl_context": tls(config.ca)} if config.url.startswith("amqps:") else {}
+        parts = split(config.url, *_PORTS)
+        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        secure: dict[str, Any] = {"ssl_context": tls(config.ca, host)} if parts.scheme == "amqps" else {}
         properties: dict[str, Any] = {"connection_name": f"nova-{self._context.trigger_id}"}
         try:
+            url = at_address(parts, await dial(self._context.guard, host, port), port)
             connection = await aio_pika.connect(
-                config.url, timeout=_TIMEOUT_S, client_properties=properties, heartbeat=30, **secure
+                url, timeout=_TIMEOUT_S, client_properties=properties, heartbeat=30, **secure
             )
             try:
                 yield connection

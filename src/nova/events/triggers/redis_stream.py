@@ -13,16 +13,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from nova import payload
 from nova.api.table import Model
-from nova.events.triggers.address import Authority, split
+from nova.events.triggers.address import Authority, at_address, dial, split
 from nova.events.triggers.base import Context, SecretUrl, Sink, SourceError, SourceEvent
 from nova.events.triggers.delivering import Deliveries, deliveries, text, text_or_b64
 
+_PORT = 6379
 _BLOCK_MS = 2000
 _TIMEOUT_S = 10.0
 _LAST_S = 2.0
@@ -55,6 +57,17 @@ PLACE = ("url", "stream", "group")
 
 def make(config: Config, context: Context) -> "RedisStream":
     return RedisStream(config, context)
+
+
+class _Named(SSLConnection):
+    """Checks the certificate for the name, where the host is an address."""
+
+    def __init__(self, *, server_name: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._server_name = server_name
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self._server_name}
 
 
 class RedisStream:
@@ -179,10 +192,12 @@ class RedisStream:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Redis]:
         config = self._config
-        secure: dict[str, Any] = {"ssl_ca_data": config.ca} if config.ca and config.url.startswith("rediss:") else {}
+        parts = split(config.url, "redis", "rediss")
+        host, port = parts.hostname or "", parts.port or _PORT
+        secure: dict[str, Any] = {"ssl_ca_data": config.ca} if config.ca and parts.scheme == "rediss" else {}
         # A read that is sent again could leave entries pending that nobody saw: after an error all is read anew.
-        redis: Redis = Redis.from_url(
-            config.url,
+        pool: ConnectionPool = ConnectionPool.from_url(
+            at_address(parts, await dial(self._context.guard, host, port), port),
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=_TIMEOUT_S,
@@ -190,6 +205,10 @@ class RedisStream:
             client_name=f"nova-{self._context.trigger_id}",
             **secure,
         )
+        if parts.scheme == "rediss":
+            pool.connection_class = _Named
+            pool.connection_kwargs["server_name"] = host
+        redis: Redis = Redis.from_pool(pool)
         try:
             yield redis
         except RedisError as error:
