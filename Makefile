@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 INPUT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run demo build build-linux rootfs deploy test lint format bench lock clean coverage
+.PHONY: help setup setup-dev run demo build build-linux rootfs deploy test lint format bench chaos lock clean coverage
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ format: setup-dev
 
 bench: setup-dev ## Measure Nova beside its peers; writes bench/results
 	@$(PY) -m bench $(ARGS)
+
+chaos: setup-dev ## Kill everything that events run on, under load, and see that nothing is lost (MINUTES=5 SEED=n RATE=50; as root)
+	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
 
 lock: setup-dev ## Resolve the dependencies again
 	@bash scripts/lock.sh
