@@ -19,6 +19,7 @@ from nova.store.apikeys import KeyGrant
 from nova.store.db import Database
 from nova.store.workflows import WorkflowStore
 from tests.control.support import problem
+from tests.events.bus.topics import topic
 from tests.http.harness import Api, management
 from tests.scheduling.support import function
 
@@ -263,11 +264,12 @@ async def test_every_problem_of_a_definition_is_named_at_once(plane: Plane) -> N
     definition["nodes"][2] = {
         "node_key": "p",
         "node_type": "parallel",
-        "branches": [{"nodes": [call("x", "missing")]}],
+        "branches": [{"nodes": [call("x", "missing"), {"node_key": "t", "node_type": "wait_event", "topic": "none"}]}],
     }
     found = problem(await plane.client.post("/workflows/validate", json=definition), 400, "validation_failed")
     fields = {error["field"] for error in found["errors"]}
     assert "nodes[2].branches[0].nodes[0].function_name" in fields
+    assert "nodes[2].branches[0].nodes[1].topic" in fields
     assert any(field.startswith("nodes[1]") for field in fields), "a key that is there twice"
     assert any(field.startswith("edges[0]") for field in fields), "an edge to nowhere"
     plane.limits.workflow_nodes = 1
@@ -279,7 +281,7 @@ async def test_every_problem_of_a_definition_is_named_at_once(plane: Plane) -> N
         "/workflows/validate",
         json={"nodes": [call("a"), {"node_key": "s", "node_type": "sub_workflow", "workflow_name": "orders"}]},
     )
-    assert valid.json() == {"valid": True, "nodes": 2, "functions": ["f"], "workflows": ["orders"]}
+    assert valid.json() == {"valid": True, "nodes": 2, "functions": ["f"], "workflows": ["orders"], "topics": []}
 
 
 async def test_a_workflow_with_runs_under_way_is_deleted_with_them_only(plane: Plane) -> None:
@@ -302,6 +304,12 @@ async def test_who_publishes_must_be_allowed_to_call_what_it_calls(plane: Plane)
     }
     refused = await plane.api.remote.post("/workflows/orders/versions", json=CHAIN, headers=developer)
     problem(refused, 403, "forbidden")
+    await topic(plane.db, "news")
+    listens = {"nodes": [{"node_key": "n", "node_type": "wait_event", "topic": "news"}]}
+    deaf = {"X-API-Key": await plane.api.key(grants=[KeyGrant("developer", ()), KeyGrant("viewer", (), "deny")])}
+    assert (await plane.client.post("/workflows/validate", json=listens)).json()["topics"] == ["news"]
+    hidden = await plane.api.remote.post("/workflows/orders/versions", json=listens, headers=deaf)
+    assert "event:read" in problem(hidden, 403, "forbidden")["detail"]
     allowed = {"nodes": [call("a")]}
     assert (
         await plane.api.remote.post("/workflows/orders/versions", json=allowed, headers=developer)

@@ -252,7 +252,17 @@ def test_a_saga_is_undone_backwards(bench: Bench) -> None:
 
 
 def test_waiting_for_time_events_and_people(bench: Bench) -> None:
-    """EV13: a timer, an event that was sent before anybody waited for it, and an answer."""
+    """EV13: a timer, an event that was sent before anybody waited for it, a message of a topic, and an answer."""
+    bench.http.post("/topics", json={"name": "wf-parcels"}).raise_for_status()
+    mine = [{"exact": {"/run": "$.run.id"}}]
+    bench.workflow("parcel", [{"node_key": "sent", "node_type": "wait_event", "topic": "wf-parcels", "filters": mine}])
+    waiting = [bench.start("parcel") for _ in range(2)]
+    for no, run in enumerate(waiting):
+        message = {"payload": {"run": run["id"], "no": no}}
+        bench.http.post("/topics/wf-parcels/publish", json=message).raise_for_status()
+    for no, run in enumerate(waiting):
+        assert bench.ended(run)["output"]["sent"]["data"] == {"run": run["id"], "no": no}
+    bench.http.delete("/topics/wf-parcels").raise_for_status()
     bench.workflow(
         "waits",
         [

@@ -24,9 +24,14 @@ def create(client: Client, name: str, **fields: Any) -> None:
     client.call("function.create", body={"name": name, "runtime": "python", "code": ECHO, **fields})
 
 
-def test_a_schedule_calls_its_function(nova_server: NovaServer) -> None:
+def test_a_schedule_calls_its_function_or_runs_its_workflow(nova_server: NovaServer) -> None:
     with nova_server.client() as client:
         create(client, "ticked")
+        nodes = [{"node_key": "told", "node_type": "function", "function_name": "ticked"}]
+        client.call("workflow.create", body={"name": "ticked"})
+        client.call("workflow.version.create", {"name": "ticked"}, body={"nodes": nodes})
+        fields = {"cron_expression": "@every 1s", "name": "each", "input": {"n": 1}}
+        other = client.call("workflow.schedule.create", {"name": "ticked"}, body=fields)
         body = {"cron_expression": "@every 1s", "name": "tick", "overlap_policy": "allow"}
         made = client.call("function.schedule.create", {"name": "ticked"}, body=body)
         runs = {"id": made["id"]}
@@ -39,6 +44,14 @@ def test_a_schedule_calls_its_function(nova_server: NovaServer) -> None:
         job = client.call("async.get", {"id": run["invocation_id"]})
         assert job["output"]["type"] == "nova.schedule.fired"
         assert job["output"]["subject"] == "tick"
+
+        def ended() -> Any:
+            items = client.call("schedule.runs", {"id": other["id"]})["items"]
+            return [run for run in items if run["outcome"] == "succeeded"]
+
+        found = client.call("run.get", {"name": "ticked", "id": until(ended)[-1]["run_id"]})
+        assert (found["output"], found["source"]) == ({"told": {"n": 1}}, "schedule:each")
+        client.call("workflow.delete", {"name": "ticked"}, {"cancel_runs": True})
         client.call("function.delete", {"name": "ticked"})
         assert client.call("schedule.list", query={"target": "ticked"})["items"] == []
 

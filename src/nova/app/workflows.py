@@ -2,9 +2,11 @@
 
 from nova.app.core import Stores
 from nova.app.workshop import Workshop
+from nova.clock import SYSTEM_CLOCK
 from nova.config import Settings
 from nova.control.workflow_versions import WorkflowVersionHandlers
 from nova.control.workflows import WorkflowHandlers
+from nova.events.workflows import topic_waits
 from nova.events.workflows.definitions import Definitions
 from nova.events.workflows.engine import Engine
 from nova.events.workflows.handlers_approvals import ApprovalHandlers
@@ -14,6 +16,7 @@ from nova.events.workflows.runs import Runs
 from nova.store.workflow_runs import KIND, RunStore
 from nova.store.workflow_views import WorkflowViews
 from nova.store.workflows import WorkflowStore
+from nova.work.leader import Duty
 from nova.work.notices import Notices
 from nova.work.runner import Kind
 
@@ -43,4 +46,6 @@ async def work(shop: Workshop) -> dict[str, Kind]:
         events=shop.metrics,
     )
     await shop.services.start(engine)
+    waits = topic_waits.TopicWaits(stores.db, stores.listener, SYSTEM_CLOCK)
+    await shop.services.start(Duty(topic_waits.DUTY, waits.lead, shop.leases))
     return {KIND: engine.kind(lambda: settings.workflows.workers)}

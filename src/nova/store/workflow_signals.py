@@ -18,7 +18,7 @@ from nova.store.workflow_runs import KIND
 MAX_UNREAD = 1000
 """Things a run was told that it has not used yet; more are refused."""
 
-Signal = Literal["event", "cancel", "pause", "resume", "approval"]
+Signal = Literal["event", "cancel", "pause", "resume", "approval", "message"]
 sql = Queries("workflow_signals")
 
 

@@ -66,6 +66,15 @@ class NewApproval:
     expires_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class NewWait:
+    """A node waits for a message of a topic; ``filters`` is JSON."""
+
+    path: str
+    topic: str
+    filters: bytes
+
+
 @dataclass(slots=True)
 class RunWrite:
     """What one moment of one run is to become. ``then``: the process goes on with it, gives it back until ``wake_s``
@@ -83,6 +92,7 @@ class RunWrite:
     children: Sequence[NewRun] = ()
     approvals: Sequence[NewApproval] = ()
     closed: Sequence[tuple[str, str]] = ()
+    waits: Sequence[NewWait] = ()
     then: Literal["go on", "release", "finish"] = "go on"
     wake_s: float | None = None
     seen: int = 0
@@ -91,7 +101,7 @@ class RunWrite:
     def plain(self) -> bool:
         """It is written by one statement."""
         return self.then == "go on" and not (
-            self.status or self.consumed or self.children or self.approvals or self.closed
+            self.status or self.consumed or self.children or self.approvals or self.closed or self.waits
         )
 
 
@@ -127,6 +137,7 @@ async def _write_rest(conn: Connection, writes: Sequence[RunWrite], ids: frozens
     if consumed:
         await conn.run(_sql.consumed, ids=consumed)
     await _write_approvals(conn, writes)
+    await _write_waits(conn, writes)
     children = [child for write in writes for child in write.children]
     if children:
         answers = await begin(conn, children)
@@ -249,6 +260,21 @@ async def _write_approvals(conn: Connection, writes: Sequence[RunWrite]) -> None
             runs=[run for run, _, _ in closed],
             keys=[path for _, path, _ in closed],
             statuses=[status for _, _, status in closed],
+        )
+
+
+async def _write_waits(conn: Connection, writes: Sequence[RunWrite]) -> None:
+    begun = [(write.run, wait) for write in writes for wait in write.waits]
+    if begun:
+        await conn.run(
+            _sql.begin_waits,
+            runs=[run.id for run, _ in begun],
+            keys=[wait.path for _, wait in begun],
+            tenants=[run.scope.tenant for run, _ in begun],
+            namespaces=[run.scope.namespace for run, _ in begun],
+            topics=[wait.topic for _, wait in begun],
+            filters=[wait.filters.decode() for _, wait in begun],
+            since=[run.created_at for run, _ in begun],
         )
 
 

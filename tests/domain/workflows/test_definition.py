@@ -64,6 +64,12 @@ def test_what_nodes_are_to_one_another_is_checked() -> None:
         {"node_key": "m", "node_type": "map", "items": "text", "do": function("x") | {"node_key": "x"}},
     ]
     nodes[-1]["do"].pop("node_key")
+    late = [{"exact": {"/a": 7}}, {"like": {"/a": "$.input.a"}}, {"prefix": {"/b": "$.nodes.none.output"}}]
+    nodes += [
+        {"node_key": "two", "node_type": "wait_event", "key": "k", "topic": "t"},
+        {"node_key": "f", "node_type": "wait_event", "key": "k", "filters": [{"exact": {"/a": "$.input.a"}}]},
+        {"node_key": "bad", "node_type": "wait_event", "topic": "t", "filters": late},
+    ]
     found = problems({"nodes": nodes, "edges": [{"from": "end", "to": "a"}, {"from": "no", "to": "b"}]})
     assert {
         "nodes[1].node_key",
@@ -77,6 +83,11 @@ def test_what_nodes_are_to_one_another_is_checked() -> None:
         "nodes[7].complete",
         "nodes[7].branches[0].edges[0].to",
         "nodes[8].items",
+        "nodes[9].key",
+        "nodes[10].filters",
+        "nodes[11].filters.0.exact./a",
+        "nodes[11].filters.1",
+        "nodes[11].filters.2.prefix./b",
         "edges[0].from",
         "edges[1].from",
     } <= set(found)
@@ -135,8 +146,10 @@ def test_what_it_would_call_is_known() -> None:
         "nodes": [
             function("a", qualifier="live", compensate={"function_name": "undo"}),
             {"node_key": "m", "node_type": "map", "items": [], "do": sub},
+            {"node_key": "n", "node_type": "wait_event", "topic": "a.b", "filters": [{"exact": {"/a": "$.input.a"}}]},
         ]
     }
     found = parse(document)
+    assert found.topics == {"a.b"}
     assert found.functions == {("f", "live"), ("undo", None)}
     assert found.workflows == {("w", 2)}

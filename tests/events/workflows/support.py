@@ -8,16 +8,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from nova.clock import SYSTEM_CLOCK
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope
+from nova.domain.message import NewMessage
 from nova.errors import FunctionError
+from nova.events.bus.publish import TopicPublisher
 from nova.events.workflows.definitions import Definitions
 from nova.events.workflows.engine import Engine
 from nova.events.workflows.observers import NoEvents
 from nova.events.workflows.runs import Runs
+from nova.events.workflows.topic_waits import TopicWaits
 from nova.ids import new_id
-from nova.service import ServiceGroup
-from nova.store.db import Database, Row
+from nova.service import Background, ServiceGroup
+from nova.store.db import Connection, Database, Row
 from nova.store.listen import Listener
 from nova.store.workflow_runs import KIND, RunStore
 from nova.work.notices import Notices
@@ -123,6 +127,7 @@ class Nebula:
     runs: Runs
     functions: Functions
     engine: Engine
+    publisher: TopicPublisher
     told: list[tuple[str, str]]
 
     async def start(self, workflow: str, given: Any = None, **more: Any) -> str:
@@ -171,6 +176,18 @@ class Nebula:
 SCOPE = Scope()
 
 
+async def publish(n: Nebula, topic: str, *payloads: Any) -> None:
+    messages = [NewMessage(json.dumps(one).encode()) for one in payloads]
+    await n.publisher.publish(SCOPE, topic, messages, caller="key:test")
+
+
+class _Held:
+    """A fence that is always good."""
+
+    async def check(self, conn: Connection, /) -> None:
+        return None
+
+
 @asynccontextmanager
 async def nebula(
     database: Database,
@@ -204,7 +221,14 @@ async def nebula(
         if work:
             kinds = {KIND: engine.kind(lambda: workers)}
             await group.start(Runner(database, listener, kinds, lease_s=lease_s, poll_s=0.5, grace_s=0.5))
-        yield Nebula(database, runs, calls, engine, told)
+        publisher = await group.start(TopicPublisher(database, notices))
+        tasks = Background("test")
+        if work:
+            tasks.spawn("waits", TopicWaits(database, listener, SYSTEM_CLOCK).lead(_Held()))
+        try:
+            yield Nebula(database, runs, calls, engine, publisher, told)
+        finally:
+            await tasks.close()
 
 
 class _Told(NoEvents):

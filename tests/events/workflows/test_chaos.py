@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from nova.store.db import Database
-from tests.events.workflows.support import chain, function, nebula, node, workflow
+from tests.events.bus.topics import topic
+from tests.events.workflows.support import chain, function, nebula, node, publish, workflow
 
 pytestmark = pytest.mark.anyio
 RUNS = int(os.environ.get("NOVA_CHAOS_RUNS", "30"))
@@ -79,18 +80,28 @@ async def test_killed_processes_lose_and_repeat_nothing(database: Database) -> N
         step("b"),
         node("both", "parallel", branches=branches),
         node("s", "sub_workflow", workflow_name="below"),
+        node("news", "wait_event", topic="news", filters=[{"exact": {"/run": "$.run.id"}}]),
         step("c"),
-        output={"both": "$.nodes.both.output", "s": "$.nodes.s.output", "items": "$.nodes.m.output[*].item"},
+        output={
+            "both": "$.nodes.both.output",
+            "s": "$.nodes.s.output",
+            "items": "$.nodes.m.output[*].item",
+            "news": "$.nodes.news.output.data.text",
+        },
     )
     await workflow(database, "story", story)
     await workflow(database, "below", chain(step("x"), node("t", "wait", seconds=0.05), step("y"), output="done"))
     await _watch(database)
+    await topic(database, "news")
     chance = random.Random(7)
     async with nebula(database, work=False) as n:
         runs = [await n.start("story") for _ in range(RUNS)]
+        to_publish = chance.sample(runs, len(runs))
         with workers(database.dsn, chance) as group:
-            for _ in range(KILLS):
+            for kill in range(KILLS):
                 await asyncio.sleep(chance.uniform(0.5, 1.2))
+                for run_id in to_publish[kill::KILLS]:  # some before the run waits for it, some after
+                    await publish(n, "news", {"run": run_id, "text": f"for {run_id}"})
                 group.kill()
             async with asyncio.timeout(PATIENCE_S):
                 while await _count(database, "dag_runs WHERE finished_at IS NULL"):
@@ -99,7 +110,7 @@ async def test_killed_processes_lose_and_repeat_nothing(database: Database) -> N
             row = await n.run(run_id)
             assert (row["status"], row["output"]) == (
                 "succeeded",
-                {"both": [{"p": 0}, {"p": 1}], "s": "done", "items": list(range(8))},
+                {"both": [{"p": 0}, {"p": 1}], "s": "done", "items": list(range(8)), "news": f"for {run_id}"},
             ), json.dumps(row["error"])
     assert await _count(database, "dag_runs") == 2 * RUNS
     assert await _count(database, "endings") == 2 * RUNS

@@ -1,6 +1,7 @@
-"""A process that runs workflows and does nothing else, made to be killed: ``python -m tests.events.workflows.worker DSN SEED``.
+"""A process that works off runs of workflows, made to be killed: ``python -m tests.events.workflows.worker DSN SEED``.
 
-Its functions write each execution to the table ``effects`` and fail now and then, so that retries are part of it.
+It also hands them messages of topics, when it leads that duty. Its functions write each execution to the table ``effects`` and
+fail now and then, so that retries are part of it.
 """
 
 import asyncio
@@ -9,13 +10,16 @@ import random
 import signal
 import sys
 
+from nova.clock import SYSTEM_CLOCK
 from nova.domain.call import CallRequest, CallResult
 from nova.errors import FunctionError
+from nova.events.workflows import topic_waits
 from nova.events.workflows.engine import Engine
 from nova.service import ServiceGroup
 from nova.store.db import Database
 from nova.store.listen import Listener
 from nova.store.workflow_runs import KIND
+from nova.work.leader import Duty, Leases
 from nova.work.notices import Notices
 from nova.work.runner import Runner
 
@@ -53,6 +57,9 @@ async def main(dsn: str, seed: int) -> None:
             Engine(db, functions, notices, listener, max_items=lambda: 100, max_depth=lambda: 16)
         )
         await group.start(Runner(db, listener, {KIND: engine.kind(lambda: 16)}, lease_s=LEASE_S, poll_s=0.2))
+        leases = await group.start(Leases(dsn, listener, node="worker"))
+        waits = topic_waits.TopicWaits(db, listener, SYSTEM_CLOCK)
+        await group.start(Duty(topic_waits.DUTY, waits.lead, leases))
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         await stop.wait()

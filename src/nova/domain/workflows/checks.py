@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nova.domain.filters import compile_filters
 from nova.domain.names import is_qualifier
 from nova.domain.workflows import document as doc
 from nova.domain.workflows.mapping import problems_of
 from nova.domain.workflows.paths import is_path, path, paths_in
+from nova.errors import NovaError
 
 _ROOTS = ("input", "nodes", "run", "error")
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
@@ -188,11 +190,31 @@ def _of_type(node: Any, here: str, looks: _Looks) -> Iterator[Problem]:
         case "wait":
             yield from _wait(node, here, looks)
         case "wait_event":
-            if (node.key is None) == (node.approval is None):
-                yield Problem(f"{here}.key", "either the key of an event or an approval")
-            yield from looks.mapping(node.key, f"{here}.key", key)
+            yield from _wait_event(node, here, looks)
         case "pass":
             yield from looks.mapping(node.value, f"{here}.value", key)
+
+
+def _wait_event(node: Any, here: str, looks: _Looks) -> Iterator[Problem]:
+    if sum(one is not None for one in (node.key, node.topic, node.approval)) != 1:
+        yield Problem(f"{here}.key", "one of the key of an event, a topic, and an approval")
+    if node.filters and node.topic is None:
+        yield Problem(f"{here}.filters", "of a topic only")
+    yield from looks.mapping(node.key, f"{here}.key", node.node_key)
+    yield from looks.mapping(node.filters, f"{here}.filters", node.node_key)
+    try:
+        compile_filters(_filled(node.filters), f"{here}.filters")
+    except NovaError as error:
+        yield from (Problem(one.field, one.message) for one in error.errors)
+
+
+def _filled(document: Any) -> Any:
+    """Some text stands for what paths are going to find."""
+    if isinstance(document, dict):
+        return {key: _filled(member) for key, member in document.items()}
+    if isinstance(document, list):
+        return [_filled(member) for member in document]
+    return "x" if is_path(document) else document
 
 
 def _qualifier(node: Any, here: str) -> Iterator[Problem]:

@@ -102,6 +102,11 @@ class Definition:
         return frozenset(called)
 
     @property
+    def topics(self) -> frozenset[str]:
+        """Every topic that it may wait for."""
+        return frozenset(node.spec.topic for node in self.nodes if node.type == "wait_event" and node.spec.topic)
+
+    @property
     def workflows(self) -> frozenset[tuple[str, int | None]]:
         """Every workflow it may start, with the version."""
         specs = [node.spec.do if node.type == "map" else node.spec for node in self.nodes]
@@ -234,7 +239,7 @@ def _compile(node: Node) -> None:
     elif node.type == "wait":
         node.value = mapping(spec.seconds if spec.seconds is not None else spec.until)
     elif node.type == "wait_event":
-        node.value = _mapping(spec.key)
+        node.value = mapping(spec.filters) if spec.topic is not None else _mapping(spec.key)
     elif node.type == "pass" and "value" in spec.model_fields_set:
         node.value = mapping(spec.value)
     undo = getattr(spec, "compensate", None)

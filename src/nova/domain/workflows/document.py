@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from nova.domain.message import TOPIC
 from nova.domain.names import NAME
 from nova.domain.schemas import check_schema
 
@@ -168,8 +169,12 @@ class Approval(Part):
 
 
 class WaitEventNode(_Working):
+    """For an event that is sent (``key``), for a message of a topic that its ``filters`` let through, or for a person."""
+
     node_type: Literal["wait_event"]
     key: str | None = Field(None, min_length=1, max_length=256)
+    topic: Annotated[str, Field(pattern=TOPIC)] | None = None
+    filters: list[dict[str, Any]] = Field(default=[], max_length=100)
     approval: Approval | None = None
     timeout_s: LongTimeout | None = None
 

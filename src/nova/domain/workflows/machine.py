@@ -127,6 +127,19 @@ class Machine:
             self._walk.succeed(index, data, now)
             self._drain(now)
 
+    def message(self, path: str, data: bytes, event: str, now: datetime) -> None:
+        """What the node waited for was published (``data`` is its envelope), or never will be (null): its topic is gone."""
+        self.board.step.consumed.append(event)
+        index = self.board.definition.by_path.get(path, -1)
+        if index < 0 or self.board.states[index].status != "waiting":
+            return
+        if data == b"null":
+            topic = self._nodes[index].spec.topic
+            self._walk.fail(index, Failure("Nova.NotFound", f"topic {topic!r} does not exist", path), now)
+        else:
+            self._walk.succeed(index, data, now)
+        self._drain(now)
+
     def decided(self, path: str, answer: bytes, event: str, now: datetime) -> None:
         """An approval of the node was answered."""
         self.board.step.consumed.append(event)

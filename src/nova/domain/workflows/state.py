@@ -121,6 +121,15 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Listen:
+    """A node begins to wait for a message of a topic. ``filters`` is JSON, without paths."""
+
+    index: int
+    topic: str
+    filters: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Tried:
     """A call that ended."""
 
@@ -179,13 +188,21 @@ class Step:
     cancelled_runs: list[str] = field(default_factory=list)
     asked: list[Ask] = field(default_factory=list)
     answered: list[tuple[int, str]] = field(default_factory=list)
+    listened: list[Listen] = field(default_factory=list)
     status: bool = False
     """The run's own status, ending or end is to be written."""
 
     @property
     def writes(self) -> bool:
         return bool(
-            self.changed or self.tried or self.consumed or self.runs or self.asked or self.answered or self.status
+            self.changed
+            or self.tried
+            or self.consumed
+            or self.runs
+            or self.asked
+            or self.answered
+            or self.listened
+            or self.status
         )
 
 

@@ -123,6 +123,8 @@ class Walk:
         return min(until, now + timedelta(seconds=MAX_WAIT_S))
 
     def _wait_event(self, node: Node, state: NodeState, data: bytes, now: datetime) -> None:
+        if node.spec.topic is not None:
+            self._board.step.listened.append(self.listening.topic(node))
         state.status = "waiting"
         self._board.touch((node.index, ITSELF))
         if node.spec.approval is not None:

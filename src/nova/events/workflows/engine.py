@@ -271,6 +271,8 @@ class Engine:
                 machine.sent(told.key, told.payload, told.id, now)
             case "child":
                 machine.run_ended(told.key, *ended_run(told.payload), told.id, now)
+            case "message":
+                machine.message(told.key, told.payload, told.id, now)
             case "approval":
                 machine.decided(told.key, told.payload, told.id, now)
             case "cancel":

@@ -15,7 +15,7 @@ from nova.ids import new_id
 from nova.store.db import Row
 from nova.store.workflow_begin import NewRun, Parent
 from nova.store.workflow_runs import ClaimedRun
-from nova.store.workflow_writes import AttemptRow, NewApproval, NodeRow, RunWrite
+from nova.store.workflow_writes import AttemptRow, NewApproval, NewWait, NodeRow, RunWrite
 
 CALLS_AT_ONCE = 64
 """Functions that one run calls at the same time; the others wait for their turn."""
@@ -64,6 +64,7 @@ class Live:
         write.consumed = step.consumed
         write.children = [self._child(start) for start in step.runs]
         write.approvals = [self._approval(ask) for ask in step.asked]
+        write.waits = [NewWait(self._path(one.index), one.topic, one.filters) for one in step.listened]
         write.closed = [(self._path(index), status) for index, status in step.answered]
         if step.status or machine.ended is not None:
             write.status = machine.status

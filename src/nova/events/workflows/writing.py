@@ -83,6 +83,9 @@ class Writer:
             self._rubbish.set()
         if written.begun or written.told:
             self._notices.work(KIND)
+        for write in writes:
+            if write.waits:
+                self._notices.tell(Channel.RUNS, json.dumps({"run": write.run.id, "waits": len(write.waits)}))
         if written.told:
             for write in writes:
                 if write.then == "finish" and write.run.parent is not None:

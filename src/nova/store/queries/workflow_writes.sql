@@ -88,3 +88,13 @@ WITH given AS (
 INSERT INTO dag_events (id, tenant_id, namespace, run_id, kind, key, payload, sender)
 SELECT g.id, w.tenant_id, w.namespace, g.run_id, 'child', g.child, g.payload::json, 'run:' || g.child
 FROM given g JOIN woken w ON w.id = g.run_id
+
+-- name: begin_waits -- for messages of topics; a node that is done again may get the same message again
+INSERT INTO dag_topic_waits (run_id, node_key, tenant_id, namespace, topic, filters, since)
+SELECT g.run_id, g.node_key, g.tenant_id, g.namespace, g.topic, g.filters::json, g.since
+FROM unnest(%(runs)b::uuid[], %(keys)b::text[], %(tenants)b::text[], %(namespaces)b::text[], %(topics)b::text[],
+            %(filters)b::text[], %(since)b::timestamptz[])
+     AS g (run_id, node_key, tenant_id, namespace, topic, filters, since)
+ON CONFLICT (run_id, node_key) DO UPDATE
+SET topic = excluded.topic, filters = excluded.filters, since = excluded.since, topic_id = NULL, next_sequence = NULL,
+    taken = NULL
