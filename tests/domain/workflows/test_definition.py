@@ -85,9 +85,9 @@ def test_what_nodes_are_to_one_another_is_checked() -> None:
         "nodes[8].items",
         "nodes[9].key",
         "nodes[10].filters",
-        "nodes[11].filters.0.exact./a",
-        "nodes[11].filters.1",
-        "nodes[11].filters.2.prefix./b",
+        "nodes[11].filters[0].exact./a",
+        "nodes[11].filters[1].like",
+        "nodes[11].filters[2].prefix./b",
         "edges[0].from",
         "edges[1].from",
     } <= set(found)

@@ -202,10 +202,22 @@ def _wait_event(node: Any, here: str, looks: _Looks) -> Iterator[Problem]:
         yield Problem(f"{here}.filters", "of a topic only")
     yield from looks.mapping(node.key, f"{here}.key", node.node_key)
     yield from looks.mapping(node.filters, f"{here}.filters", node.node_key)
+    wrong = [one for number, _ in enumerate(node.filters) for one in _filter(node.filters, number, here)]
+    yield from wrong or _filters(node.filters, f"{here}.filters")
+
+
+def _filter(filters: list[dict[str, Any]], number: int, here: str) -> list[Problem]:
+    """What is wrong with one of them, with its place as paths have it."""
+    found = _filters([filters[number]], "filters")
+    return [Problem(f"{here}.filters[{number}]{one.field.removeprefix('filters.0')}", one.message) for one in found]
+
+
+def _filters(filters: list[dict[str, Any]], field: str) -> list[Problem]:
     try:
-        compile_filters(_filled(node.filters), f"{here}.filters")
+        compile_filters(_filled(filters), field)
     except NovaError as error:
-        yield from (Problem(one.field, one.message) for one in error.errors)
+        return [Problem(one.field, one.message) for one in error.errors]
+    return []
 
 
 def _filled(document: Any) -> Any:
