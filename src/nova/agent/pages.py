@@ -70,10 +70,10 @@ def mappings(pid: int | str = "self") -> list[tuple[int, int]]:
             span, modes, *rest = line.split()
             if modes.endswith("p") and not modes.startswith("---") and not rest[-1].startswith("[v"):
                 first, end = (int(text, 16) for text in span.split("-"))
-                left -= (end - first) // mmap.PAGESIZE
-                if left < 0:
-                    break
-                found.append((first, end))
+                size = (end - first) // mmap.PAGESIZE
+                if size <= left:
+                    left -= size
+                    found.append((first, end))
     return found
 
 

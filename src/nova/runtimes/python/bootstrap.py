@@ -104,6 +104,12 @@ def _rehearse_all() -> None:
     rehearse_becoming()
 
 
+def rehearse_call(code_dir: str) -> None:
+    """A call of nothing, up to its answer."""
+    worker = Worker(Function(lambda event, _context: event, False, sys), code_dir)
+    worker.answer(f'{_INPUT}{{"a": 1}}{_CONTEXT}{{"request_id": "{"0" * _ID_BYTES}"}}}}\n'.encode())
+
+
 def main() -> NoReturn:
     """Serve the host's lines until it goes away."""
     _warm_pages()

@@ -35,3 +35,22 @@ def test_a_practice_instance_shows_what_agents_and_workers_touch() -> None:
         assert used > 500
         assert 500 < written < 8000
     assert len(told.splitlines()) == 2
+
+
+KEPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from nova.agent import preload
+from nova.runtimes.python import sealed
+preload.warm_up(["nova.runtimes.python.bootstrap"])
+written = sealed.practise({"env": {"A": "1"}, "code_dir": "/"}).written
+print(sum(written[1::2]) >> 10)
+"""
+
+
+def test_a_loaded_function_knows_what_its_instances_will_write_to() -> None:
+    """Also without privileges: it looks into a fork of its own."""
+    source = str(Path(nova.__file__).parent.parent)
+    command = [sys.executable, "-I", "-S", "-c", KEPT, source]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert 200 < int(told) < 8000
