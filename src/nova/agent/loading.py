@@ -12,7 +12,7 @@ from nova.agent.control import Poller
 from nova.agent.lines import PrintBuffer
 from nova.agent.messages import GuestError, InitHead, LoadedHead
 from nova.agent.process import Worker, exit_error, set_open_files
-from nova.agent.worker import Garbage, Ready, Result, TooLong, WorkerSession
+from nova.agent.worker import Ask, Garbage, Ready, Result, TooLong, WorkerSession
 
 _READ: Final = 1 << 16
 
@@ -91,7 +91,7 @@ class Loader:
                 return
             if isinstance(event, Result):
                 reason = event.error or GuestError("Nova.InitError", "the worker answered before it was asked")
-            elif isinstance(event, Garbage | TooLong):
+            elif isinstance(event, Ask | Garbage | TooLong):
                 reason = GuestError("Nova.InitError", "the worker does not speak the line protocol")
             else:
                 continue

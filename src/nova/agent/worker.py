@@ -4,7 +4,8 @@ A worker gets ``{"init": …}`` once and then ``{"input": <json>, "context": {�
 then one ``{"output": <json>}`` or ``{"error": …}`` line per call, with any number of ``{"chunk": {"enc": …, "data": …}}``
 lines before it. A multiplexing worker begins its lines with a
 ``"request_id"`` member and sends prints as ``{"log": …}``. One that cannot go on says ``{"ending": true}``. Outputs are
-cut out of their line, never decoded.
+cut out of their line, never decoded. In a call whose context has ``asks`` a worker may ask its host: ``{"ask": …}`` is
+answered by one ``{"told": …}``, here on the line and past the agent.
 """
 
 import json
@@ -17,6 +18,7 @@ from nova.agent.lines import LineReader
 from nova.agent.messages import GuestError
 
 _OUTPUT: Final = b'{"output": '
+_ASK: Final = b'{"ask": '
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 _TAGGED = re.compile(rb'\{"request_id": "([0-9A-Za-z-]{1,64})", "output": ')
 _CHUNK = re.compile(rb'\{(?:"request_id": "([0-9A-Za-z-]{1,64})", )?"chunk": \{"enc": "(text|json|b64)", "data": ')
@@ -52,6 +54,13 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """A question of a call to its host. ``document`` should be JSON; nobody has looked at it yet."""
+
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """A print of one call of a multiplexing worker. ``dropped`` bytes more were printed and not sent."""
 
@@ -78,7 +87,7 @@ class Garbage:
     reason: str
 
 
-Event = Ready | Result | Chunk | Log | Ending | TooLong | Garbage
+Event = Ready | Result | Chunk | Ask | Log | Ending | TooLong | Garbage
 
 
 def init_line(init: Mapping[str, Any]) -> bytes:
@@ -118,6 +127,11 @@ def credit_line(request_id: str, size: int) -> bytes:
     return b'{"credit": "%b", "bytes": %d}\n' % (request_id.encode(), size)
 
 
+def told_line(number: int, status: int, body: bytes) -> bytes:
+    """The answer to question ``number`` of the worker. ``body`` is JSON on one line."""
+    return b'{"told": %d, "status": %d, "body": %b}\n' % (number, status, body)
+
+
 def chunk_line(kind: str, data: bytes) -> bytes:
     """``data`` is JSON on one line."""
     return b'{"chunk": {"enc": "%b", "data": %b}}\n' % (kind.encode(), data)
@@ -137,6 +151,8 @@ class WorkerSession:
 def parse(line: bytes) -> Event:
     if line.startswith(_OUTPUT) and line.endswith(b"}"):
         return Result(None, line[len(_OUTPUT) : -1], None)
+    if line.startswith(_ASK) and line.endswith(b"}"):
+        return Ask(line[len(_ASK) : -1])
     chunk = _CHUNK.match(line)
     if chunk is not None and line.endswith(b"}}"):
         tag = chunk.group(1)

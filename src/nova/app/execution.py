@@ -61,6 +61,7 @@ from nova.observability.spans import SpanWriter
 from nova.runtimes.registry import Runtimes
 from nova.service import ServiceGroup
 from nova.store.durable import DurableStore
+from nova.store.durable_commits import StepCommits
 from nova.store.durable_runs import DurableRunStore
 from nova.store.durable_waits import DurableWaits
 from nova.store.idempotency import IdempotencyStore
@@ -166,10 +167,11 @@ class ExecutionPlane:
         self._notices = Notices(stores.db)
         kept = DurableStore(stores.db)
         waits = DurableWaits(kept, stores.listener)
-        self.durable = DurableCalls(kept, DurableRunStore(stores.db), waits, self._notices)
+        steps = StepCommits(stores.db.dsn)
+        self.durable = DurableCalls(kept, DurableRunStore(stores.db), steps, waits, self._notices)
         self.executor.durable = self.durable.call
         self.guests.durable = self.durable
-        self.publisher = TopicPublisher(stores.db, Notices(stores.db))
+        self.publisher = TopicPublisher(stores.db, Notices(stores.db), max_hops=lambda: settings.events.max_hops)
         self.guests.topics = GuestTopics(self.publisher, TopicStore(stores.db))
         self.scaler = LocalScaler(self.catalog, self.fleet, SYSTEM_CLOCK)
         self.invoker = IdempotentInvoker(

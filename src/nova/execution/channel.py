@@ -70,6 +70,7 @@ class DirectChannel:
         self._init_timeout_s = init_timeout_s
         self._control = ControlConnection(control, on_frame=self._on_frame, on_lost=self._workers.agent_lost)
         self.guests = GuestDesk(self._control, self._workers.find)
+        self._workers.asked = self.guests.asked
         self._standing: tuple[int, int, int] | None = None
         self._asked = 1
         self._reloading = asyncio.Lock()

@@ -23,6 +23,10 @@ class LineOwner(Protocol):
         """It can take another call."""
         ...
 
+    def line_asks(self, line: "WorkerLine", document: bytes) -> None:
+        """The worker asks something; :meth:`WorkerLine.tell` answers."""
+        ...
+
     def line_ended(self, line: "WorkerLine") -> None:
         """The worker closed its end."""
         ...

@@ -24,6 +24,8 @@ class ContextEncoder:
             "tenant": snapshot.scope.tenant,
             "namespace": snapshot.scope.namespace,
         }
+        if snapshot.mode == "durable":
+            fixed["asks"] = True  # this host answers questions on the worker's own line
         self._fixed = b", " + encode(fixed)[1:-1]
 
     def encode(
@@ -36,10 +38,12 @@ class ContextEncoder:
         chain: tuple[str, ...] = (),
         *,
         streaming: bool = False,
+        hops: int = 0,
     ) -> bytes:
         """``deadline_ms`` is Unix time. The request id is always the first member: bootstraps find it without parsing.
 
         ``chain``: the functions that called one another down to this call; then its last is the ``caller_function``.
+        ``hops``: deliveries of messages that led to this call.
         ``streaming``: somebody takes the pieces as they come; a multiplexing worker may send ``stream_credit`` bytes ahead.
         """
         own = b'{"request_id": "%b", "deadline_ms": %d' % (request_id.encode(), deadline_ms)
@@ -51,6 +55,8 @@ class ContextEncoder:
                 len(chain),
                 encode(chain),
             )
+        if hops:
+            own += b', "hops": %d' % hops
         if streaming:
             own += _STREAMING
         return b'%b%b, "attempt": %d}' % (own, self._fixed, attempt)

@@ -16,6 +16,7 @@ import structlog
 from nova import payload
 from nova.agent.lines import PrintBuffer
 from nova.agent.worker import (
+    Ask,
     Chunk,
     Ending,
     Event,
@@ -26,6 +27,7 @@ from nova.agent.worker import (
     WorkerSession,
     cancel_line,
     credit_line,
+    told_line,
 )
 from nova.errors import FunctionError, NovaError
 from nova.execution.backends.base import WorkerResult
@@ -97,6 +99,11 @@ class WorkerLine:
     def grant(self, call: Call, size: int) -> None:
         """Let a multiplexing worker send more pieces of one call."""
         self._write(credit_line(call.request_id, size))
+
+    def tell(self, number: int, status: int, body: bytes) -> None:
+        """Answer a question of the worker; one that is gone hears nothing."""
+        if not self._closed:
+            self._write(told_line(number, status, body))
 
     def pause(self) -> None:
         """Read no more until :meth:`resume`; the worker comes to wait in its write."""
@@ -223,6 +230,8 @@ class WorkerLine:
                     self._owner.line_broken(self, "the worker answered a call that is not in flight")
             case Chunk():
                 self._piece(event)
+            case Ask():
+                self._owner.line_asks(self, event.document)
             case Log():
                 self._logged(event)
             case Ending():

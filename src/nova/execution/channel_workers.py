@@ -10,7 +10,7 @@ import structlog
 
 from nova.agent.messages import WorkerExitHead
 from nova.agent.worker import call_line
-from nova.errors import FunctionError
+from nova.errors import FunctionError, NovaError
 from nova.execution.backends.base import WorkerCall, WorkerResult
 from nova.execution.channel_call import Call
 from nova.execution.channel_control import ControlLost
@@ -62,6 +62,8 @@ class Workers:
         """no call goes here any more"""
         self.lines: dict[int, WorkerLine] = {}
         self.exit_report_s = EXIT_REPORT_S
+        self.asked: Callable[[bytes, Callable[[int, int, bytes], None]], None] | None = None
+        """gets the questions that workers put on their lines, each with what answers it: number, status, body"""
         self._agent = agent
         self._ends = ends
         self._deadlines = deadlines
@@ -215,6 +217,15 @@ class Workers:
             self._dismiss(line)
         else:
             self.give_up()
+
+    def line_asks(self, line: WorkerLine, document: bytes) -> None:
+        """The worker asks something."""
+        if self.asked is None or self.lost:
+            return
+        try:
+            self.asked(document, line.tell)
+        except NovaError as wrong:
+            self.line_broken(line, wrong.detail)
 
     def line_broken(self, line: WorkerLine, reason: str) -> None:
         """A worker that breaks the protocol costs its instance, and its own calls are told what it did."""

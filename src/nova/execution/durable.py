@@ -1,7 +1,8 @@
 """Durable executions at the host: calls of durable functions begin one, and what their runs write goes to PostgreSQL.
 
 The instance speaks the public Lambda durable-execution protocol: ``CheckpointDurableExecution`` and
-``GetDurableExecutionState``. A checkpoint is answered when it is committed; those of one moment share a transaction.
+``GetDurableExecutionState``. A checkpoint is answered when it is committed. A lone step is committed on a connection that is
+kept for that; where there is none free, checkpoints of one moment share a transaction.
 """
 
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from nova.errors import FunctionError, NovaError, invalid
 from nova.execution.guest_desk import Reply
 from nova.ids import new_id
 from nova.store.durable import DurableStore, NewExecution
+from nova.store.durable_commits import StepCommits
 from nova.store.durable_rows import KIND
 from nova.store.durable_runs import Checkpoint, DurableRunStore, Written
 from nova.store.durable_waits import DurableWaits
@@ -46,12 +48,14 @@ class DurableCalls:
         self,
         store: DurableStore,
         runs: DurableRunStore,
+        steps: StepCommits,
         waits: DurableWaits,
         notices: Notices,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._store = store
         self._runs = runs
+        self._steps = steps
         self._notices = notices
         self._clock = clock
         self.waits = waits
@@ -68,6 +72,7 @@ class DurableCalls:
     async def close(self) -> None:
         """Whatever was taken is committed and answered."""
         await self._starts.close()
+        await self._steps.close()
         await self._checkpoints.close()
 
     # Calls
@@ -130,23 +135,26 @@ class DurableCalls:
 
     # Runs
 
-    async def checkpoint(self, snapshot: FunctionSnapshot, arn: str, body: bytes) -> Reply:
-        """``CheckpointDurableExecution``. What is refused is told as the protocol does."""
+    async def checkpoint(self, snapshot: FunctionSnapshot, arn: str, body: bytes, *, brief: bool = False) -> Reply:
+        """``CheckpointDurableExecution``. What is refused is told as the protocol does. ``brief``: the answer need not repeat
+        a step that the asker says has succeeded."""
         try:
-            return await self._checkpoint(snapshot, arn, body)
+            return await self._checkpoint(snapshot, arn, body, brief)
         except NovaError as error:
             return refused(error)
 
-    async def _checkpoint(self, snapshot: FunctionSnapshot, arn: str, body: bytes) -> Reply:
+    async def _checkpoint(self, snapshot: FunctionSnapshot, arn: str, body: bytes, brief: bool) -> Reply:
         given = _object(body)
         token = Token.of(str(given.get("CheckpointToken", "")))
         execution_id = execution_of(arn)
         changes = updates(given.get("Updates") or [])
         if not changes:
             await self._runs.ripen(execution_id, snapshot.function_id, token.epoch)
-        written = await self._checkpoints.put(
-            Checkpoint(execution_id, snapshot.function_id, token.epoch, token.seen, snapshot.scope, changes)
-        )
+        one = Checkpoint(execution_id, snapshot.function_id, token.epoch, token.seen, snapshot.scope, changes)
+        if brief and await self._steps.commit(one) == token.seen + 1:
+            written = Written(token.seen + 1, ())
+        else:
+            written = await self._checkpoints.put(one)
         following = Token(token.request_id, token.epoch, written.rev)
         shown = [shown_operation(execution_id, operation, seconds) for operation in written.changed]
         answer = {"CheckpointToken": following.text(), "NewExecutionState": {"Operations": shown}}

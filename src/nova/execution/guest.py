@@ -118,6 +118,7 @@ class GuestApi:
             idempotency_key=key if isinstance(key, str) else None,
             caller=f"function:{snapshot.name}",
             chain=(*context.get("call_chain", ()), snapshot.name),
+            hops=context.get("hops", 0),
         )
         check_chain(call)
         return call
@@ -172,7 +173,8 @@ class Guest:
         if durable is None or self._snapshot.mode != "durable":
             raise NovaError("unsupported", "this is not a durable function")
         if op == "checkpoint":
-            return await durable.checkpoint(self._snapshot, take(question.head, "arn", str), question.payload)
+            arn, brief = take(question.head, "arn", str), question.head.get("brief") is True
+            return await durable.checkpoint(self._snapshot, arn, question.payload, brief=brief)
         return await durable.operations(self._snapshot, question.head)
 
     async def _put(self, question: Question) -> Reply:

@@ -1,4 +1,7 @@
-"""What code inside an instance asks of the platform, at the host's end: each question is a task, and ends with its call."""
+"""What code inside an instance asks of the platform, at the host's end: each question is a task, and ends with its call.
+
+Questions come from the agent, as frames, or from a worker, on the line that its calls come on (:meth:`GuestDesk.asked`).
+"""
 
 import asyncio
 import functools
@@ -6,10 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from nova.agent import frames
-from nova.agent.frames import Frame, FrameError
+from nova.agent.frames import MAX_MESSAGE, Frame, FrameError
 from nova.agent.messages import GuestAnswerHead, take
 from nova.api import problem
 from nova.errors import NovaError, as_refusal, internal
@@ -52,6 +56,20 @@ class Reply:
 
 
 Serve = Callable[[Question], Awaitable[Reply]]
+Tell = Callable[[int, int, bytes], None]
+"""Answers a worker's question: its number, status, body."""
+
+
+class _Asked(msgspec.Struct):
+    """A question on a worker's line. ``head`` and ``body`` are as those of a frame."""
+
+    number: int
+    request_id: str
+    head: dict[str, Any]
+    body: msgspec.Raw
+
+
+_asked: Final = msgspec.json.Decoder(_Asked).decode
 
 
 class GuestDesk:
@@ -61,7 +79,7 @@ class GuestDesk:
         """``call_of`` finds a call that is in flight in this instance: nobody else's can be named."""
         self._control = control
         self._call_of = call_of
-        self._tasks: dict[int, asyncio.Task[Reply]] = {}
+        self._tasks: dict[object, asyncio.Task[Reply]] = {}
         self._bytes = 0
         self.serve: Serve | None = None
 
@@ -72,31 +90,56 @@ class GuestDesk:
             if task is not None:
                 task.cancel()
             return
+        tell = functools.partial(self._send, frame)
         try:
-            self._begin(frame)
+            self._begin(frame.id, frame.type, frame.head.get("request_id"), frame.head, frame.payload, tell)
         except NovaError as refusal:
-            self._send(frame, refused(refusal, ""))
+            tell(refused(refusal, ""))
+
+    def asked(self, document: bytes, tell: Tell) -> None:
+        """A worker's question on its own line. Raises ``bad_payload`` for what is none."""
+        try:
+            asked = _asked(document)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise NovaError("bad_payload", f"a worker's question is not valid: {error}") from None
+
+        def answer(reply: Reply) -> None:
+            if len(reply.body) > MAX_MESSAGE:
+                reply = refused(NovaError("payload_too_large", f"the answer is larger than {MAX_MESSAGE} bytes"), "")
+            tell(asked.number, reply.status, reply.body or b"null")
+
+        try:
+            self._begin(object(), frames.CALL, asked.request_id, asked.head, bytes(asked.body), answer)
+        except NovaError as refusal:
+            answer(refused(refusal, ""))
 
     def close(self) -> None:
         for task in list(self._tasks.values()):
             task.cancel()
 
-    def _begin(self, frame: Frame) -> None:
-        request_id = frame.head.get("request_id")
+    def _begin(
+        self,
+        key: object,
+        kind: int,
+        request_id: object,
+        head: Mapping[str, Any],
+        payload: bytes,
+        tell: Callable[[Reply], None],
+    ) -> None:
         call = self._call_of(request_id) if isinstance(request_id, str) else None
         if call is None or self.serve is None:
             raise NovaError("forbidden", "X-Nova-Request-Id does not name a call that is in flight in this instance")
-        if len(self._tasks) >= MAX_QUESTIONS or frame.id in self._tasks:
+        if len(self._tasks) >= MAX_QUESTIONS or key in self._tasks:
             raise NovaError("queue_full", f"this instance asks {MAX_QUESTIONS} things at once", retry_after_s=1)
-        if self._bytes + len(frame.payload) > MAX_BYTES:
+        if self._bytes + len(payload) > MAX_BYTES:
             raise NovaError("queue_full", f"this instance sends over {MAX_BYTES} bytes at once", retry_after_s=1)
-        question = Question(frame.type, frame.head, frame.payload, call.request_id, call.deadline, call.context, call)
+        question = Question(kind, head, payload, call.request_id, call.deadline, call.context, call)
         task = asyncio.ensure_future(self._work(self.serve, question))
-        self._tasks[frame.id] = task
-        self._bytes += len(frame.payload)
+        self._tasks[key] = task
+        self._bytes += len(payload)
         end_with_call = functools.partial(_cancel, task)
         call.add_done_callback(end_with_call)
-        task.add_done_callback(functools.partial(self._ended, frame, call, end_with_call))
+        task.add_done_callback(functools.partial(self._ended, key, len(payload), tell, call, end_with_call))
 
     async def _work(self, serve: Serve, question: Question) -> Reply:
         try:
@@ -110,13 +153,19 @@ class GuestDesk:
             return refused(as_refusal(exc) or internal(), question.request_id)
 
     def _ended(
-        self, frame: Frame, call: Call, end_with_call: Callable[[object], None], task: "asyncio.Task[Reply]"
+        self,
+        key: object,
+        size: int,
+        tell: Callable[[Reply], None],
+        call: Call,
+        end_with_call: Callable[[object], None],
+        task: "asyncio.Task[Reply]",
     ) -> None:
-        del self._tasks[frame.id]
-        self._bytes -= len(frame.payload)
+        del self._tasks[key]
+        self._bytes -= size
         call.remove_done_callback(end_with_call)
         if not task.cancelled():
-            self._send(frame, task.result())
+            tell(task.result())
 
     def _send(self, frame: Frame, reply: Reply) -> None:
         kind = frames.CALL_RESP if frame.type == frames.CALL else frames.STATE_RESP

@@ -44,6 +44,7 @@ class Context {
     this.traceparent = this.trace = call.traceparent;
     this.tracestate = call.tracestate;
     this.attempt = call.attempt;
+    Object.defineProperty(this, "asks", { value: call.asks === true });
     this.callChain = call.call_chain ?? [];
     this.callDepth = this.callChain.length;
     this.callerFunction = call.caller_function ?? null;
@@ -179,6 +180,23 @@ function sendValue(id, value) {
   }
 }
 
+// -- questions to the host ------------------------------------------------------------------------------------------
+
+const asked = new Map();
+let questions = 0;
+
+/** Ask on this worker's own line, past the agent: a promise of `{ status, body }`. For calls whose context has `asks`. */
+function ask(requestId, head, body) {
+  const number = (questions += 1);
+  send(`{"ask": {"number": ${number}, "request_id": "${requestId}", "head": ${JSON.stringify(head)}, "body": ${body}}}\n`);
+  return new Promise((resolve) => asked.set(number, resolve));
+}
+
+function told({ told: number, status, body }) {
+  asked.get(number)?.({ status, body });
+  asked.delete(number);
+}
+
 // -- loading --------------------------------------------------------------------------------------------------------
 
 class InitError extends Error {
@@ -208,7 +226,7 @@ async function load(init) {
     if (takesCallback) {
       throw new InitError(`handler '${init.handler}' of a durable function answers by a promise, not by a callback`);
     }
-    handler = require("./durable.cjs").wrap(handler, Context, describe);
+    handler = require("./durable.cjs").wrap(handler, Context, describe, multiplex ? null : ask);
   }
   const onInit = exported.onInit ?? exported.default?.onInit;
   if (typeof onInit === "function") {
@@ -316,6 +334,9 @@ function sendDropped(id, { dropped }) {
 
 function begin({ input: event, context: call }) {
   const id = call.request_id;
+  if (!multiplex) {
+    asked.clear(); // what a call before has asked and not awaited
+  }
   inFlight.set(id, {
     aborter: null,
     pieces: new Pieces(result, tagOf(id), multiplex ? call.stream_credit : undefined),
@@ -402,6 +423,8 @@ function take(line) {
   const message = JSON.parse(line);
   if (message.context) {
     begin(message);
+  } else if (message.told) {
+    told(message);
   } else if (message.cancel) {
     const call = inFlight.get(message.cancel);
     call?.aborter?.abort();

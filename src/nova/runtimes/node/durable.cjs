@@ -40,9 +40,12 @@ class NonDeterministic extends Error {}
 
 /** What is recorded, and the way to record more. Requests go one after the other: each answer has the next one's token. */
 class Run {
-  constructor(event, requestId) {
+  /** `ask` puts a question on the worker's own line; null: the way is HTTP. */
+  constructor(event, requestId, ask) {
     this.arn = event.DurableExecutionArn;
     this.requestId = requestId;
+    this.ask = ask;
+    this.ended = false;
     this.token = event.CheckpointToken;
     this.operations = new Map();
     this.input = JSON.parse(event.InitialExecutionState.Operations[0].ExecutionDetails.InputPayload);
@@ -54,7 +57,7 @@ class Run {
   async loadRest() {
     for (let marker = this.marker; marker; ) {
       const query = new URLSearchParams({ CheckpointToken: this.token, Marker: marker });
-      const page = await this.ask("GET", `state?${query}`);
+      const page = await this.question({ op: "operations", token: this.token, marker }, "GET", `state?${query}`);
       this.take(page.Operations);
       marker = page.NextMarker;
     }
@@ -69,7 +72,8 @@ class Run {
   /** Committed when the promise ends. */
   record(update) {
     const recorded = this.last.then(async () => {
-      const answer = await this.ask("POST", "checkpoint", JSON.stringify({ CheckpointToken: this.token, Updates: [update] }));
+      const body = JSON.stringify({ CheckpointToken: this.token, Updates: [update] });
+      const answer = await this.question({ op: "checkpoint", brief: true }, "POST", "checkpoint", body);
       this.token = answer.CheckpointToken;
       this.take(answer.NewExecutionState.Operations);
     });
@@ -77,7 +81,21 @@ class Run {
     return recorded;
   }
 
-  ask(method, what, body = "") {
+  async question(head, method, what, body = "") {
+    if (this.ended) {
+      throw new RunLost("the run has ended");
+    }
+    if (this.ask === null) {
+      return this.request(method, what, body);
+    }
+    const { status, body: told } = await this.ask(this.requestId, { ...head, arn: this.arn }, body || "null");
+    if (status !== 200) {
+      throw refusal(status, told);
+    }
+    return told;
+  }
+
+  request(method, what, body) {
     return new Promise((resolve, reject) => {
       const url = process.env.NOVA_API_URL;
       if (!url) {
@@ -96,7 +114,7 @@ class Run {
         response.on("error", (error) => reject(new RunLost(error.message)));
         response.on("end", () => {
           const text = Buffer.concat(pieces).toString();
-          response.statusCode === 200 ? resolve(JSON.parse(text)) : reject(refusal(response.statusCode, text));
+          response.statusCode === 200 ? resolve(JSON.parse(text)) : reject(refusal(response.statusCode, parsed(text)));
         });
       });
       request.on("error", (error) => reject(new RunLost(`the platform does not answer: ${error.message}`)));
@@ -105,13 +123,16 @@ class Run {
   }
 }
 
-function refusal(status, text) {
-  let message = `status ${status}`;
+function parsed(text) {
   try {
-    message = JSON.parse(text).message ?? message;
+    return JSON.parse(text);
   } catch {
-    // no answer of the protocol: its status has to do
+    return null; // no answer of the protocol: its status has to do
   }
+}
+
+function refusal(status, told) {
+  const message = String(told?.message ?? told?.detail ?? `status ${status}`);
   if (message.startsWith("Nova.NonDeterministic")) {
     return new NonDeterministic(message);
   }
@@ -409,10 +430,10 @@ function kept(what, value) {
 }
 
 /** The handler of one run, out of a handler that knows nothing of runs. */
-function wrap(handler, Context, describe) {
+function wrap(handler, Context, describe, ask) {
   const DurableContext = contextClass(Context, describe);
   return async (event, context) => {
-    const run = new Run(event, context.requestId);
+    const run = new Run(event, context.requestId, context.asks ? ask : null);
     await run.loadRest();
     const own = new DurableContext(context, run);
     const fatal = new Promise((_, reject) => {
@@ -430,6 +451,8 @@ function wrap(handler, Context, describe) {
         return { Status: "FAILED", Error: { ErrorType: "Nova.NonDeterministic", ErrorMessage: thrown.message } };
       }
       return { Status: "FAILED", Error: DurableContext.errorOf(thrown) };
+    } finally {
+      run.ended = true;
     }
   };
 }

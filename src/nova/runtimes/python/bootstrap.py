@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 from nova.agent.pages import LEARNED, warm
 from nova.runtimes.python import answers, durable, multiplex, pieces
 from nova.runtimes.python.context import Context
+from nova.runtimes.python.durable_line import HostLine
 from nova.runtimes.python.forking import FORKS
 from nova.runtimes.python.loading import Function, become, load, note_modules, rehearse_becoming, settle
 from nova.runtimes.python.resumed import Resumed
@@ -137,14 +138,18 @@ def main() -> NoReturn:
 def serve(function: Function, init: dict[str, Any], current: "Current", import_us: int) -> NoReturn:
     """Tell that the function is loaded, and serve its calls."""
     code_dir: str = init["code_dir"]
+    host = None
     if init["mode"] == "durable" and not durable.speaks_itself():
-        function.call = durable.wrap(function.call, function.is_async)
+        host = HostLine(INPUT_FD, RESULT_FD) if init["concurrency"] == 1 else None
+        function.call = durable.wrap(function.call, function.is_async, host)
     if function.is_async and init["concurrency"] > 1 and init["mode"] != "process":
         text = b'{"ready": {"concurrency": %d, "multiplex": true, "import_us": %d}}\n'
         _write(text % (init["concurrency"], import_us))
         multiplex.serve(function, code_dir)
     _write(b'{"ready": {"concurrency": 1, "import_us": %d}}\n' % import_us)
     worker = Worker(function, code_dir, current)
+    if host is not None:
+        worker.pieces = pieces.Writer(host.write)
     Context.sender = worker.pieces.send
     if init["mode"] == "process":
         _serve_forked(worker)

@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from nova.runtimes.python.context import Context
 from nova.runtimes.python.durable_context import DurableContext, encoded, error_of
+from nova.runtimes.python.durable_line import HostLine
 from nova.runtimes.python.durable_run import NonDeterministic, Run, RunLost, Suspend
 
+Handler = Callable[[Any, Context], Any]
 _LIBRARIES: Final = ("aws_durable_execution_sdk_python", "async_durable_execution")
 """They speak the protocol themselves; a handler that they have wrapped gets what the platform sends."""
 
@@ -21,15 +23,16 @@ def speaks_itself() -> bool:
     return any(name in sys.modules for name in _LIBRARIES)
 
 
-def wrap(call: Callable[[Any, Context], Any], is_async: bool) -> Callable[[Any, Context], Any]:
-    """The handler of one run, out of a handler that knows nothing of runs."""
+def wrap(call: Handler, is_async: bool, line: HostLine | None) -> Handler:
+    """The handler of one run, out of a handler that knows nothing of runs. ``line``: the worker's, where it may ask."""
 
     def durable(event: Any, context: Context) -> Any:
-        run = Run(event, str(context.request_id))
+        run = Run(event, str(context.request_id), line if context._parsed().get("asks") else None)
         own = DurableContext(context._text, run, is_async)
         if is_async:
             return _async_run(run, call, own)
         try:
+            run.load_rest()
             return _succeeded(call(run.input, own))
         except BaseException as error:
             return _ended(error)
@@ -39,8 +42,9 @@ def wrap(call: Callable[[Any, Context], Any], is_async: bool) -> Callable[[Any, 
     return durable
 
 
-async def _async_run(run: Run, call: Callable[[Any, Context], Any], context: DurableContext) -> Any:
+async def _async_run(run: Run, call: Handler, context: DurableContext) -> Any:
     try:
+        run.load_rest()
         return _succeeded(await call(run.input, context))
     except BaseException as error:
         return _ended(error)

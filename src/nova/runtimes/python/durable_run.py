@@ -1,15 +1,12 @@
 """One run of a durable execution, in its worker: what is recorded, and the way to record more."""
 
 import json
-import os
-import socket
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from typing import Any
 
-_PREFIX: Final = "/2025-12-01/durable-executions/"
-_READ: Final = 1 << 16
+from nova.runtimes.python.durable_http import Http
+from nova.runtimes.python.durable_line import HostLine
 
 
 class Stop(BaseException):
@@ -42,94 +39,84 @@ class RunLost(Exception):
 
 
 class Run:
-    """One run of an execution: what is recorded, and the way to record more."""
+    """One run of an execution. With a ``line`` it asks the host itself, else by HTTP."""
 
-    def __init__(self, event: Mapping[str, Any], request_id: str) -> None:
+    def __init__(self, event: Mapping[str, Any], request_id: str, line: HostLine | None) -> None:
         self.arn: str = event["DurableExecutionArn"]
         self.request_id = request_id
         self._token: str = event["CheckpointToken"]
         self._lock = threading.Lock()
-        self._link: socket.socket | None = None
-        self._head = self._place = b""
+        self._line = line
+        self._http = Http(self.arn, request_id)
+        self._head = json.dumps({"op": "checkpoint", "arn": self.arn, "brief": True}).encode()
+        self._ended = False
         state = event["InitialExecutionState"]
         self.operations: dict[str, dict[str, Any]] = {}
         self._take(state["Operations"])
         first = state["Operations"][0]
         self.input = json.loads(first["ExecutionDetails"]["InputPayload"])
-        marker = state.get("NextMarker")
-        while marker:
-            page = self._ask("GET", f"state?CheckpointToken={quote(self._token, safe='')}&Marker={marker}", b"")
+        self._marker: str = state.get("NextMarker") or ""
+
+    def load_rest(self) -> None:
+        """What did not come with the call. Raises :class:`RunLost`."""
+        while self._marker:
+            page = self._answered(*self._state())
             self._take(page["Operations"])
-            marker = page.get("NextMarker")
+            self._marker = page.get("NextMarker") or ""
 
     def record(self, *updates: Mapping[str, Any]) -> None:
         """Committed when it returns."""
         with self._lock:
+            if self._ended:
+                raise RunLost("the run has ended")
             body = json.dumps({"CheckpointToken": self._token, "Updates": updates}).encode()
-            answer = self._ask("POST", "checkpoint", body)
+            answer = self._answered(*self._checkpoint(body))
             self._token = answer["CheckpointToken"]
             self._take(answer["NewExecutionState"]["Operations"])
 
     def close(self) -> None:
-        if self._link is not None:
-            self._link.close()
+        """The handler has ended; threads that it left behind record nothing any more."""
+        with self._lock:
+            self._ended = True
+            if self._line is not None and self._line.ours:
+                self._line.settle()
+            self._http.close()
 
     def _take(self, operations: Iterable[dict[str, Any]]) -> None:
         for operation in operations:
             self.operations[operation["Id"]] = operation
 
-    def _ask(self, method: str, what: str, body: bytes) -> Any:
-        head = b"%b %b/%b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n"
+    def _checkpoint(self, body: bytes) -> tuple[int, Any]:
+        if self._line is not None and self._line.ours:
+            return self._line.ask(self.request_id, self._head, body)
         try:
-            link = self._link or self._connect()
-            link.sendall(head % (method.encode(), self._place, what.encode(), self._head, len(body)) + body)
-            status, data = _answer(link)
+            return self._http.checkpoint(body)
         except OSError as error:
             raise RunLost(f"the platform does not answer: {error}") from None
+
+    def _state(self) -> tuple[int, Any]:
+        if self._line is not None and self._line.ours:
+            head = {"op": "operations", "arn": self.arn, "token": self._token, "marker": self._marker}
+            return self._line.ask(self.request_id, json.dumps(head).encode(), b"null")
+        try:
+            return self._http.state(self._token, self._marker)
+        except OSError as error:
+            raise RunLost(f"the platform does not answer: {error}") from None
+
+    @staticmethod
+    def _answered(status: int, body: Any) -> Any:
+        try:
+            told = json.loads(body) if isinstance(body, bytes) else body
+        except ValueError:
+            told = {}
         if status == 200:
-            return json.loads(data)
-        raise _refusal(status, data)
-
-    def _connect(self) -> socket.socket:
-        url = urlsplit(os.environ.get("NOVA_API_URL", ""))
-        if url.hostname is None or url.port is None:
-            raise RunLost("this instance has no guest API, so nothing can be recorded")
-        self._link = link = socket.create_connection((url.hostname, url.port))
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        lines = (f"Host: {url.netloc}", f"X-Nova-Request-Id: {self.request_id}", "Content-Type: application/json", "")
-        self._head = "\r\n".join(lines).encode()
-        self._place = f"{_PREFIX}{quote(self.arn, safe='')}".encode()
-        return link
+            return told
+        raise _refusal(status, told)
 
 
-def _answer(link: socket.socket) -> tuple[int, bytes]:
-    """Status and body. A library for this costs more than the way to the platform and back."""
-    data = bytearray()
-    while (end := data.find(b"\r\n\r\n")) < 0:
-        _more(link, data)
-    status = int(data[9:12])
-    at = data.lower().find(b"\r\ncontent-length:", 0, end)
-    if at < 0:
-        raise OSError("an answer without a length")
-    length = int(data[at + 17 : data.find(b"\r\n", at + 17)])
-    while len(data) < end + 4 + length:
-        _more(link, data)
-    return status, bytes(data[end + 4 : end + 4 + length])
-
-
-def _more(link: socket.socket, data: bytearray) -> None:
-    piece = link.recv(_READ)
-    if not piece:
-        raise OSError("the connection ended")
-    data += piece
-
-
-def _refusal(status: int, data: bytes) -> BaseException:
-    try:
-        told = json.loads(data)
-        message = str(told.get("message") or told.get("detail") or status)
-    except ValueError:
-        message = f"status {status}"
+def _refusal(status: int, told: Any) -> BaseException:
+    given = told if isinstance(told, dict) else {}
+    message = str(given.get("message") or given.get("detail") or f"status {status}")
     if message.startswith("Invalid Checkpoint Token"):
         return Suspend(message)
     if message.startswith("Nova.NonDeterministic"):

@@ -94,7 +94,7 @@ INSERT INTO durable_operations (execution_id, id, place, rev, parent_id, name, t
 SELECT e.id, %(id)s, e.rev * 1000, e.rev, %(parent)s, %(name)s, %(type)s, %(sub_type)s, %(status)s, %(tries)s, %(result)s,
        %(replay)s, least(now(), coalesce(to_timestamp(%(started_ms)s::float8 / 1000), now())), now()
 FROM e
-RETURNING rev, place, attempt, started_at, ended_at
+RETURNING rev, place, attempt, started_at, ended_at -- the revision first
 
 -- name: changed -- operations that changed after a revision
 SELECT * FROM durable_operations WHERE execution_id = %(execution)s AND rev > %(after)s ORDER BY place
