@@ -1,5 +1,7 @@
 """Handlers of workflows' versions: definitions are checked whole, published once and never changed."""
 
+import asyncio
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -30,11 +32,11 @@ class WorkflowVersionHandlers:
     @handles("workflow.validate")
     async def validate(self, req: Req[api.Definition, Empty]) -> api.Validation:
         definition = req.raw_body
-        await self._check(req.scope, definition)
+        nodes = await self._check(req.scope, definition)
         called = list(references(definition))
         return api.Validation(
             valid=True,
-            nodes=len(parse(definition, max_nodes=self._limits.workflow_nodes).nodes),
+            nodes=nodes,
             functions=sorted({found.name for found in called if found.kind == "function"}),
             workflows=sorted({found.name for found in called if found.kind == "workflow"}),
             topics=sorted({found.name for found in called if found.kind == "topic"}),
@@ -99,11 +101,12 @@ class WorkflowVersionHandlers:
             output_changed=before.get("output") != after.get("output"),
         )
 
-    async def _check(self, scope: Scope, definition: Any, conn: Connection | None = None) -> None:
-        """Raise one ``validation_failed`` with everything that is wrong."""
+    async def _check(self, scope: Scope, definition: Any, conn: Connection | None = None) -> int:
+        """How many nodes it has. Raises one ``validation_failed`` with everything that is wrong."""
         errors: list[FieldError] = []
-        try:
-            parse(definition, max_nodes=self._limits.workflow_nodes)
+        nodes = 0
+        try:  # a large one takes half a second, in which others have to be answered
+            nodes = len((await asyncio.to_thread(parse, definition, max_nodes=self._limits.workflow_nodes)).nodes)
         except NovaError as exc:
             errors += exc.errors
         called = list(references(definition))
@@ -118,6 +121,7 @@ class WorkflowVersionHandlers:
             first = errors[0]
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             raise NovaError("validation_failed", f"{first.field}: {first.message}{more}", errors=errors)
+        return nodes
 
     async def _workflow(self, req: Req[None, Any]) -> WorkflowRecord:
         record = await self._workflows.get(req.scope, req.params["name"])
@@ -150,9 +154,9 @@ class Reference(NamedTuple):
 def references(definition: Any, at: str = "") -> Iterator[Reference]:
     """Every function, workflow and topic that a definition names, as far as it is one: it need not be valid."""
     nodes = definition.get("nodes") if isinstance(definition, Mapping) else None
-    waiting = [(node, f"{at}nodes[{no}]") for no, node in enumerate(nodes)] if isinstance(nodes, list) else []
+    waiting = deque((node, f"{at}nodes[{no}]") for no, node in enumerate(nodes if isinstance(nodes, list) else ()))
     while waiting:
-        node, field = waiting.pop(0)
+        node, field = waiting.popleft()
         if not isinstance(node, Mapping):
             continue
         for kind, member in _MEMBERS:

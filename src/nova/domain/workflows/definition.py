@@ -143,12 +143,11 @@ class _Builder:
         """of each frame, not compiled yet"""
 
     def build(self, read: doc.DefinitionDocument) -> Definition:
-        """Raises ``validation_failed`` with every problem."""
+        """Raises ``validation_failed`` with every problem; of what is too large, with that alone."""
+        if (count := _count(read)) > self._max_nodes:
+            told = f"{count} nodes; the limit is {self._max_nodes} (limits.workflow_nodes)"
+            raise _refusal([Problem("nodes", told)])
         self._frame(read, -1, 0, "", "", 0)
-        if (count := len(self.definition.nodes)) > self._max_nodes:
-            self.problems.insert(
-                0, Problem("nodes", f"{count} nodes; the limit is {self._max_nodes} (limits.workflow_nodes)")
-            )
         if self.problems:
             raise _refusal(self.problems)
         for frame, output in zip(self.definition.frames, self._outputs, strict=True):
@@ -225,6 +224,12 @@ class _Builder:
             node.parents = tuple(dict.fromkeys(edge.source for edge in node.incoming))
             if all(edge.kind == "catch" for edge in node.outgoing):
                 frame.sinks.append(index)
+
+
+def _count(read: doc.DefinitionDocument) -> int:
+    """Nodes, those inside of others included."""
+    inner = (branch for node in read.nodes if node.node_type == "parallel" for branch in node.branches)
+    return len(read.nodes) + sum(_count(branch) for branch in inner)
 
 
 def _compile(node: Node) -> None:

@@ -1,5 +1,6 @@
 """Definitions as this process has read them. A version never changes, so what was compiled once holds."""
 
+import asyncio
 from collections import OrderedDict
 
 from nova import payload
@@ -26,7 +27,8 @@ class Definitions:
         text = await self._store.definition(workflow_id, version)
         if text is None:
             raise not_found("version", str(version))
-        definition = parse(payload.decode(text), max_nodes=_ANY)
+        # a large one takes half a second, in which others have to be answered
+        definition = await asyncio.to_thread(lambda: parse(payload.decode(text), max_nodes=_ANY))
         self._kept[key] = definition
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
