@@ -3,11 +3,10 @@
 import mmap
 import os
 import resource
-import signal
 
 import pytest
 
-from nova.agent.pages import mappings, touched, warm
+from nova.agent.pages import mappings, of_fork, touched
 
 PAGES = 64
 
@@ -27,29 +26,9 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def in_fork(memory: mmap.mmap) -> tuple[int, int]:
-    """A fork that has written to the first half of ``memory`` and lives: its pid, and where it says that it has."""
-    read, done = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        write(memory, range(PAGES // 2))
-        os.write(done, b"x")
-        signal.pause()
-    os.close(done)
-    return pid, read
-
-
 def test_what_a_fork_wrote_to_is_seen_and_had_by_the_next_without_a_fault(memory: mmap.mmap) -> None:
     write(memory, range(PAGES))
-    known = mappings()
-    pid, read = in_fork(memory)
-    try:
-        assert os.read(read, 1) == b"x"
-        seen = touched(pid, known)
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(read)
+    seen = of_fork(lambda: write(memory, range(PAGES // 2)))
     assert sum(seen.written[1::2]) >= PAGES // 2 * mmap.PAGESIZE
     assert sum(seen.used[1::2]) > 0
 
@@ -57,7 +36,7 @@ def test_what_a_fork_wrote_to_is_seen_and_had_by_the_next_without_a_fault(memory
     if pid == 0:
         code = 1
         try:
-            warm(seen, lambda: os._exit(2))
+            seen.have()
             before = faults()
             write(memory, range(PAGES // 2))
             spared = faults() - before
@@ -69,10 +48,11 @@ def test_what_a_fork_wrote_to_is_seen_and_had_by_the_next_without_a_fault(memory
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_without_knowledge_it_is_found_out_by_doing() -> None:
-    done: list[str] = []
-    warm(None, lambda: done.append("rehearsed"))
-    assert done == ["rehearsed"]
+def test_a_fork_that_fails_teaches_nothing() -> None:
+    def fail() -> None:
+        raise ValueError
+
+    assert not of_fork(fail).written
 
 
 def test_a_process_that_is_gone_is_an_error() -> None:

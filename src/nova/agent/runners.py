@@ -26,6 +26,8 @@ class Bootstrap(Protocol):
 
     def rehearse(self) -> None: ...
 
+    def replace_rehearsal(self, have: Callable[[], None] | None) -> None: ...
+
 
 def bootstrap(module: str) -> Bootstrap:
     loaded: Any = importlib.import_module(module)

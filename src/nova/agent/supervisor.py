@@ -31,7 +31,6 @@ from nova.agent.messages import (
     WorkerExitHead,
     take,
 )
-from nova.agent.pages import LEARNED, warm
 from nova.agent.process import Worker, adopt_orphans, kill_children, set_dumpable, start_worker
 from nova.agent.reload import Refused, Reload
 from nova.agent.runners import runner_main, standing_main, worker_init
@@ -80,7 +79,7 @@ class Supervisor:
         self._settle()
         if self._config.worker.kind in ("fork", "exec") and not self._config.blank:
             self._start(standing_main(self._config))
-        warm(LEARNED.agent, rehearsal.codecs)
+        rehearsal.ready()
         self._control.open()
         self._guest.open()
         try:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
-from nova.agent.pages import LEARNED, warm
 from nova.runtimes.python import answers, durable, multiplex, pieces
 from nova.runtimes.python.context import Context
 from nova.runtimes.python.durable_line import HostLine
@@ -42,6 +41,16 @@ setting the variable for each call would cost a long-lived worker ever more memo
 _ENTRY_ID: Final = memoryview(_ENTRY).cast("B")[len(_VARIABLE) + 1 : -1]
 _putenv = ctypes.CDLL(None).putenv
 _scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+
+
+_have: Callable[[], None] | None = None
+
+
+def replace_rehearsal(have: Callable[[], None] | None) -> None:
+    """Workers that are forked from this process call ``have``, which copies the memory that they will write to, in place of
+    rehearsing; None: they rehearse."""
+    global _have
+    _have = have
 
 
 def preload() -> None:
@@ -97,7 +106,7 @@ def _rehearse_once() -> None:
 
 def _warm_pages() -> None:
     """Touch in this process what the first call will touch: copied now, off any caller's path, it is not copied then."""
-    warm(LEARNED.worker, _rehearse_all)
+    (_have or _rehearse_all)()
 
 
 def _rehearse_all() -> None:

@@ -5,11 +5,9 @@ memory, files in ``/tmp``. All forks share the hash seed of strings and the layo
 generator and OpenSSL are renewed in each.
 """
 
-import contextlib
 import gc
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -17,7 +15,6 @@ from array import array
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
-from nova.agent.pages import Pages, mappings, touched
 from nova.runtimes.python import answers, bootstrap, multiplex
 from nova.runtimes.python.loading import become, load, renew, run_hook, settle
 from nova.runtimes.python.resumed import take_over
@@ -26,11 +23,17 @@ MAX_DESCRIPTORS: Final = 8
 _REQUEST: Final = 512
 
 
-def main(fork: Callable[[list[int], Callable[[], NoReturn]], None]) -> NoReturn:
+def main(
+    fork: Callable[[list[int], Callable[[], NoReturn]], None],
+    foresee: Callable[[Callable[[], None]], Callable[[], None]],
+) -> NoReturn:
     """Load the function, then fork a worker for each message of the host.
 
     ``fork(descriptors, worker)`` has ``worker`` called in a new process in the place that the descriptors stand for, with
     the host's line on 3 and 4; the descriptors are closed here afterwards.
+
+    ``foresee(work)`` gives what copies, in a fork, the memory that ``work`` would write to. What the function's own hook and
+    handler write to is not foreseen: they run in instances that serve, alone.
     """
     bootstrap._warm_pages()
     init: dict[str, Any] = json.loads(bootstrap._read_line())["init"]
@@ -52,11 +55,11 @@ def main(fork: Callable[[list[int], Callable[[], NoReturn]], None]) -> NoReturn:
     bootstrap._flush()
     bootstrap._write(b'{"ready": {"concurrency": 1, "import_us": %d}}\n' % import_us)
     here = os.getcwd()
-    beforehand = practise(init)
+    have = foresee(lambda: _rehearse(init))
 
     def worker() -> NoReturn:
         os.chdir(here)
-        beforehand.have()
+        have()
         own: dict[str, Any] = json.loads(bootstrap._read_line())["init"]
         try:
             take_over(init["env"], own["env"])
@@ -72,29 +75,6 @@ def main(fork: Callable[[list[int], Callable[[], NoReturn]], None]) -> NoReturn:
         for fd in descriptors:
             os.close(fd)
     os._exit(0)
-
-
-def practise(init: dict[str, Any]) -> Pages:
-    """The memory that a fork of this process writes to when it becomes an instance, but for the function's own hook and
-    handler: those run for instances that serve alone. Nothing is known where a fork cannot be looked into."""
-    known = mappings()
-    done, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            _rehearse(init)
-            os.write(tell, b"x")
-            signal.pause()
-        os._exit(0)
-    os.close(tell)
-    try:
-        return touched(pid, known) if os.read(done, 1) else Pages()
-    except OSError:
-        return Pages()
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(done)
 
 
 def _rehearse(init: dict[str, Any]) -> None:

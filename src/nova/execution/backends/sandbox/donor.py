@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+from nova.agent import pages
 from nova.agent.process import lay_out, set_dumpable
 from nova.execution.backends.sandbox import kernel
 from nova.execution.backends.sandbox.seccomp import build_filter
@@ -45,8 +46,12 @@ def rehearse() -> None:
     note_modules()
 
 
+def replace_rehearsal(have: Callable[[], None] | None) -> None:
+    """Nothing: until it is loaded this worker is the bootstrap's."""
+
+
 def main() -> NoReturn:
-    sealed.main(_fork)
+    sealed.main(_fork, lambda work: pages.of_fork(work).have)
 
 
 def _fork(descriptors: list[int], worker: Callable[[], NoReturn]) -> None:

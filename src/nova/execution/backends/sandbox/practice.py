@@ -10,14 +10,16 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from nova.agent import frames, pages
+from nova.agent import frames, pages, rehearsal
 from nova.agent.config import AgentConfig, WorkerLaunch
 from nova.agent.messages import FunctionRef, HelloHead, InitHead
-from nova.agent.pages import LEARNED, Pages
+from nova.agent.pages import Pages
 from nova.agent.process import Worker
+from nova.agent.runners import bootstrap
 from nova.agent.supervisor import Supervisor
 from nova.agent.worker import call_line
 from nova.execution.backends.sandbox import kernel, namespaces
@@ -30,27 +32,38 @@ _READ: Final = 1 << 16
 
 
 def practise(module: str) -> None:
-    """Learn what an agent and its worker (``module``) touch up to the first answer, for all later forks of this process.
-
-    Where that cannot be seen (an ordinary user may not look into an agent) nothing is learned, and each of them rehearses
-    for itself.
-    """
+    """Learn what an agent and its worker (``module``) touch up to the first answer; all later forks of this process have it
+    beforehand. Where it cannot be seen (an ordinary user may not look into an agent) they go on to rehearse."""
     folder = tempfile.mkdtemp(prefix="nova-practice-", dir="/tmp")
+    worker = bootstrap(module)
+    # Nothing is had beforehand in practice: it must touch what others will, and no more.
+    rehearsal.replace(_nothing)
+    worker.replace_rehearsal(_nothing)
     try:
         os.chmod(folder, 0o755)
         with open(f"{folder}/main.py", "w") as file:
             file.write(_CODE)
-        LEARNED.agent, LEARNED.worker = _watch(module, folder)
+        of_agent, of_worker = watch(module, folder)
     except (OSError, frames.FrameError, EOFError, ValueError):
-        LEARNED.agent = LEARNED.worker = None
+        rehearsal.replace(None)
+        worker.replace_rehearsal(None)
+    else:
+        rehearsal.replace(of_agent.have)
+        worker.replace_rehearsal(of_worker.have)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _watch(module: str, folder: str) -> tuple[Pages, Pages]:
+def _nothing() -> None:
+    """As a rehearsal: none."""
+
+
+def watch(module: str, folder: str) -> tuple[Pages, Pages]:
+    """What the agent and the worker of a new instance touch that runs the code in ``folder``.
+
+    Raises OSError, EOFError, FrameError or ValueError when that cannot be seen.
+    """
     known = pages.mappings()
-    # Nothing is had beforehand here: it must touch what others will, and no more.
-    LEARNED.agent, LEARNED.worker = Pages(), Pages()
     token = bytes(32)
     ours, theirs = socket.socketpair()
     config = AgentConfig(hashlib.sha256(token).digest(), "practice", "python", WorkerLaunch("fork", module), folder)
@@ -65,10 +78,17 @@ def _watch(module: str, folder: str) -> tuple[Pages, Pages]:
             pid = kernel.clone(namespaces.INSTANCE_NAMESPACES | kernel.CLONE_NEWNET, main)
         try:
             ours.settimeout(TIMEOUT_S)
-            with _play(ours, token):
+            with _greet(ours, token) as line:
                 with open(f"/proc/{pid}/task/{pid}/children") as children:
                     _witness, worker = map(int, children.read().split())
-                return pages.touched(pid, known), pages.touched(worker, known)
+                _until_asleep(worker)
+                # What each of them had when it began to wait was touched before anybody waited for it, or left by others.
+                before = [pages.touched(each, known).written for each in (pid, worker)]
+                _play(ours, line)
+                after = [pages.touched(each, known) for each in (pid, worker)]
+            for each, had in zip(after, before, strict=True):
+                each.written = pages.less(each.written, had)
+            return after[0], after[1]
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -85,31 +105,38 @@ class Practice(Supervisor):
         return super()._start(main)
 
 
-def _play(control: socket.socket, token: bytes) -> socket.socket:
-    """Be the host of one short life up to the first answer; returns the worker's line, at whose end it ends."""
+def _greet(control: socket.socket, token: bytes) -> socket.socket:
+    """Be the host of one short life; returns the worker's line, at whose end it ends."""
     hello = HelloHead(token=token.hex(), instance_id="practice").as_head()
     control.sendall(frames.encode(frames.HELLO, 1, hello))
     data, fds, _, _ = socket.recv_fds(control, _READ, 8)
-    if len(fds) != 3:
+    if len(fds) != 3 or not frames.FrameDecoder().feed(data):
         raise EOFError
     for fd in fds[1:]:
         os.close(fd)
-    worker = socket.socket(fileno=fds[0])
-    try:
-        decoder = frames.FrameDecoder()
-        if not decoder.feed(data):
-            raise EOFError
-        control.sendall(frames.encode(frames.INIT, 3, _init().as_head()))
-        while not decoder.feed(_some(control)):
-            continue
-        worker.settimeout(TIMEOUT_S)
-        worker.sendall(call_line(b'{"name": "practice"}', b'{"request_id": "%b", "tenant": "x"}' % _ID.encode()))
-        if not _some(worker).startswith(b'{"output"'):
-            raise EOFError
-    except BaseException:
-        worker.close()
-        raise
-    return worker
+    return socket.socket(fileno=fds[0])
+
+
+def _until_asleep(pid: int) -> None:
+    """The worker waits for its line."""
+    for _ in range(1000):
+        with open(f"/proc/{pid}/stat") as file:
+            if file.read().rpartition(")")[2].split()[0] == "S":
+                return
+        time.sleep(0.001)
+    raise EOFError
+
+
+def _play(control: socket.socket, line: socket.socket) -> None:
+    """Init, and a first call up to its answer."""
+    decoder = frames.FrameDecoder()
+    control.sendall(frames.encode(frames.INIT, 3, _init().as_head()))
+    while not decoder.feed(_some(control)):
+        continue
+    line.settimeout(TIMEOUT_S)
+    line.sendall(call_line(b'{"name": "practice"}', b'{"request_id": "%b", "tenant": "x"}' % _ID.encode()))
+    if not _some(line).startswith(b'{"output"'):
+        raise EOFError
 
 
 def _some(sock: socket.socket) -> bytes:
