@@ -107,7 +107,7 @@ async def test_stream(standing: Function, found: Found) -> None:
     """Pieces come while the handler still works, and a reader that is full holds it back."""
     reader = Reader()
     running = asyncio.ensure_future(
-        standing.answer({"do": "stream", "pieces": 4, "pause": 0.1}, reader=reader, timeout_s=30)
+        standing.answer({"do": "stream", "pieces": 4, "pause": 0.25}, reader=reader, timeout_s=30)
     )
     await reader.until(lambda: reader.pieces)
     assert not running.done()
