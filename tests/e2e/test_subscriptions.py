@@ -15,6 +15,16 @@ def handler(event, context):
     return {"n": event["data"]["n"], "attempt": event["novaattempt"]}
 """
 
+PUBLISHER = """
+def handler(event, context):
+    context.publish("e2e-circle", event)
+    return context.call_depth
+"""
+CALLER = """
+def handler(event, context):
+    return context.invoke("circle-publisher", event["data"])
+"""
+
 
 @pytest.fixture(scope="module")
 def platform(nova_server: NovaServer) -> Iterator[Platform]:
@@ -65,3 +75,22 @@ def test_what_is_published_reaches_functions_and_what_fails_waits_for_help(platf
     assert http.delete(path).status_code == 204
     assert http.delete("/topics/e2e-sub").status_code == 204
     platform.delete("sub-keeper")
+
+
+def test_a_circle_of_topics_and_functions_ends(platform: Platform) -> None:
+    """A function called by a delivery calls another, which publishes to the topic again: the limit is ``events.max_hops``."""
+    http = platform.http
+    assert http.post("/topics", json={"name": "e2e-circle"}).status_code == 201
+    platform.deploy("circle-publisher", PUBLISHER)
+    platform.deploy("circle-caller", CALLER)
+    fields = {"name": "round", "type": "function", "function_name": "circle-caller", "max_attempts": 1}
+    made = http.post("/topics/e2e-circle/subscriptions", json=fields).json()
+    assert http.post("/topics/e2e-circle/publish", json={"payload": {"n": 1}}).status_code == 201
+    until(lambda: http.get(f"/subscriptions/{made['id']}").json()["dlq"] == 1, "the circle has ended", 60)
+    (dead,) = http.get("/topics/e2e-circle/dlq").json()["items"]
+    assert dead["sequence"] == 17
+    assert "16 times" in dead["error"]
+    assert http.get("/topics/e2e-circle").json()["messages"] == 17
+    assert http.delete("/topics/e2e-circle?cascade=true").status_code == 204
+    platform.delete("circle-caller")
+    platform.delete("circle-publisher")

@@ -32,7 +32,7 @@ from nova.work.runner import Kind
 def handlers(settings: Settings, stores: Stores) -> list[object]:
     """Of the routes that people use; in every process that answers for the control plane."""
     db, topics = stores.db, TopicStore(stores.db)
-    publisher = TopicPublisher(db, Notices(db))
+    publisher = TopicPublisher(db, Notices(db), max_hops=lambda: settings.events.max_hops)
     return [
         TopicHandlers(db, topics),
         PublishHandlers(db, publisher, topics, BusOutboxStore(db), settings.limits, SYSTEM_CLOCK),
@@ -63,7 +63,9 @@ def starter(stores: Stores, notices: Notices | None = None) -> Runs:
 async def _deliver(shop: Workshop) -> None:
     """What is published reaches its subscribers."""
     stores, services = shop.stores, shop.services
-    publisher = await services.start(TopicPublisher(stores.db, shop.notices))
+    publisher = await services.start(
+        TopicPublisher(stores.db, shop.notices, max_hops=lambda: shop.settings.events.max_hops)
+    )
     delivering = Delivering(
         shop.invoker, partial(webhook_client, shop.settings), SYSTEM_CLOCK, workflows=starter(stores, shop.notices)
     )

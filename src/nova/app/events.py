@@ -50,7 +50,14 @@ async def work_off(shop: Workshop) -> None:
         WebhookSender(egress.client(settings.egress, timeout_s=_WEBHOOK_TIMEOUT_S), SYSTEM_CLOCK)
     )
     workflow_starter = bus.starter(stores, shop.notices)
-    deliveries = Deliveries(stores.db, sender, WebhookSecrets(stores.db), workflow_starter, events=shop.metrics)
+    deliveries = Deliveries(
+        stores.db,
+        sender,
+        WebhookSecrets(stores.db),
+        workflow_starter,
+        events=shop.metrics,
+        max_hops=lambda: settings.events.max_hops,
+    )
     kinds = {KIND: jobs.kind(lambda: settings.queue.workers), DELIVERY: deliveries.kind()}
     for part in (bus, workflows, durable, triggers):
         kinds |= await part.work(shop)

@@ -30,7 +30,9 @@ def handlers(settings: Settings, stores: Stores) -> list[object]:
 async def work(shop: Workshop) -> dict[str, Kind]:
     """Start what runs in the background; the kinds of work that nebula's runner is to claim for it."""
     stores, settings = shop.stores, shop.settings
-    publisher = await shop.services.start(TopicPublisher(stores.db, shop.notices))
+    publisher = await shop.services.start(
+        TopicPublisher(stores.db, shop.notices, max_hops=lambda: settings.events.max_hops)
+    )
     starter = Runs(stores.db, shop.notices, Definitions(RunStore(stores.db)))
     await shop.services.start(
         Triggers(
@@ -50,7 +52,7 @@ async def hooks(
 ) -> Desk:
     """What answers under ``/hooks``, in every process that clients speak to."""
     notices = await services.start(Notices(stores.db))
-    publisher = await services.start(TopicPublisher(stores.db, notices))
+    publisher = await services.start(TopicPublisher(stores.db, notices, max_hops=lambda: settings.events.max_hops))
     starter = Runs(stores.db, notices, Definitions(RunStore(stores.db)))
     return await services.start(
         Desk(

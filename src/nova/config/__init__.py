@@ -29,7 +29,14 @@ from nova.config.backends import (
     SandboxSettings,
     WasmSettings,
 )
-from nova.config.events import QueueSettings, RetentionSettings, SchedulesSettings, TriggerSettings, WorkflowSettings
+from nova.config.events import (
+    EventSettings,
+    QueueSettings,
+    RetentionSettings,
+    SchedulesSettings,
+    TriggerSettings,
+    WorkflowSettings,
+)
 from nova.config.functions import (
     BuildSettings,
     ExecutionSettings,
@@ -124,6 +131,7 @@ class Settings(Section):
     queue: QueueSettings = QueueSettings()
     schedules: SchedulesSettings = SchedulesSettings()
     workflows: WorkflowSettings = WorkflowSettings()
+    events: EventSettings = EventSettings()
     triggers: TriggerSettings = TriggerSettings()
     cluster: ClusterSettings = ClusterSettings()
     retention: RetentionSettings = RetentionSettings()

@@ -55,7 +55,7 @@ class RateLimitSettings(Section):
 
 class EgressSettings(Section):
     allow: list[Annotated[str, AfterValidator(network)]] = Field(
-        default=[], description="private networks that webhooks may reach all the same"
+        default=[], description="private networks that webhooks and triggers may reach all the same"
     )
 
 

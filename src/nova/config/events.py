@@ -28,6 +28,16 @@ class WorkflowSettings(Section):
     )
 
 
+class EventSettings(Section):
+    max_hops: int = Field(
+        16,
+        ge=1,
+        le=1000,
+        description="deliveries that lead to one another: topics and functions in a circle end there",
+        json_schema_extra=HOT,
+    )
+
+
 class TriggerSettings(Section):
     fs_roots: list[Path] = Field(
         default=[], description="directories of this machine that filesystem triggers may watch; empty: none"

@@ -47,6 +47,8 @@ class CallRequest:
     """what called, when it was no request: ``schedule:nightly``, ``async:<id>``, ``function:<name>``"""
     chain: tuple[str, ...] = ()
     """the functions that called one another down to this call, outermost first; its length is the depth"""
+    hops: int = 0
+    """deliveries of messages that led to this call, one after the other; what it publishes has as many behind it"""
     headers: Mapping[bytes, bytes] | None = None
     """the request's, names in lower case, for aliases that route by them; None when it was no request of ``invoke``"""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from nova.errors import invalid
+from nova.errors import NovaError, invalid
 from nova.payload import too_large
 
 MAX_BATCH = 500
@@ -18,6 +18,11 @@ MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 << 10
 """Names and values of a message's headers, or its CloudEvents attributes, together."""
 MAX_DELAY_S = 365 * 86_400
+HOPS = "novahops"
+"""The attribute of a message that says how many deliveries led to it, one after the other; without it: none."""
+MAX_HOPS = 16
+"""The default of ``events.max_hops``."""
+_MOST_HOPS = 1_000_000
 TOPIC = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _topic = re.compile(TOPIC[:-1] + r"\Z")
 
@@ -58,6 +63,32 @@ class Published:
 
 def is_topic(name: str) -> bool:
     return _topic.match(name) is not None
+
+
+def hops_of(attributes: Mapping[str, str]) -> int:
+    """How many deliveries led to a message with these attributes. What is no number counts as none."""
+    text = attributes.get(HOPS, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < len(str(_MOST_HOPS)) else 0
+
+
+def counted(attributes: Mapping[str, str], hops: int) -> dict[str, str]:
+    """The attributes of a message that so many deliveries led to."""
+    others = {name: value for name, value in attributes.items() if name != HOPS}
+    return others | {HOPS: str(hops)} if hops else others
+
+
+def check_hops(message: NewMessage, limit: int) -> None:
+    """Raise ``recursion`` when too many deliveries led to it: topics and functions that publish to one another in a circle.
+
+    ``validation_failed`` for a count that is none: it may come from outside, with an event that was sent there.
+    """
+    text = message.extensions.get(HOPS)
+    if text is None:
+        return
+    if not (text.isascii() and text.isdecimal() and len(text) < len(str(_MOST_HOPS))):
+        raise invalid(HOPS, f"a whole number below {_MOST_HOPS}")
+    if int(text) > limit:
+        raise NovaError("recursion", f"messages have led to one another {limit} times, which is the limit")
 
 
 def check(message: NewMessage) -> None:

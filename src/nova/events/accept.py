@@ -67,6 +67,7 @@ class Queue:
             qualifier=call.qualifier,
             traceparent=call.traceparent,
             tracestate=call.tracestate,
+            depth=call.hops,
         )
         accepted = await self._group.put(job)
         if not accepted.replayed:

@@ -5,6 +5,7 @@ A workflow begins one run for each delivery, whose id is the run's key. A webhoo
 its ``webhook-id``.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import structlog
@@ -12,6 +13,7 @@ import structlog
 from nova import payload
 from nova.domain.asyncs import MAX_DEPTH, MAX_PAYLOAD, backoff_s
 from nova.domain.call import AsyncOptions
+from nova.domain.message import MAX_HOPS, check_hops
 from nova.domain.ports import WorkflowStarter
 from nova.errors import NovaError
 from nova.events.bus import inbound
@@ -48,8 +50,10 @@ class Deliveries:
         workflows: WorkflowStarter,
         *,
         events: JobEvents | None = None,
+        max_hops: Callable[[], int] = lambda: MAX_HOPS,
     ) -> None:
         self._db = db
+        self._max_hops = max_hops
         self._store = OutboxStore(db)
         self._sender = sender
         self._secrets = secrets
@@ -113,7 +117,8 @@ class Deliveries:
         """The event becomes the message: its data is the payload, its attributes are the message's."""
         try:
             message = inbound.one(delivery.event, {"content-type": inbound.STRUCTURED})
-        except NovaError as refusal:  # more data than a message may have
+            check_hops(message, self._max_hops())
+        except NovaError as refusal:  # more data than a message may have, or a circle
             await self._end(item, delivery, "dead", refusal.detail)
             return
         entry = Entry.of(delivery.id, message, delivery.caller)

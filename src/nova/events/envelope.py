@@ -11,6 +11,7 @@ import msgspec
 from nova import payload
 from nova.clock import rfc3339
 from nova.domain.asyncs import Destination, JobError
+from nova.domain.message import HOPS
 from nova.events import cloudevent
 from nova.ids import new_id
 from nova.store.jobs import Ended, Job, OutboxEvent
@@ -41,6 +42,7 @@ def _event(
         "novatenant": job.scope.tenant,
         "traceparent": job.traceparent,
         "tracestate": job.tracestate if job.traceparent is not None else None,
+        HOPS: str(job.depth) if job.depth else None,
     }
     return OutboxEvent(
         id=event_id,

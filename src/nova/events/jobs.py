@@ -323,6 +323,7 @@ def _call(attempt: _Attempt) -> CallRequest:
         attempt=job.attempt,
         caller=f"async:{job.id}" if job.source == "api" else job.source,
         chain=chain_of(job.source),
+        hops=job.depth,
     )
 
 

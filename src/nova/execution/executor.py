@@ -278,6 +278,7 @@ class Executor:
             call.attempt,
             call.chain,
             streaming=sink is not None,
+            hops=call.hops,
         )
         if sink is None:
             return member.instance.channel.call(WorkerCall(call.request_id, call.payload, context, limit))

@@ -14,7 +14,7 @@ import structlog
 from nova import payload
 from nova.agent.messages import take
 from nova.domain.function import FunctionSnapshot
-from nova.domain.message import MAX_BATCH, MAX_PAYLOAD, NewMessage, check
+from nova.domain.message import MAX_BATCH, MAX_PAYLOAD, NewMessage, check, counted
 from nova.domain.ports import Publisher
 from nova.domain.shadow import SHADOW_VARIABLE
 from nova.errors import FunctionError, NovaError, invalid, not_found
@@ -110,6 +110,7 @@ def _message(question: Question) -> NewMessage:
         ordering_key=_text(head, "ordering_key"),
         dedup_id=_text(head, "dedup_id"),
         delay_s=_seconds(head),
+        extensions=counted({}, context.get("hops", 0)),
         traceparent=context.get("traceparent") or None,
         tracestate=context.get("tracestate") or None,
         message_id=new_id(),

@@ -51,6 +51,8 @@ def write_request(message: pb.InvokeRequest, call: CallRequest, remaining_ms: in
         message.client_request_id = call.client_request_id
     if call.chain:
         message.chain.extend(call.chain)
+    if call.hops:
+        message.hops = call.hops
     if call.headers is not None:
         message.headers = pack(call.headers)
 
@@ -96,6 +98,7 @@ def read_request(
         call.client_request_id = label
     if message.chain:
         call.chain = _chain(message.chain)
+    call.hops = message.hops
     if headers := message.headers:
         call.headers = PackedHeaders(headers)
     return call

@@ -17,7 +17,7 @@ DELIVERY_NO: Delivery
 DELIVERY_YES: Delivery
 
 class InvokeRequest(_message.Message):
-    __slots__ = ("request_id", "function", "qualifier", "payload", "timeout_ms", "idempotency_key", "sticky_key", "trigger", "attempt", "caller", "client_request_id", "chain", "headers")
+    __slots__ = ("request_id", "function", "qualifier", "payload", "timeout_ms", "idempotency_key", "sticky_key", "trigger", "attempt", "caller", "client_request_id", "chain", "headers", "hops")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     QUALIFIER_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class InvokeRequest(_message.Message):
     CLIENT_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     function: str
     qualifier: str
@@ -44,7 +45,8 @@ class InvokeRequest(_message.Message):
     client_request_id: str
     chain: _containers.RepeatedScalarFieldContainer[str]
     headers: bytes
-    def __init__(self, request_id: _Optional[str] = ..., function: _Optional[str] = ..., qualifier: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., sticky_key: _Optional[str] = ..., trigger: _Optional[str] = ..., attempt: _Optional[int] = ..., caller: _Optional[str] = ..., client_request_id: _Optional[str] = ..., chain: _Optional[_Iterable[str]] = ..., headers: _Optional[bytes] = ...) -> None: ...
+    hops: int
+    def __init__(self, request_id: _Optional[str] = ..., function: _Optional[str] = ..., qualifier: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., sticky_key: _Optional[str] = ..., trigger: _Optional[str] = ..., attempt: _Optional[int] = ..., caller: _Optional[str] = ..., client_request_id: _Optional[str] = ..., chain: _Optional[_Iterable[str]] = ..., headers: _Optional[bytes] = ..., hops: _Optional[int] = ...) -> None: ...
 
 class InvokeResponse(_message.Message):
     __slots__ = ("request_id", "version", "output", "error", "duration_us", "cold_start", "source", "instance_id", "phases", "stdout", "stderr", "deduplicated")

@@ -12,6 +12,7 @@ import structlog
 from nova import payload
 from nova.clock import Clock
 from nova.domain.call import CallRequest, CallResult
+from nova.domain.message import hops_of
 from nova.domain.ports import Flight, Invoker, Starter, WorkflowStarter
 from nova.errors import NovaError
 from nova.events import cloudevent
@@ -168,6 +169,7 @@ class Delivering:
             traceparent=first.message.traceparent,
             tracestate=first.message.tracestate,
             attempt=first.attempt,
+            hops=1 + max(hops_of(parcel.message.attributes) for parcel in parcels),
             caller=f"subscription:{record.topic}/{record.name}",
         )
 

@@ -3,7 +3,7 @@
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
-from nova.domain.message import NewMessage
+from nova.domain.message import NewMessage, counted, hops_of
 from nova.domain.ports import Publisher
 from nova.errors import NovaError
 from nova.events.bus.delivering import Parcel
@@ -67,7 +67,7 @@ def _letter(record: SubscriptionRecord, parcel: Parcel, error: str) -> NewMessag
         source=named["source"],
         type=named["type"],
         subject=named["subject"],
-        extensions=given,
+        extensions=counted(given, hops_of(given) + 1),
         traceparent=message.traceparent,
         tracestate=message.tracestate,
     )

@@ -1,12 +1,12 @@
 """The port through which messages get into topics: an answer means that they are in PostgreSQL."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psycopg
 
 from nova.domain.identity import Scope
-from nova.domain.message import MAX_BATCH, NewMessage, Published, check, is_topic
+from nova.domain.message import MAX_BATCH, MAX_HOPS, NewMessage, Published, check, check_hops, is_topic
 from nova.errors import NovaError, invalid, not_found
 from nova.ids import new_id
 from nova.store import bus_outbox, messages
@@ -42,10 +42,12 @@ class _Request:
 
 
 class TopicPublisher:
-    """Implements :class:`~nova.domain.ports.Publisher`. Requests of one moment share a transaction."""
+    """Implements :class:`~nova.domain.ports.Publisher`. Requests of one moment share a transaction. ``max_hops``: messages that
+    led to one another, one after the other (``events.max_hops``)."""
 
-    def __init__(self, db: Database, notices: Notices) -> None:
+    def __init__(self, db: Database, notices: Notices, *, max_hops: Callable[[], int] = lambda: MAX_HOPS) -> None:
         self._db = db
+        self._max_hops = max_hops
         self._notices = notices
         self._group: GroupCommit[_Request, Sequence[Published]] = GroupCommit(
             "publish", self._write, writers=_WRITERS, weigh=lambda request: request.weight
@@ -63,7 +65,7 @@ class TopicPublisher:
     ) -> Sequence[Published]:
         """See :class:`~nova.domain.ports.Publisher`: all of them, or none. Those with a delay wait in the outbox.
 
-        Raises ``not_found``, ``validation_failed``, ``payload_too_large``, ``queue_full``, ``draining`` or
+        Raises ``not_found``, ``validation_failed``, ``payload_too_large``, ``recursion``, ``queue_full``, ``draining`` or
         ``dependency_unavailable``.
         """
         return await self._put(scope, topic, messages, caller)
@@ -89,6 +91,7 @@ class TopicPublisher:
             raise invalid("messages", f"from 1 to {MAX_BATCH} at once")
         for message in messages:
             check(message)
+            check_hops(message, self._max_hops())
         entries = [Entry.of(message.message_id or new_id(), message, caller) for message in messages]
         delays = {
             entry.id: message.delay_s
