@@ -133,20 +133,26 @@ def test_a_person_approves(orbit: Orbit) -> None:
 
 def test_a_report_is_written_although_a_reading_failed(orbit: Orbit) -> None:
     with Example(orbit, "nightly-report", "nightly-report") as report:
-        run = report.run({"day": "2026-11-22"}, "--run-id", "2026-11-22")
+        fired = {"data": {"scheduled_at": "2026-11-22T00:05:00Z"}}
+        run = report.run(fired, "--run-id", "2026-11-22")
         assert run["output"]["text"].startswith("2026-11-22: ")
-        again = report.run({"day": "2026-11-23"}, "--run-id", "2026-11-22")
+        again = report.run({}, "--run-id", "2026-11-22")
         assert again["id"] == run["id"], "one night, one run"
         definition = yaml.safe_load(report.definition.read_text())
         definition["nodes"][1]["input_mapping"] = {"day": None}
         orbit("workflows", "publish", "nightly-report", "-f", "-", stdin=json.dumps(definition).encode()).ok()
-        assert "an unknown number of errors" in report.run({"day": "2026-11-22"})["output"]["text"]
+        assert "an unknown number of errors" in report.run(fired)["output"]["text"]
         told = orbit("workflows", "diff", "nightly-report", "1", "2").ok().out
         assert told.split() == ["~", "errors", "input_mapping"]
         assert "version 1 is active" in orbit("workflows", "activate", "nightly-report", "1").ok().out
         versions = orbit("workflows", "versions", "nightly-report", "-o", "json").ok().json["items"]
         assert [(version["version"], version["active"]) for version in versions] == [(2, False), (1, True)]
         assert "report-write" in orbit("workflows", "graph", "nightly-report").ok().out
+        orbit("schedules", "create", "nightly-report", "5 0 * * *", "--workflow", "--name", "nightly").ok()
+        tonight = orbit("schedules", "run", "nightly-report/nightly", "-o", "json").ok().json["run_id"]
+        done = orbit("runs", "get", tonight, "--watch", "-o", "json").ok().json
+        assert (done["status"], done["source"]) == ("succeeded", "schedule:nightly")
+        assert "orders" in done["output"]["text"]
 
 
 def test_a_workflow_is_changed_halted_and_steered(orbit: Orbit) -> None:

@@ -168,6 +168,8 @@ def _what(node: Json) -> str:
         case "wait":
             return f"{kind} {node.get('until') or str(node.get('seconds', '')) + ' s'}"
         case "wait_event":
+            if node.get("topic"):
+                return f"{kind} topic {node['topic']}"
             return "approval" if node.get("approval") else f"{kind} {node.get('key', '')}"
         case _:
             return kind

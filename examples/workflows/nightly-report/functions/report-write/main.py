@@ -4,4 +4,4 @@
 def handler(event):
     errors = event["errors"]["errors"] if event["errors"] else "an unknown number of"
     sales = event["sales"]
-    return f"{event['day']}: {sales['orders']} orders, {sales['revenue']} EUR, {errors} errors"
+    return f"{event['day'][:10]}: {sales['orders']} orders, {sales['revenue']} EUR, {errors} errors"
