@@ -51,10 +51,10 @@ def handler(event, context):
     async with python(code, tmp_path) as instance:
         await instance.init()
         began = time.monotonic()
-        result = await instance.call(timeout_s=0.5)
+        result = await instance.call(timeout_s=0.8)
         assert result.error == TIMEOUT
         assert result.stdout == "before\n"
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 10
         assert instance.killed
         assert not instance.channel.usable
         instance.process.wait(5)
@@ -93,7 +93,9 @@ import asyncio
 cancelled = []
 async def handler(event, context):
     try:
-        await asyncio.sleep(event)
+        while event == "until" and not cancelled:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0 if event == "until" else event)
     except asyncio.CancelledError:
         cancelled.append(context.request_id)
         raise
@@ -102,7 +104,7 @@ async def handler(event, context):
     async with python(code, tmp_path, concurrency=10) as instance:
         await instance.init()
         hung = instance.begin(1000, request_id="hung", timeout_s=0.3)
-        others = [instance.begin(1.0) for _ in range(5)]
+        others = [instance.begin("until") for _ in range(5)]
         assert (await hung).error == TIMEOUT
         for other in others:
             assert json.loads((await other).output or b"") == ["hung"]

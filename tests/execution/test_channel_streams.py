@@ -122,26 +122,27 @@ async def test_silence_and_the_whole_time_are_told_apart(tmp_path: Path) -> None
     """A stream that goes on is not idle, and time in which its reader is full is not the handler's."""
     async with python(ASYNC, tmp_path, concurrency=5) as instance:
         await instance.init()
-        silent = instance.begin({"count": 3, "sleep": 100, "name": "silent"}, sink=(reader := Reader()), idle_s=0.2)
+        silent = instance.begin({"count": 3, "sleep": 100, "name": "silent"}, sink=(reader := Reader()), idle_s=0.5)
         result = await silent
-        assert result.error == FunctionError("Nova.Timeout", "the stream was silent for 0.2 s (stream_idle_s)")
+        assert result.error == FunctionError("Nova.Timeout", "the stream was silent for 0.5 s (stream_idle_s)")
         assert reader.values == [0, 1, 2]
-        late = await instance.call({"count": 1 << 30}, sink=NullReader(), idle_s=0.3, timeout_s=0.6)
+        late = await instance.call({"count": 1 << 30}, sink=NullReader(), idle_s=0.5, timeout_s=0.8)
         assert late.error == FunctionError(
             "Nova.Timeout",
             "the stream had not ended when the time of the whole call was up (timeout_s, or the caller's own)",
         )
         slow = Reader(room=1)
-        call = instance.begin({"count": 3}, sink=slow, idle_s=0.2)
-        await asyncio.sleep(0.4)
+        call = instance.begin({"count": 3}, sink=slow, idle_s=0.5)
+        await slow.until(lambda: slow.room == 0)
+        await asyncio.sleep(0.7)
         assert not call.done()
         slow.read(10)
         assert ((await call).error, slow.values) == (None, [0, 1, 2])
         assert instance.channel.usable
     async with python(PYTHON, tmp_path / "one") as instance:
         await instance.init()
-        result = await instance.call({"count": 3, "sleep": 100}, sink=Reader(), idle_s=0.2)
-        assert result.error == FunctionError("Nova.Timeout", "the stream was silent for 0.2 s (stream_idle_s)")
+        result = await instance.call({"count": 3, "sleep": 100}, sink=Reader(), idle_s=0.5)
+        assert result.error == FunctionError("Nova.Timeout", "the stream was silent for 0.5 s (stream_idle_s)")
         assert instance.killed
 
 

@@ -53,7 +53,7 @@ async def test_a_timeout_costs_its_own_worker_alone(mode: str, tmp_path: Path) -
         await instance.init()
         neighbours = [instance.begin(str(go)), instance.begin(str(go))]
         await until(lambda: len(descendants(instance.process.pid)) >= 3)
-        result = await instance.call("hang", timeout_s=1.0)
+        result = await instance.call("hang", timeout_s=1.5)
         assert (result.error, result.stdout) == (TIMEOUT, "hanging\n")
         await until(lambda: all(gone(int(pid)) for pid in pids.read_text().split()))
         assert pids.read_text()
@@ -64,7 +64,7 @@ async def test_a_timeout_costs_its_own_worker_alone(mode: str, tmp_path: Path) -
         assert [(await call).error for call in neighbours] == [None, None]
         assert instance.channel.usable
         assert not instance.killed
-        assert await instance.channel.ping(1)
+        assert await instance.channel.ping(10)
 
 
 async def test_a_caller_that_leaves_costs_its_own_worker_alone(tmp_path: Path) -> None:
