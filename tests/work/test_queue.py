@@ -47,7 +47,7 @@ async def test_a_lost_lease_cannot_finish_release_or_prolong(database: Database)
                 await act(conn, first)
     await queue.release(first)
     assert await queue.heartbeat([first]) == set()
-    assert await queue.heartbeat([second]) == {second.id}
+    assert await queue.heartbeat([second]) == {second.claim}
     assert await queue.claim("thing", 1) == []
     async with database.transaction() as conn:
         await finish(conn, second)
@@ -60,7 +60,7 @@ async def test_a_prolonged_lease_is_not_claimed(database: Database) -> None:
     queue = WorkQueue(database, "a", lease_s=3600)
     (item,) = await queue.claim("thing", 1)
     await expire(database)
-    assert await queue.heartbeat([item]) == {item.id}
+    assert await queue.heartbeat([item]) == {item.claim}
     assert await WorkQueue(database, "b").claim("thing", 1) == []
 
 

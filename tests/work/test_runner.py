@@ -106,6 +106,48 @@ async def test_a_job_longer_than_its_lease_runs_once(database: Database, ears: E
         assert runner.queue.lease_s == 2
 
 
+async def test_a_process_that_claims_again_what_it_still_runs_keeps_the_two_apart(
+    database: Database, ears: Ears
+) -> None:
+    """EV1: its lease ran out while it stood still, and it was the first to see that. The former attempt ends, the
+    latter has a lease that is renewed."""
+    release = asyncio.Event()
+    ended: asyncio.Queue[int] = asyncio.Queue()
+
+    async def work(item: WorkItem) -> None:
+        try:
+            await release.wait()
+        finally:
+            ended.put_nowait(item.fence)
+
+    handler = Recorder(database, work)
+    async with running(database, ears, handler, lease_s=3, poll_s=0.05):
+        await add(database)
+        first = await get(handler.runs)
+        assert isinstance(first, WorkItem)
+        over = "UPDATE work SET lease_until = now() - interval '1 s' WHERE fence = %(fence)s"
+        async with asyncio.timeout(20):
+            while handler.runs.empty():  # a heartbeat may come first
+                await database.run(over, fence=first.fence)
+                await asyncio.sleep(0.05)
+        second = await get(handler.runs)
+        assert isinstance(second, WorkItem)
+        assert (second.id, second.fence) == (first.id, first.fence + 1)
+        assert await get(ended) == first.fence, "the heartbeat finds that it has no lease"
+        taken = await database.one("SELECT lease_until FROM work")
+        assert taken is not None
+        async with asyncio.timeout(20):
+            while not await database.fetch(
+                "SELECT 1 FROM work WHERE lease_until > %(then)s", then=taken["lease_until"]
+            ):
+                await asyncio.sleep(0.05)
+        release.set()
+        done = await get(handler.done)
+        assert isinstance(done, WorkItem)
+        assert done.fence == second.fence
+        assert handler.runs.empty()
+
+
 async def test_no_lease_is_spent_on_waiting(database: Database, ears: Ears) -> None:
     """EV1: no more is claimed than runs at once."""
     release = asyncio.Event()

@@ -13,7 +13,23 @@ from nova.domain.identity import Scope
 from nova.store.db import Connection, Database, Row
 from nova.store.work import CHANNEL, enqueue, sql, withdraw
 
-__all__ = ["CHANNEL", "LeaseLost", "WorkItem", "WorkQueue", "enqueue", "finish", "hold", "release", "withdraw"]
+__all__ = [
+    "CHANNEL",
+    "ClaimKey",
+    "LeaseLost",
+    "WorkItem",
+    "WorkQueue",
+    "enqueue",
+    "finish",
+    "hold",
+    "release",
+    "withdraw",
+]
+
+
+ClaimKey = tuple[str, int]
+"""An item under one fence. A process that lost a lease while it stood still may hold the same item again under the next
+fence, before it has noticed: these are two."""
 
 
 class LeaseLost(Exception):
@@ -36,6 +52,10 @@ class WorkItem:
     fence: int
     owner: str
     noun: Any = None
+
+    @property
+    def claim(self) -> ClaimKey:
+        return self.id, self.fence
 
     @classmethod
     def of(cls, row: Row, owner: str) -> "WorkItem":
@@ -99,8 +119,8 @@ class WorkQueue:
         row = await self._db.one(sql.next_due, kind=kind)
         return None if row is None else max(0.0, row["seconds"])
 
-    async def heartbeat(self, items: Sequence[WorkItem]) -> set[str]:
-        """Prolong every lease that is still ours; the ids of those."""
+    async def heartbeat(self, items: Sequence[WorkItem]) -> set[ClaimKey]:
+        """Prolong every lease that is still ours; the claims of those."""
         items = sorted(items, key=lambda item: item.id)  # whoever locks several rows does it in one order
         rows = await self._db.fetch(
             sql.heartbeat,
@@ -109,7 +129,7 @@ class WorkQueue:
             owner=self.owner,
             lease_s=self.lease_s,
         )
-        return {str(row["id"]) for row in rows}
+        return {(str(row["id"]), row["fence"]) for row in rows}
 
     async def release(self, item: WorkItem, *, delay_s: float = 0, counts: bool = True) -> None:
         async with self._db.transaction() as conn:

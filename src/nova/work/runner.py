@@ -16,7 +16,7 @@ from nova.ids import new_id
 from nova.service import Background
 from nova.store.db import Database
 from nova.work.notices import PROCESS
-from nova.work.queue import CHANNEL, LeaseLost, WorkItem, WorkQueue
+from nova.work.queue import CHANNEL, ClaimKey, LeaseLost, WorkItem, WorkQueue
 
 log = structlog.get_logger(__name__)
 _DUE_SLACK_S = 0.002
@@ -141,7 +141,7 @@ class Runner:
         self._poll_s = poll_s
         self._grace_s = grace_s
         self._clock = clock
-        self._running: dict[str, _Running] = {}
+        self._running: dict[ClaimKey, _Running] = {}
         self._lanes = {name: _Lane(kind) for name, kind in kinds.items()}
         self._check = asyncio.Event()
         self._loops = Background("work")
@@ -231,11 +231,11 @@ class Runner:
     def _begin(self, lane: "_Lane", item: WorkItem) -> None:
         lane.running += 1
         task = asyncio.create_task(self._work(lane.kind, item), name=item.id)
-        self._running[item.id] = _Running(item, task, self._clock.monotonic() + self.queue.lease_s)
+        self._running[item.claim] = _Running(item, task, self._clock.monotonic() + self.queue.lease_s)
         task.add_done_callback(lambda _task: self._ended(lane, item))
 
     def _ended(self, lane: "_Lane", item: WorkItem) -> None:
-        del self._running[item.id]
+        del self._running[item.claim]
         lane.running -= 1
         lane.room.set()
         if lane.kind.per_tenant is not None:
@@ -245,7 +245,7 @@ class Runner:
         try:
             await self._attempt(kind, item)
         except asyncio.CancelledError:
-            if self._running[item.id].lost:
+            if self._running[item.claim].lost:
                 log.warning("work was taken away", kind=item.kind, subject=item.subject)
                 return
             await self._give_back(item, delay_s=0, counts=False)
@@ -295,12 +295,12 @@ class Runner:
     async def _heartbeat(self, held: list[_Running]) -> None:
         sent = self._clock.monotonic()
         try:
-            ours: set[str] | None = await self.queue.heartbeat([running.item for running in held])
+            ours: set[ClaimKey] | None = await self.queue.heartbeat([running.item for running in held])
         except (NovaError, psycopg.Error) as error:
             log.warning("cannot prolong leases", error=str(error))
             ours = None
         for running in held:
-            if ours is not None and running.item.id in ours:
+            if ours is not None and running.item.claim in ours:
                 running.lease_ends = sent + self.queue.lease_s
             elif ours is not None or self._clock.monotonic() >= running.lease_ends:
                 running.lost = True

@@ -52,7 +52,7 @@ ORDER BY run_at LIMIT 1
 UPDATE work SET lease_until = now() + make_interval(secs => %(lease_s)s)
 FROM unnest(%(ids)s::uuid[], %(fences)s::bigint[]) AS held (id, fence)
 WHERE work.id = held.id AND work.fence = held.fence AND work.owner = %(owner)s
-RETURNING work.id
+RETURNING work.id, work.fence
 
 -- name: finish
 DELETE FROM work WHERE id = %(id)s AND owner = %(owner)s AND fence = %(fence)s
