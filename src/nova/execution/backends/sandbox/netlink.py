@@ -19,6 +19,7 @@ _RTM_NEWQDISC, _RTM_DELQDISC = 36, 37
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_GROUP, _IFLA_NET_NS_FD = 3, 18, 27, 28
+_IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 31, 32
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -43,6 +44,13 @@ def _attribute(kind: int, data: bytes) -> bytes:
 
 def _nested(kind: int, *parts: bytes) -> bytes:
     return _attribute(kind | _NLA_F_NESTED, b"".join(parts))
+
+
+def _one_queue() -> bytes:
+    """Unless told, the kernel makes a queue for each processor, takes all but one away again, and waits twice for every
+    processor to have noticed: 12 ms in place of 0.5."""
+    one = struct.pack("=I", 1)
+    return _attribute(_IFLA_NUM_TX_QUEUES, one) + _attribute(_IFLA_NUM_RX_QUEUES, one)
 
 
 def _name(name: str) -> bytes:
@@ -89,13 +97,13 @@ class Netlink:
     def add_veth(self, name: str, peer: str, peer_namespace: int, *, group: int = 0) -> None:
         """A pair of interfaces: ``name`` here, in ``group``, and ``peer`` in the namespace that the descriptor stands for."""
         link = struct.pack(_LINK_HEADER, socket.AF_UNSPEC, 0, 0, 0, 0)
-        other = link + _name(peer) + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_namespace))
+        other = link + _name(peer) + _one_queue() + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_namespace))
         info = _nested(
             _IFLA_LINKINFO,
             _attribute(_IFLA_INFO_KIND, b"veth"),
             _nested(_IFLA_INFO_DATA, _nested(_VETH_INFO_PEER, other)),
         )
-        member = _attribute(_IFLA_GROUP, struct.pack("=I", group))
+        member = _attribute(_IFLA_GROUP, struct.pack("=I", group)) + _one_queue()
         self._request(_RTM_NEWLINK, _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL, link + _name(name) + member + info)
 
     def delete(self, name: str) -> None:
