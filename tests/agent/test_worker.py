@@ -7,6 +7,7 @@ import pytest
 
 from nova.agent.messages import GuestError
 from nova.agent.worker import (
+    Ask,
     Chunk,
     Ending,
     Garbage,
@@ -20,6 +21,7 @@ from nova.agent.worker import (
     output_line,
     parse,
     split_call,
+    told_line,
 )
 
 
@@ -38,6 +40,12 @@ def test_an_output_is_cut_out_and_not_decoded(line: bytes, output: bytes) -> Non
 
 def test_a_tagged_output_names_its_call() -> None:
     assert parse(b'{"request_id": "0199-ab", "output": [1]}') == Result("0199-ab", b"[1]", None)
+
+
+def test_a_question_is_cut_out_and_not_decoded() -> None:
+    assert parse(b'{"ask": {"number": 1, "output": [2]}}') == Ask(b'{"number": 1, "output": [2]}')
+    assert parse(b'{"ask": 1') == Garbage("a worker line is not JSON")
+    assert json.loads(told_line(1, 200, b"[2]")) == {"told": 1, "status": 200, "body": [2]}
 
 
 def test_errors_are_objects_or_bare_strings() -> None:

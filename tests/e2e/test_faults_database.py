@@ -195,3 +195,51 @@ def recorded(platform: Platform, function: str) -> list[str]:
         cursor = answer["next_cursor"]
         if cursor is None:
             return ids
+
+
+STEPS = 30
+DURABLE = f"""
+import time, uuid
+seen, again = {{}}, []
+def work(n):
+    if n in seen:
+        again.append(n)
+    time.sleep(0.05)
+    return str(uuid.uuid4())
+def handler(event, context):
+    for n in range({STEPS}):
+        value = context.step(f"s{{n}}", work, n)
+        if seen.setdefault(n, value) != value:
+            again.append(n)
+    return {{"seen": [seen[n] for n in range({STEPS})], "again": again}}
+"""
+
+
+def test_a_durable_run_outlives_its_database_and_no_step_that_was_answered_runs_again(
+    platform: Platform, postgres: Database
+) -> None:
+    """DU1: killed in the middle of a run, first as a whole and then one of its backends."""
+    platform.deploy("lasting", DURABLE, mode="durable", timeout_s=30, max_replicas=1)
+    begun = platform.http.post("/functions/lasting/invoke-durable", json={"input": None})
+    assert begun.status_code == 202, begun.text
+    path = f"/durable-executions/{begun.json()['execution_id']}"
+
+    def recorded_steps() -> list[dict[str, object]]:
+        answer = platform.http.get(f"{path}/steps")
+        return list(answer.json()["items"]) if answer.status_code == 200 else []
+
+    until(lambda: len(recorded_steps()) >= 3, "steps are recorded")
+    former = postgres.kill()
+    until(partial(postgres.replaced, former, platform), "the database is back")
+    until(lambda: len(recorded_steps()) >= 8, "the run goes on")
+    postgres.kill_backend()
+
+    def ended() -> bool:
+        answer = platform.http.get(path)
+        return answer.status_code == 200 and answer.json()["ended_at"] is not None
+
+    until(ended, "the execution ends")
+    execution = platform.http.get(path).json()
+    assert execution["status"] == "completed", execution
+    assert execution["output"]["again"] == []
+    assert execution["output"]["seen"] == [step["output"] for step in recorded_steps()]

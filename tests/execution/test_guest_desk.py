@@ -8,6 +8,7 @@ import pytest
 
 from nova.agent import frames
 from nova.agent.frames import Frame
+from nova.errors import NovaError
 from nova.execution import guest_desk
 from nova.execution.guest_desk import GuestDesk, Question, Reply
 from nova.payload import decode
@@ -97,3 +98,37 @@ async def test_only_a_call_in_flight_may_be_named(request_id: object) -> None:
     desk = Desk()
     await desk.ask(2, request_id=request_id)
     assert (desk.control.answers[2][0], desk.code(2)) == (403, "forbidden")
+
+
+async def test_a_worker_asks_on_its_own_line_and_nobody_for_another_call() -> None:
+    desk = Desk()
+    told: list[tuple[int, int, bytes]] = []
+
+    def ask(document: bytes) -> None:
+        desk.desk.asked(document, lambda *answer: told.append(answer))
+
+    ask(b'{"number": 3, "request_id": "r1", "head": {"op": "checkpoint"}, "body": [1, 2]}')
+    await settle()
+    assert told == [], "it is being worked on"
+    desk.gate.set()
+    await settle()
+    assert told.pop() == (3, 200, b"6")
+    for number, question in enumerate((b'"request_id": "r2"', b'"request_id": ""')):
+        ask(b'{"number": %d, %b, "head": {}, "body": {}}' % (number, question))
+        assert told.pop()[:2] == (number, 403)
+    for document in (
+        b"{}",
+        b"1",
+        b'{"number": "3"}',
+        b'{"number": 3, "request_id": "r1", "head": 1, "body": 2}',
+        b"\xff",
+    ):
+        with pytest.raises(NovaError) as wrong:
+            ask(document)
+        assert wrong.value.code == "bad_payload"
+    desk.gate.clear()
+    ask(b'{"number": 4, "request_id": "r1", "head": {}, "body": null}')
+    await settle()
+    desk.call.set_result(None)
+    await settle()
+    assert (told, desk.cancelled) == ([], 1), "a question ends with its call"

@@ -5,10 +5,11 @@ The instance speaks the public Lambda durable-execution protocol: ``CheckpointDu
 kept for that; where there is none free, checkpoints of one moment share a transaction.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from nova import payload
 from nova.clock import SYSTEM_CLOCK, Clock
@@ -18,6 +19,7 @@ from nova.domain.durable import (
     MAX_LIFE_S,
     PAGE_OPERATIONS,
     Execution,
+    Operation,
     Token,
     execution_of,
     updates,
@@ -37,6 +39,10 @@ from nova.work.notices import Notices
 
 _NOBODY_WAITS: Final[frozenset[Trigger]] = frozenset({"async", "schedule", "event", "trigger"})
 """Calls of these kinds are answered when the execution has begun."""
+_AWAY_S: Final = 20.0
+"""A checkpoint waits so long for a database that is away: less than a lease, within which another run begins."""
+_PAGE_CHARACTERS: Final = 1 << 20
+"""Of results in one page of operations; an answer is bounded, and ten thousand operations keep up to 2.5 GB."""
 _JSON: Final = {"Content-Type": "application/json"}
 _ERRORS: Final = {413: "InvalidParameterValueException", 429: "TooManyRequestsException"}
 
@@ -154,11 +160,21 @@ class DurableCalls:
         if brief and await self._steps.commit(one) == token.seen + 1:
             written = Written(token.seen + 1, ())
         else:
-            written = await self._checkpoints.put(one)
+            written = await self._written(one)
         following = Token(token.request_id, token.epoch, written.rev)
         shown = [shown_operation(execution_id, operation, seconds) for operation in written.changed]
         answer = {"CheckpointToken": following.text(), "NewExecutionState": {"Operations": shown}}
         return Reply(200, payload.encode(answer), _JSON)
+
+    async def _written(self, one: Checkpoint) -> Written:
+        """Commit in the general way. While the database is away the run waits for it: to write again what may be recorded
+        already changes nothing, but that an attempt of a step would count twice."""
+        try:
+            return await self._checkpoints.put(one)
+        except NovaError as error:
+            if not _is_away(error) or any(update.status == "PENDING" for update in one.updates):
+                raise
+        return await _patient.copy()(self._checkpoints.put, one)
 
     async def operations(self, snapshot: FunctionSnapshot, head: Mapping[str, Any]) -> Reply:
         """``GetDurableExecutionState``: a page of operations in the order of their recording."""
@@ -172,11 +188,34 @@ class DurableCalls:
             )
         except NovaError as error:
             return refused(error)
-        shown = [shown_operation(execution_id, operation, seconds) for operation in found[:limit]]
+        count = min(_fitting(found), limit)
+        shown = [shown_operation(execution_id, operation, seconds) for operation in found[:count]]
         answer: dict[str, Any] = {"Operations": shown}
-        if len(found) > limit:
-            answer["NextMarker"] = str(found[limit - 1].place)
+        if len(found) > count:
+            answer["NextMarker"] = str(found[count - 1].place)
         return Reply(200, payload.encode(answer), _JSON)
+
+
+def _is_away(error: BaseException) -> bool:
+    return isinstance(error, NovaError) and error.code == "dependency_unavailable"
+
+
+_patient: Final = AsyncRetrying(
+    retry=retry_if_exception(_is_away),
+    wait=wait_exponential(multiplier=0.05, max=1) + wait_random(0, 0.1),
+    stop=stop_after_delay(_AWAY_S),
+    reraise=True,
+)
+
+
+def _fitting(operations: Sequence[Operation]) -> int:
+    """How many of them one page holds; one at least."""
+    size = 0
+    for number, operation in enumerate(operations):
+        size += len(operation.result or "") + len(operation.error or "")
+        if size > _PAGE_CHARACTERS and number:
+            return number
+    return len(operations)
 
 
 def refused(error: NovaError) -> Reply:
