@@ -157,6 +157,7 @@ async def test_a_schedule_belongs_to_its_workflow_and_goes_with_it(plane: Plane)
     assert (await plane.client.delete(f"{PATH}/{twin['id']}")).status_code == 404
     workflows = WorkflowStore(plane.stage.db)
     async with plane.stage.db.transaction() as conn:
+        await workflows.hold_schedules(conn, Scope(), "nightly")
         record = await workflows.lock(conn, Scope(), "nightly")
         assert record is not None
         await workflows.delete(conn, record.id)

@@ -95,6 +95,7 @@ class WorkflowHandlers:
         if req.query.cancel_runs:
             await self._cancel_all(req)
         async with self._db.transaction() as conn:
+            await self._workflows.hold_schedules(conn, req.scope, req.params["name"])
             record = await self._locked(conn, req)
             active = await self._workflows.active_runs(record.id, limit=_SHOWN_RUNS, conn=conn)
             if active and not req.query.cancel_runs:

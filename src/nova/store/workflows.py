@@ -95,6 +95,10 @@ class WorkflowStore:
         row = await conn.one(_sql.lock, tenant=scope.tenant, namespace=scope.namespace, name=name)
         return None if row is None else _record(row)
 
+    async def hold_schedules(self, conn: Connection, scope: Scope, name: str) -> None:
+        """Let none of its schedules fire before the transaction ends: to be called before the workflow is locked."""
+        await conn.fetch(_sql.hold_schedules, tenant=scope.tenant, namespace=scope.namespace, name=name)
+
     async def page(self, scope: Scope, *, q: str | None, after: str | None, limit: int) -> list[WorkflowRecord]:
         """Newest first, beginning after the id ``after``. ``q``: text in name or description."""
         rows = await self._db.fetch(

@@ -36,6 +36,13 @@ RETURNING *;
 -- name: delete -- the row stays until its runs have had their time
 UPDATE dag_workflows SET deleted_at = now(), etag = %(etag)s WHERE id = %(id)s::uuid;
 
+-- name: hold_schedules -- before the workflow itself: whoever fires them locks them in this order
+SELECT s.id FROM schedules s
+  JOIN dag_workflows w ON w.id = s.workflow_id
+ WHERE w.tenant_id = %(tenant)s AND w.namespace = %(namespace)s AND w.name = %(name)s AND w.deleted_at IS NULL
+ ORDER BY s.due_at, s.id
+   FOR UPDATE OF s;
+
 -- name: delete_schedules
 DELETE FROM schedules WHERE workflow_id = %(id)s::uuid;
 
