@@ -53,7 +53,7 @@ def maker() -> Maker:
 
 @pytest.fixture
 async def shelf(maker: Maker) -> AsyncIterator[Templates]:
-    kept = Templates(maker.boot, maker.end, {PYTHON: 2})
+    kept = Templates(maker.boot, maker.end, {PYTHON: 2}, most=templates.SOON + 2)
     await kept.start()
     yield kept
     await kept.close()
@@ -76,10 +76,10 @@ async def test_demand_makes_a_shelf_grow_and_calm_makes_it_shrink(
     assert shelf.take(NODE) is not None
     assert shelf.take(NODE) is None
     await until(lambda: shelf.counts()[NODE] == (2, 2))
-    for _ in range(10):
+    for _ in range(templates.SOON + 10):
         while shelf.take(NODE):
             pass
-    assert shelf.counts()[NODE][1] == templates.MOST
+    assert shelf.counts()[NODE][1] == templates.SOON + 2
     monkeypatch.setattr(templates, "CALM_S", 0.0)
     shelf._wanted.set()
     await until(lambda: shelf.counts()[NODE] == (0, 0))

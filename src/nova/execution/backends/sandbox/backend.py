@@ -12,6 +12,7 @@ import structlog
 from nova.domain.function import Limits, NetworkPolicy
 from nova.errors import NovaError
 from nova.execution import volume_files
+from nova.execution.admission import NodeMemory
 from nova.execution.backends.base import (
     STRENGTH,
     Capabilities,
@@ -31,13 +32,16 @@ from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost,
 from nova.execution.backends.sandbox.network import Network
 from nova.execution.backends.sandbox.rules import check_policy
 from nova.execution.backends.sandbox.sealed import Seals
-from nova.execution.backends.sandbox.templates import Templates
+from nova.execution.backends.sandbox.templates import SOON, Templates
 from nova.service import Background
 
 log = structlog.get_logger(__name__)
 
 RESTART_WAIT_S = 10.0
 """How long a request waits for a launcher that is being restarted."""
+TEMPLATES_MOST = 64
+"""Templates of one kind after a burst, where an eighth of the memory that is free holds so many."""
+TEMPLATE_MB = 8
 RECONCILE_AGE_S = 30.0
 """An instance younger than this may not be known to its owner yet."""
 
@@ -101,7 +105,7 @@ class SandboxBackend:
         targets = {
             Kind(runtime, version, online): count for (runtime, version), count in self._options.templates.items()
         }
-        self._templates = Templates(self._cells.boot, self._cells.end, targets)
+        self._templates = Templates(self._cells.boot, self._cells.end, targets, most=_most_templates())
         try:
             await self._start_launcher()
         except (LauncherRefused, OSError) as error:
@@ -347,6 +351,11 @@ class SandboxBackend:
                 await self._running.wait()
         except TimeoutError:
             raise LauncherLost from None
+
+
+def _most_templates() -> int:
+    _, available = NodeMemory().measure()
+    return max(SOON, min(TEMPLATES_MOST, (available >> 20) // 8 // TEMPLATE_MB))
 
 
 @contextlib.contextmanager

@@ -44,8 +44,9 @@ DEFAULT_SUBNET = "172.31.0.0/16"
 BLOCK_PREFIX = 20
 """One daemon's share of the subnet: 2048 slots."""
 SLOT_PREFIX = 31
-KEEP_FREE = 64
-"""Free slots above this many are taken down, slowly: the kernel ends network namespaces one after the other."""
+KEEP_FREE = 256
+"""Free slots above this many are taken down, slowly: the kernel ends network namespaces one after the other, and nothing
+can be made meanwhile. One takes 0.1 MiB of the kernel's memory."""
 SPARE = 16
 """Free slots below this many are made, off the path of calls."""
 _DROP_EACH_S = 0.05
@@ -400,8 +401,12 @@ class Network:
 def _disable_ipv6() -> None:
     """In the network namespace of this thread."""
     with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-        Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-        Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+        for kind in ("all", "default"):
+            descriptor = os.open(f"/proc/sys/net/ipv6/conf/{kind}/disable_ipv6", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, b"1")
+            finally:
+                os.close(descriptor)
 
 
 def _is_of_this_host(address: IPv4Address) -> bool:

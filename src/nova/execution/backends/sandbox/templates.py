@@ -16,8 +16,8 @@ from nova.service import Background
 
 log = structlog.get_logger(__name__)
 
-MOST = 16
-"""Templates of one kind, however large the demand."""
+SOON = 16
+"""Up to so many templates of a kind each claim that finds none doubles their number; beyond, each adds one."""
 CALM_S = 60.0
 """A kind that grew shrinks again after this time without a claim that found nothing."""
 REFILL_DELAY_S = 0.05
@@ -75,10 +75,13 @@ class Templates(Generic[KindT, BlankT]):
         targets: Mapping[KindT, int],
         *,
         keep: int = 0,
+        most: int = SOON,
     ) -> None:
+        """``most``: templates of one kind, however large the demand."""
         self._boot = boot
         self._end = end
         self._keep = keep
+        self._most = most
         self._shelves: dict[KindT, _Shelf[BlankT]] = {kind: _Shelf(count, count) for kind, count in targets.items()}
         self._wanted = asyncio.Event()
         self._background = Background("sandbox.templates")
@@ -103,7 +106,8 @@ class Templates(Generic[KindT, BlankT]):
         cell = self._pop(shelf)
         if cell is None:
             shelf.missed = time.monotonic()
-            shelf.target = min(MOST, max(1, 2 * shelf.target))
+            more = max(1, shelf.target) if shelf.target < SOON else 1
+            shelf.target = min(self._most, shelf.target + more)
             self._wanted.set()
         elif not shelf.ready:
             self._wanted.set()
