@@ -298,6 +298,8 @@ ENFORCED: dict[str, str] = {
     "topics.not_before": f"{_BUS_OUTBOX}::test_what_is_held_waits_for_its_release",
     "topics.ordering_key": f"{_TOPICS}::test_messages_are_published_and_browsed",
     "topics.payload": f"{_TOPICS}::test_messages_are_published_and_browsed",
+    "topics.payload_schema": f"{_TOPICS}::test_messages_have_to_fit_the_schema_of_their_topic",
+    "topics.schema_mode": f"{_TOPICS}::test_messages_have_to_fit_the_schema_of_their_topic",
     "topics.retention_hours": f"{_TOPICS}::test_retention_removes_by_age_and_size_without_asking",
     "functions/{name}?cascade": "control/test_functions.py::test_what_names_a_function_keeps_it",
     "topics?cascade": f"{_TOPICS}::test_a_topic_with_subscriptions_goes_only_with_them",

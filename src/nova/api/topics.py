@@ -1,12 +1,15 @@
 """Topics of the event bus: what is published, and what is kept of it."""
 
+import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationInfo, field_validator
 
 from nova.api.table import Empty, Kind, Model, Page, PageQuery, Plane, Route
 from nova.domain.message import MAX_BATCH, MAX_DELAY_S, MAX_HEADERS, MAX_KEY, TOPIC
+from nova.domain.schemas import check_schema
+from nova.domain.topic import MAX_SCHEMA, SchemaMode
 
 OutboxStatus = Literal["held", "pending", "published"]
 Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY)]
@@ -17,8 +20,19 @@ Headers = Annotated[
 Sequence = Annotated[int, Field(ge=0, le=2**62)]
 
 
+def _usable(schema: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(schema, ensure_ascii=False).encode()) > MAX_SCHEMA:
+        raise ValueError(f"at most {MAX_SCHEMA} bytes")
+    check_schema(schema)
+    return schema
+
+
 class TopicFields(Model):
-    """``max_retained_mb`` in MiB of payloads and headers. Whatever is past its age or beyond the size goes, read or not."""
+    """``max_retained_mb`` in MiB of payloads and headers. Whatever is past its age or beyond the size goes, read or not.
+
+    ``schema`` is a JSON Schema (2020-12) of payloads; with ``schema_mode`` ``reject`` a message that does not fit is refused,
+    and with it all that are published by the same request. What is in the topic already stays.
+    """
 
     description: Annotated[str, Field(max_length=1024)] = ""
     retention_hours: int = Field(168, ge=1, le=8760, description="messages are kept so long")
@@ -28,6 +42,17 @@ class TopicFields(Model):
     dedup_window_s: int = Field(
         600, ge=0, le=604_800, description="messages of one dedup_id within it are one message; 0: never"
     )
+    payload_schema: Annotated[dict[str, Any], AfterValidator(_usable)] | None = Field(
+        None, alias="schema", description="JSON Schema of payloads, at most 64 KiB"
+    )
+    schema_mode: SchemaMode = Field("off", description="reject: what does not fit the schema is not published")
+
+    @field_validator("schema_mode")
+    @classmethod
+    def _has_what_it_checks(cls, mode: SchemaMode, given: ValidationInfo) -> SchemaMode:
+        if mode == "reject" and given.data.get("payload_schema") is None:
+            raise ValueError("reject needs a schema")
+        return mode
 
 
 class TopicCreate(TopicFields):
@@ -41,6 +66,8 @@ class TopicPatch(Model):
     retention_hours: int | None = None
     max_retained_mb: int | None = None
     dedup_window_s: int | None = None
+    payload_schema: dict[str, Any] | None = Field(None, alias="schema")
+    schema_mode: SchemaMode | None = None
 
 
 class Topic(TopicFields):

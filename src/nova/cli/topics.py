@@ -21,6 +21,10 @@ Size = Annotated[int | None, typer.Option("--max-mb", help="The newest so many M
 Window = Annotated[
     int | None, typer.Option("--dedup-window", metavar="SECONDS", help="0: nothing is a duplicate (600).")
 ]
+Schema = Annotated[str | None, typer.Option("--schema", metavar="JSON", help="JSON Schema of payloads; @FILE.")]
+SchemaMode = Annotated[
+    str | None, typer.Option("--schema-mode", help="reject: what does not fit the schema is not published; off.")
+]
 Key = Annotated[str | None, typer.Option("--key", help="The ordering key.")]
 Dedup = Annotated[str | None, typer.Option("--dedup-id", help="The same one is published once.")]
 Delay = Annotated[float | None, typer.Option("--delay", metavar="SECONDS")]
@@ -71,10 +75,14 @@ def create(
     retention_hours: Retention = None,
     max_mb: Size = None,
     dedup_window: Window = None,
+    schema: Schema = None,
+    schema_mode: SchemaMode = None,
 ) -> None:
     """Make a topic."""
     body = _given(
         name=topic,
+        schema=None if schema is None else _json(_text(schema)),
+        schema_mode=schema_mode,
         description=description,
         retention_hours=retention_hours,
         max_retained_mb=max_mb,
@@ -109,12 +117,16 @@ def update(
     retention_hours: Retention = None,
     max_mb: Size = None,
     dedup_window: Window = None,
+    schema: Schema = None,
+    schema_mode: SchemaMode = None,
     unset: Annotated[
         list[str] | None, typer.Option("--unset", metavar="FIELD", help="Back to its default; may be repeated.")
     ] = None,
 ) -> None:
     """Change what is said, leave the rest."""
     body = _given(
+        schema=None if schema is None else _json(_text(schema)),
+        schema_mode=schema_mode,
         description=description,
         retention_hours=retention_hours,
         max_retained_mb=max_mb,

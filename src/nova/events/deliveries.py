@@ -124,7 +124,7 @@ class Deliveries:
         entry = Entry.of(delivery.id, message, delivery.caller)
         async with self._db.transaction() as conn:
             await queue.finish(conn, item)
-            (outcome,) = await messages.append(conn, [Append(delivery.scope, delivery.target, [entry])])
+            (outcome,) = await messages.append(conn, [Append(delivery.scope, delivery.target, [entry], [entry])])
             if not isinstance(outcome, NovaError):
                 await conn.notify(Channel.TOPICS, outcome.topic_id)
             status = await self._handed_over(conn, item, delivery, outcome)

@@ -15,6 +15,7 @@ from nova import payload
 from nova.clock import rfc3339
 from nova.domain.identity import Scope
 from nova.domain.message import NewMessage, Published
+from nova.domain.topic import misfit
 from nova.errors import NovaError, not_found
 from nova.store.db import Connection, Database, Queries, Row
 
@@ -89,11 +90,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """What one request publishes to one topic. All of it is written, or nothing."""
+    """What one request publishes to one topic: all of it, or nothing. ``offered``: everything that has to fit its schema."""
 
     scope: Scope
     topic: str
     entries: Sequence[Entry]
+    offered: Sequence[Entry] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +118,12 @@ def dedup_key(message: NewMessage) -> bytes | None:
 async def append(conn: Connection, appends: Sequence[Append]) -> list[Appended | NovaError]:
     """Write messages in few statements, in a transaction; for each request, in order, what became of it.
 
-    Holds the heads of all topics until the transaction ends. An error is ``not_found``: there is no such topic.
+    Holds the heads of all topics until the transaction ends. An error is ``not_found``: there is no such topic; or
+    ``validation_failed``: something that is offered does not fit its schema.
     """
     heads = await _lock(conn, appends)
-    known = [(heads.get((a.scope.tenant, a.scope.namespace, a.topic)), a) for a in appends]
-    pairs = [(head, entry) for head, request in known if head is not None for entry in request.entries]
+    known = [(_accepting(heads, request), request) for request in appends]
+    pairs = [(head, entry) for head, request in known if isinstance(head, _Head) for entry in request.entries]
     stands = await _duplicates(conn, pairs)
     batch = _Batch()
     for head, entry in pairs:
@@ -129,15 +132,16 @@ async def append(conn: Connection, appends: Sequence[Append]) -> list[Appended |
     if batch.topics:
         await batch.write(conn)
     return [
-        not_found("topic", request.topic)
-        if head is None
+        head
+        if isinstance(head, NovaError)
         else Appended(head.id, [_outcome(entry, stands, batch) for entry in request.entries])
         for head, request in known
     ]
 
 
 async def append_plain(conn: Connection, appends: Sequence[Append]) -> list[Appended | NovaError]:
-    """The same for messages without ``dedup_key``, in one statement, which needs no transaction around it."""
+    """The same in one statement without a transaction, for messages without ``dedup_key`` and topics without a schema: any other
+    topic is ``not_found``."""
     names = list({(a.scope.tenant, a.scope.namespace, a.topic): None for a in appends})
     ends = {name: _Head(str(no), 0, 0, 0) for no, name in enumerate(names)}
     of = [ends[a.scope.tenant, a.scope.namespace, a.topic] for a in appends]
@@ -174,6 +178,14 @@ class _Head:
     window_s: int
     last: int
     bytes: int
+    schema: dict[str, Any] | None = None
+
+
+def _accepting(heads: Mapping[tuple[str, str, str], _Head], request: Append) -> _Head | NovaError:
+    head = heads.get((request.scope.tenant, request.scope.namespace, request.topic))
+    if head is None:
+        return not_found("topic", request.topic)
+    return head if head.schema is None else misfit(head.schema, [entry.payload for entry in request.offered]) or head
 
 
 async def _lock(conn: Connection, appends: Sequence[Append]) -> dict[tuple[str, str, str], _Head]:
@@ -186,7 +198,7 @@ async def _lock(conn: Connection, appends: Sequence[Append]) -> dict[tuple[str, 
     )
     return {
         (row["tenant_id"], row["namespace"], row["name"]): _Head(
-            row["id"], row["dedup_window_s"], row["last_sequence"], row["bytes"]
+            row["id"], row["dedup_window_s"], row["last_sequence"], row["bytes"], row["schema"]
         )
         for row in rows
     }

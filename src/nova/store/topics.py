@@ -2,8 +2,12 @@
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Json
 
 from nova.domain.identity import Scope
+from nova.domain.topic import SchemaMode
 from nova.store.db import Connection, Database, Queries, Row
 
 _sql = Queries("topics")
@@ -11,12 +15,15 @@ _sql = Queries("topics")
 
 @dataclass(frozen=True, slots=True)
 class TopicSettings:
-    """What may be changed on a topic. ``max_retained_mb`` None: only age counts. ``dedup_window_s`` 0: nothing is a duplicate."""
+    """What may be changed on a topic. ``max_retained_mb`` None: only age counts. ``dedup_window_s`` 0: nothing is a duplicate.
+    ``payload_schema`` is looked at with ``schema_mode`` ``reject`` only."""
 
     description: str
     retention_hours: int
     max_retained_mb: int | None
     dedup_window_s: int
+    payload_schema: dict[str, Any] | None = None
+    schema_mode: SchemaMode = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +77,14 @@ class TopicStore:
             namespace=scope.namespace,
             name=name,
             created_by=created_by,
-            **asdict(settings),
+            **_columns(settings),
         )
         if made:
             await conn.run(_sql.insert_head, id=topic_id)
         return made > 0
 
     async def update(self, conn: Connection, topic_id: str, settings: TopicSettings) -> None:
-        await conn.run(_sql.update, id=topic_id, **asdict(settings))
+        await conn.run(_sql.update, id=topic_id, **_columns(settings))
 
     async def delete(self, conn: Connection, topic_id: str) -> None:
         """Its messages go with the next rounds of retention."""
@@ -92,13 +99,24 @@ class TopicStore:
         return [row["id"] for row in await conn.fetch(_sql.delete_subscriptions, id=topic_id)]
 
 
+def _columns(settings: TopicSettings) -> dict[str, Any]:
+    columns = asdict(settings)
+    schema = columns.pop("payload_schema")
+    return columns | {"schema": None if schema is None else Json(schema)}
+
+
 def _record(row: Row) -> TopicRecord:
     return TopicRecord(
         id=row["id"],
         scope=Scope(row["tenant_id"], row["namespace"]),
         name=row["name"],
         settings=TopicSettings(
-            row["description"], row["retention_hours"], row["max_retained_mb"], row["dedup_window_s"]
+            row["description"],
+            row["retention_hours"],
+            row["max_retained_mb"],
+            row["dedup_window_s"],
+            row["schema"],
+            row["schema_mode"],
         ),
         first_sequence=row["first_sequence"],
         last_sequence=row["last_sequence"],

@@ -35,6 +35,8 @@ async def test_a_topic_is_made_changed_listed_and_deleted(plane: Bus) -> None:
         "retention_hours": 168,
         "max_retained_mb": 5,
         "dedup_window_s": 600,
+        "schema": None,
+        "schema_mode": "off",
         "messages": 0,
         "bytes": 0,
         "first_sequence": 1,
@@ -59,6 +61,46 @@ async def test_a_topic_is_made_changed_listed_and_deleted(plane: Bus) -> None:
     problem(await plane.client.get("/topics?cursor=nonsense"), 400, "invalid_cursor")
 
 
+ORDER = {"type": "object", "required": ["item"], "properties": {"item": {"type": "string"}, "count": {"minimum": 1}}}
+
+
+async def test_messages_have_to_fit_the_schema_of_their_topic(plane: Bus) -> None:
+    """However they come: alone, in batches, as events, named or not, into the outbox; others' requests are not held up."""
+    await plane.topic("orders", schema=ORDER)
+    await plane.publish(7)
+    patched = await plane.client.patch("/topics/orders", json={"schema_mode": "reject"})
+    assert (patched.json()["schema"], patched.json()["schema_mode"]) == (ORDER, "reject")
+    await plane.topic("plain")
+
+    async def refused(path: str, body: Any, *at: str, **headers: str) -> None:
+        answer = await plane.client.post(f"/topics/orders/{path}", json=body, headers=headers)
+        assert fields(problem(answer, 400, "validation_failed")) == list(at)
+
+    good, bad = {"payload": {"item": "tea"}}, {"payload": {"item": "tea", "count": 0}}
+    await refused("publish", {"payload": {"item": 5}}, "payload.item")
+    await refused("publish", {"payload": []}, "payload")
+    await refused("publish", {**bad, "dedup_id": "d"}, "payload.count")
+    await refused("publish", {**bad, "delay_s": 60}, "payload.count")
+    await refused("outbox", {**bad, "hold": True}, "payload.count")
+    await refused("publish-batch", {"messages": [good, bad, {"payload": {}}]}, "messages.1.payload.count")
+    event = {"specversion": "1.0", "id": "1", "source": "/shop", "type": "t", "data": {"item": None}}
+    await refused("publish", event, "payload.item", **{"content-type": "application/cloudevents+json"})
+    both = asyncio.gather(
+        plane.client.post("/topics/plain/publish", json=bad),
+        plane.client.post("/topics/orders/publish", json=bad),
+        plane.client.post("/topics/orders/publish", json=good),
+        plane.client.post("/topics/nowhere/publish", json=good),
+    )
+    assert [answer.status_code for answer in await both] == [201, 400, 201, 404]
+    waits = await plane.client.post("/topics/orders/publish", json={**good, "delay_s": 60, "dedup_id": "d"})
+    assert waits.status_code == 202
+    kept = await plane.get("/topics/orders/messages")
+    assert [message["payload"] for message in kept["items"]] == [7, {"item": "tea"}]
+    off = await plane.client.patch("/topics/orders", json={"schema": None, "schema_mode": None})
+    assert (off.json()["schema"], off.json()["schema_mode"]) == (None, "off")
+    await plane.publish(8)
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "no spaces"}, "name"),
     ({"name": "x" * 129}, "name"),
@@ -66,7 +108,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "x", "max_retained_mb": 0}, "max_retained_mb"),
     ({"name": "x", "dedup_window_s": -1}, "dedup_window_s"),
     ({"name": "x", "description": "x" * 1025}, "description"),
-    ({"name": "x", "schema": {}}, "schema"),
+    ({"name": "x", "schema": {"type": "number", "minimum": "x"}}, "schema"),
+    ({"name": "x", "schema": {"$ref": "https://example.com/order.json"}}, "schema"),
+    ({"name": "x", "schema": {"description": "x" * 65_536}}, "schema"),
+    ({"name": "x", "schema_mode": "reject"}, "schema_mode"),
+    ({"name": "x", "schema": {}, "schema_mode": "warn"}, "schema_mode"),
 ]
 BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({}, "payload"),

@@ -99,7 +99,7 @@ class TopicPublisher:
             if outbox or message.delay_s > 0
         }
         at_once = [entry for entry in entries if entry.id not in delays]
-        return await self._group.put(_Request(Append(scope, topic, at_once), entries, delays, held))
+        return await self._group.put(_Request(Append(scope, topic, at_once, entries), entries, delays, held))
 
     async def _write(self, requests: Sequence[_Request]) -> Sequence[Sequence[Published] | BaseException]:
         try:
@@ -118,11 +118,23 @@ class TopicPublisher:
     async def _commit(self, requests: Sequence[_Request]) -> Sequence[Appended | NovaError]:
         if not any(request.delays or request.named for request in requests):
             async with self._db.connection() as conn:
-                return await messages.append_plain(conn, [request.append for request in requests])
+                outcomes = await messages.append_plain(conn, [request.append for request in requests])
+            if all(isinstance(outcome, Appended) for outcome in outcomes):
+                return outcomes
+            return await self._rest(requests, outcomes)
         async with self._db.transaction() as conn:
             outcomes = await messages.append(conn, [request.append for request in requests])
             await self._delay(conn, requests, outcomes)
         return outcomes
+
+    async def _rest(
+        self, requests: Sequence[_Request], outcomes: Sequence[Appended | NovaError]
+    ) -> Sequence[Appended | NovaError]:
+        """Those that found no topic without a schema: there may be one with a schema."""
+        left = [r.append for r, outcome in zip(requests, outcomes, strict=True) if not isinstance(outcome, Appended)]
+        async with self._db.transaction() as conn:
+            found = iter(await messages.append(conn, left))
+        return [outcome if isinstance(outcome, Appended) else next(found) for outcome in outcomes]
 
     async def _delay(
         self, conn: Connection, requests: Sequence[_Request], outcomes: Sequence[Appended | NovaError]

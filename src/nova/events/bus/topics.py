@@ -17,6 +17,7 @@ from nova.store.listen import Channel
 from nova.store.topics import TopicRecord, TopicSettings, TopicStore
 
 _FIELDS = tuple(field.name for field in fields(TopicSettings))
+_ALIASES = {"payload_schema": "schema"}
 
 
 class TopicHandlers:
@@ -87,15 +88,20 @@ def _settings(body: api.TopicFields) -> TopicSettings:
 
 def _merged(record: TopicRecord, patch: dict[str, Any]) -> TopicSettings:
     """A merge patch, checked like a creation."""
-    current = {name: getattr(record.settings, name) for name in _FIELDS}
+    current = _named(record)
     merged = {name: value for name, value in {**current, **patch}.items() if value is not None}
     return _settings(bodies.parse(api.TopicFields, encode(merged)))
+
+
+def _named(record: TopicRecord) -> dict[str, Any]:
+    """What may be changed, by the names that clients use."""
+    return {_ALIASES.get(name, name): getattr(record.settings, name) for name in _FIELDS}
 
 
 def _view(record: TopicRecord) -> api.Topic:
     kept = record.last_sequence - record.first_sequence + 1
     return api.Topic(
-        **{name: getattr(record.settings, name) for name in _FIELDS},
+        **_named(record),
         id=record.id,
         name=record.name,
         messages=kept,

@@ -3,7 +3,8 @@
 -- no way but to look each row up.
 
 -- name: lock_by_name -- in one order, so that two publishers cannot wait for each other
-SELECT t.id::text AS id, t.tenant_id, t.namespace, t.name, t.dedup_window_s, h.last_sequence, h.bytes
+SELECT t.id::text AS id, t.tenant_id, t.namespace, t.name, t.dedup_window_s, h.last_sequence, h.bytes,
+       CASE WHEN t.schema_mode = 'reject' THEN t.schema END AS schema
   FROM unnest(%(tenants)b::text[], %(namespaces)b::text[], %(names)b::text[]) AS i (tenant_id, namespace, name)
   JOIN LATERAL (SELECT * FROM event_topics t
                  WHERE t.tenant_id = i.tenant_id AND t.namespace = i.namespace AND t.name = i.name OFFSET 0) t ON true
@@ -53,13 +54,14 @@ SELECT i.topic_id, i.sequence, i.id, i.payload::json, i.headers::json, i.orderin
              published_by)
   JOIN heads USING (topic_id);
 
--- name: append_plain -- the same in one statement, when no message has a name
+-- name: append_plain -- the same in one statement, when no message has a name and its topic no schema
 WITH locked AS (
     SELECT h.topic_id, i.no, i.messages, i.bytes
       FROM unnest(%(nos)b::int[], %(tenants)b::text[], %(namespaces)b::text[], %(names)b::text[], %(counts)b::bigint[],
                   %(totals)b::bigint[]) AS i (no, tenant_id, namespace, name, messages, bytes)
       JOIN LATERAL (SELECT t.id FROM event_topics t
-                     WHERE t.tenant_id = i.tenant_id AND t.namespace = i.namespace AND t.name = i.name OFFSET 0) t ON true
+                     WHERE t.tenant_id = i.tenant_id AND t.namespace = i.namespace AND t.name = i.name
+                       AND t.schema_mode = 'off' OFFSET 0) t ON true
       JOIN event_heads h ON h.topic_id = t.id
      ORDER BY h.topic_id
        FOR UPDATE OF h

@@ -2,9 +2,9 @@
 
 -- name: insert
 INSERT INTO event_topics (id, tenant_id, namespace, name, description, retention_hours, max_retained_mb, dedup_window_s,
-                          created_by)
+                          schema, schema_mode, created_by)
 VALUES (%(id)s, %(tenant)s, %(namespace)s, %(name)s, %(description)s, %(retention_hours)s, %(max_retained_mb)s,
-        %(dedup_window_s)s, %(created_by)s)
+        %(dedup_window_s)s, %(schema)s, %(schema_mode)s, %(created_by)s)
 ON CONFLICT (tenant_id, namespace, name) DO NOTHING;
 
 -- name: insert_head
@@ -12,7 +12,7 @@ INSERT INTO event_heads (topic_id) VALUES (%(id)s);
 
 -- name: get
 SELECT t.id::text AS id, t.tenant_id, t.namespace, t.name, t.description, t.retention_hours, t.max_retained_mb,
-       t.dedup_window_s, t.created_by, t.created_at, t.updated_at, h.first_sequence, h.last_sequence,
+       t.dedup_window_s, t.schema, t.schema_mode, t.created_by, t.created_at, t.updated_at, h.first_sequence, h.last_sequence,
        h.bytes - coalesce(m.position, h.bytes) AS bytes, h.last_at
   FROM event_topics t JOIN event_heads h ON h.topic_id = t.id
   LEFT JOIN LATERAL (SELECT m.position FROM event_messages m
@@ -26,7 +26,7 @@ SELECT id::text AS id FROM event_topics
 
 -- name: page
 SELECT t.id::text AS id, t.tenant_id, t.namespace, t.name, t.description, t.retention_hours, t.max_retained_mb,
-       t.dedup_window_s, t.created_by, t.created_at, t.updated_at, h.first_sequence, h.last_sequence,
+       t.dedup_window_s, t.schema, t.schema_mode, t.created_by, t.created_at, t.updated_at, h.first_sequence, h.last_sequence,
        h.bytes - coalesce(m.position, h.bytes) AS bytes, h.last_at
   FROM event_topics t JOIN event_heads h ON h.topic_id = t.id
   LEFT JOIN LATERAL (SELECT m.position FROM event_messages m
@@ -40,7 +40,7 @@ SELECT t.id::text AS id, t.tenant_id, t.namespace, t.name, t.description, t.rete
 -- name: update
 UPDATE event_topics
    SET description = %(description)s, retention_hours = %(retention_hours)s, max_retained_mb = %(max_retained_mb)s,
-       dedup_window_s = %(dedup_window_s)s, updated_at = now()
+       dedup_window_s = %(dedup_window_s)s, schema = %(schema)s, schema_mode = %(schema_mode)s, updated_at = now()
  WHERE id = %(id)s::uuid;
 
 -- name: delete
