@@ -19,7 +19,7 @@ cleanup() {
 }
 trap cleanup EXIT
 "${as[@]}" "$bin/initdb" -D "$work/data" -U postgres --auth=trust --encoding=UTF8 --locale=C.UTF-8 >/dev/null
-"${as[@]}" "$bin/pg_ctl" -D "$work/data" -w -l "$work/log" -o "-c listen_addresses='' -k $work" start >/dev/null
+"${as[@]}" "$bin/pg_ctl" -D "$work/data" -w -l "$work/log" -o "-c listen_addresses='' -c fsync=off -c full_page_writes=off -k $work" start >/dev/null
 chmod 755 "$work"
 NOVA_TEST_PG_DSN="host=$work user=postgres dbname=postgres" \
   .venv/bin/coverage run -m pytest -q tests/store --deselect tests/store/test_embedded.py
