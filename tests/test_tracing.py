@@ -29,7 +29,7 @@ def test_nothing_is_loaded_while_it_is_off() -> None:
         "assert open_tracing(TracingSettings(), node='n') is None\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

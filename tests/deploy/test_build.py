@@ -42,7 +42,9 @@ def test_a_launcher_starts_its_command_also_through_a_link(name: str, bin_folder
 
 
 def test_the_launcher_runs_this_checkout(bin_folder: Path) -> None:
-    done = subprocess.run([str(bin_folder / "nova"), "version"], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [str(bin_folder / "nova"), "version"], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.strip() == __version__
 
 

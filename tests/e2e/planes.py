@@ -180,7 +180,7 @@ class SixPlanes:
 
     def health(self) -> Mapping[str, str]:
         """What zenith says of each plane."""
-        answer = httpx.get(self.url + "/health", trust_env=False, timeout=10)
+        answer = httpx.get(self.url + "/health", trust_env=False, timeout=60)
         said: dict[str, str] = answer.json()["planes"]
         return said
 

@@ -324,7 +324,7 @@ def test_node_has_the_same_operations(here: Durable) -> None:
 def test_orbit_begins_shows_and_steers_executions(here: Durable) -> None:
     def orbit(*words: str) -> Any:
         command = [ORBIT, "--server", here.platform.url, "durable", *words, "-o", "json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=clean_environment())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=clean_environment())
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if done.stdout else None
 

@@ -5,7 +5,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-LIMIT_S = 15
+LIMIT_S = 60
 
 
 @dataclass(frozen=True)

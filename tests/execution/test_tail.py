@@ -158,7 +158,10 @@ async def test_over_http_with_last_event_id(seen: Observed, database: Database) 
     hello = await deployed(database)
     seen.call(hello, stdout="one\ntwo\nthree\n")
     await seen.logs.settle()
-    async with serve(seen.api.app) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with (
+        serve(seen.api.app) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
         ids = await _read_ids(client, {"since": "2020-01-01T00:00:00Z"}, {}, 2)
         assert ids[0].endswith(".1")
         rest = await _read_ids(client, {}, {"Last-Event-ID": ids[1]}, 2)

@@ -51,18 +51,18 @@ async def test_https_is_served_and_old_protocols_are_not(certificate: tuple[Path
     await server.start()
     try:
         trusting = ssl.create_default_context(cafile=str(cert))
-        async with httpx.AsyncClient(verify=trusting, trust_env=False) as client:
+        async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=60) as client:
             for _ in range(2):
                 answer = await client.get(url)
                 assert (answer.status_code, answer.text) == (200, "https" * 200_000)
         assert tls is not None
         assert tls.minimum_version is ssl.TLSVersion.TLSv1_2
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
             with pytest.raises(httpx.TransportError):
                 await client.get(url.replace("https", "http"))
             with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                 await client.get(url)
-        async with httpx.AsyncClient(verify=trusting, trust_env=False) as client:
+        async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=60) as client:
             assert (await client.get(url)).status_code == 200
     finally:
         await server.close()

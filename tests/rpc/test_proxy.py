@@ -490,7 +490,7 @@ async def test_through_real_servers() -> None:
 
         async with (
             serve(front) as port,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client,
         ):
 
             async def body() -> AsyncIterator[bytes]:

@@ -18,7 +18,7 @@ START_S = 60
 
 def git(*arguments: str) -> bytes:
     """What git answers; nothing when it cannot."""
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, timeout=30, check=False)
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, timeout=120, check=False)
     return done.stdout if done.returncode == 0 else b""
 
 
@@ -30,7 +30,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not archive:
         pytest.skip("this checkout has no history")
     folder = tmp_path_factory.mktemp("earlier")
-    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, timeout=30, check=True)
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, timeout=120, check=True)
     return folder / "src"
 
 
