@@ -143,7 +143,7 @@ class HttpProxy:
                         stream=body,
                         extensions={"target": target, "timeout": self._timeout},
                     )
-                    return await self._transport.handle_async_request(request)
+                    return await self._send(request)
         except _NOT_DELIVERED:
             raise self._down("does not answer") from None
         except httpx.TimeoutException:
@@ -152,6 +152,13 @@ class HttpProxy:
             log.warning("upstream failed", upstream=self._name, method=scope["method"], error=repr(exc))
             raise self._down("broke the connection off; whether it did what was asked is not known") from None
         raise AssertionError("the loop above returns or raises")
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._transport.handle_async_request(request)
+        except AttributeError:
+            # a connection that ended in the moment in which it was made has no socket for our option any more
+            raise httpx.ConnectError("the connection ended as it began") from None
 
     async def _relay(self, response: httpx.Response, method: str, send: Send) -> None:
         """Hand the answer on piece by piece. One that breaks off is left incomplete, and so breaks off for the client."""

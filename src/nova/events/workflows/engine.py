@@ -101,7 +101,8 @@ class Engine:
         try:
             await self._advance(live)
         finally:
-            del self._live[claimed.id]
+            if self._live.get(claimed.id) is live:  # not that of a later claim by this process
+                del self._live[claimed.id]
             await _cancel(list(live.tasks.values()))
 
     # Taking it up

@@ -54,8 +54,13 @@ class Writer:
 
     async def _write(self, batch: Sequence[RunWrite]) -> Sequence[Written | BaseException]:
         answers: dict[str, Written | BaseException] = {}
-        for owner in {write.owner for write in batch}:
-            mine = [write for write in batch if write.owner == owner]
+        # this process may have claimed a run again before its former attempt noticed: only the newer fence writes
+        newest: dict[str, int] = {}
+        for write in batch:
+            newest[write.run.id] = max(write.run.fence, newest.get(write.run.id, 0))
+        current = [write for write in batch if write.run.fence == newest[write.run.id]]
+        for owner in {write.owner for write in current}:
+            mine = [write for write in current if write.owner == owner]
             try:
                 written = await self._persist(mine)
             except psycopg.DataError as error:
@@ -66,7 +71,10 @@ class Writer:
             answers |= {
                 write.run.id: written if write.run.id in written.ids else LeaseLost(write.run.id) for write in mine
             }
-        return [answers[write.run.id] for write in batch]
+        return [
+            answers[write.run.id] if write.run.fence == newest[write.run.id] else LeaseLost(write.run.id)
+            for write in batch
+        ]
 
     async def _alone(self, writes: Sequence[RunWrite]) -> dict[str, Written | BaseException]:
         found: dict[str, Written | BaseException] = {}
