@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 import shutil
 import signal
@@ -36,6 +37,7 @@ def main(
 ) -> None:
     """Exit 0 only if nothing was lost, inverted or ended twice, and everything ended as it has to."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # unwinds: everything is stopped
+    logging.disable()  # clients of brokers tell of each attempt to connect
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
     seed = random.randrange(1_000_000) if seed is None else seed
     console.print(f"seed {seed}; {minutes:g} minutes of faults, {rate:g} things a second", highlight=False)

@@ -17,9 +17,13 @@ _GAP_S = (0.5, 3.0)
 _DOWN_S = (0.0, 3.0)
 _STOPPED_S = (3.0, 8.0)
 """Longer than a lease: whoever wakes up finds that somebody else has its work."""
-_JUMP_S = 45.0
-_TOGETHER = 0.25
-"""This often two things happen at once."""
+_JUMP_S = 14.0
+"""of one host's clock: two of them are then less apart than identities between planes allow (30 s)"""
+_JUMP_TOGETHER_S = 60.0
+"""of all of them, as on one machine whose clock is set"""
+EVERYONE = "everyone"
+_AT_ONCE = 3
+"""So many are down or coming up again at a time; on a busy machine a start takes many seconds."""
 KILLED = ("nebula", "nebula-2", "comet", "comet-1", "corona", "zenith", "nova")
 STOPPED = ("nebula", "nebula-2", "comet", "corona")
 JUMPING = ("nebula", "nebula-2", "comet", "comet-1", "corona", "nova", "zenith")
@@ -38,7 +42,7 @@ ALL = (
     *(Fault("kill", name) for name in KILLED),
     *(Fault("kill", name) for name in ("postgres", "redis", "rabbitmq", "nats", "mqtt")),
     *(Fault("stop", name) for name in STOPPED),
-    *(Fault("clock", name) for name in JUMPING),
+    *(Fault("clock", name) for name in (*JUMPING, EVERYONE, EVERYONE)),
     Fault("kill", "nebula"),
     Fault("kill", "nebula-2"),
     Fault("kill", "postgres"),
@@ -58,39 +62,54 @@ class Chaos:
         self._stage = stage
         self._chance = chance
         self._say = say
+        self._together_s = 0.0
+        self._apart_s: dict[str, float] = {}
         self.happened: Counter[str] = Counter()
         self.ended_by_themselves: list[str] = []
         self.quiet_mqtt = asyncio.Lock()
         """held while mosquitto is made to write down what it has: it acknowledges what it keeps in memory only"""
 
     async def run(self, until: float) -> None:
-        """Faults until ``until`` (monotonic)."""
+        """Faults until ``until`` (monotonic), each as soon as there is room for it; returns when the last is over."""
         faults = shuffled(self._chance)
-        while time.monotonic() < until:
-            some = [next(faults)]
-            if self._chance.random() < _TOGETHER:
-                other = next(faults)
-                if other.victim != some[0].victim:
-                    some.append(other)
-            self._say(" + ".join(str(one) for one in some))
-            await asyncio.gather(*(self._happen(one) for one in some))
-            self._say("")
-            await asyncio.sleep(self._chance.uniform(*_GAP_S))
-            await self._look_after()
+        under_way: dict[asyncio.Task[None], Fault] = {}
+        try:
+            while time.monotonic() < until:
+                await asyncio.sleep(self._chance.uniform(*_GAP_S))
+                while len(under_way) >= _AT_ONCE:
+                    await self._over(under_way, asyncio.FIRST_COMPLETED)
+                fault = next(faults)
+                if fault.victim not in {other.victim for other in under_way.values()}:
+                    under_way[asyncio.create_task(self._happen(fault))] = fault
+                    self._tell(under_way)
+                await self._look_after({other.victim for other in under_way.values()})
+            while under_way:
+                await self._over(under_way, asyncio.ALL_COMPLETED)
+        finally:
+            for task in under_way:
+                task.cancel()
+
+    async def _over(self, under_way: dict["asyncio.Task[None]", Fault], when: str) -> None:
+        done, _ = await asyncio.wait(under_way, return_when=when)
+        for task in done:
+            del under_way[task]
+            task.result()
+        self._tell(under_way)
+
+    def _tell(self, under_way: dict["asyncio.Task[None]", Fault]) -> None:
+        self._say(", ".join(str(fault) for fault in under_way.values()))
 
     async def heal(self) -> None:
         """Clocks right again, and every process up."""
         for path in self._stage.clocks.values():
             entry.jump(path, 0)
-        await self._look_after()
+        await self._look_after(set())
         await asyncio.to_thread(all_up, self._stage.planes)
 
     async def _happen(self, fault: Fault) -> None:
         self.happened[str(fault)] += 1
         if fault.kind == "clock":
-            entry.jump(
-                self._stage.clocks[fault.victim], self._chance.choice((0, self._chance.uniform(-_JUMP_S, _JUMP_S)))
-            )
+            self._jump(fault.victim)
         elif fault.victim == "postgres":
             await asyncio.to_thread(self._kill_database)
         elif fault.kind == "stop":
@@ -99,6 +118,15 @@ class Chaos:
             await self._kill_broker(fault.victim)
         else:
             await self._kill(self._stage.planes.planes[fault.victim])
+
+    def _jump(self, victim: str) -> None:
+        """Half of the jumps are back to where the clock should be."""
+        if victim == EVERYONE:
+            self._together_s = self._chance.choice((0, self._chance.uniform(-_JUMP_TOGETHER_S, _JUMP_TOGETHER_S)))
+        else:
+            self._apart_s[victim] = self._chance.choice((0, self._chance.uniform(-_JUMP_S, _JUMP_S)))
+        for name, path in self._stage.clocks.items():
+            entry.jump(path, self._together_s + self._apart_s.get(name, 0.0))
 
     async def _kill(self, plane: Plane) -> None:
         await asyncio.to_thread(plane.kill)
@@ -150,9 +178,10 @@ class Chaos:
             time.sleep(0.1)
         self._stage.connect().close()
 
-    async def _look_after(self) -> None:
-        for plane in self._stage.planes.planes.values():
-            if not plane.alive:
+    async def _look_after(self, down: set[str]) -> None:
+        """Start again what ended although nobody killed it."""
+        for name, plane in self._stage.planes.planes.items():
+            if name not in down and not plane.alive:
                 self.ended_by_themselves.append(f"{plane.name}: {plane.tail()[-400:]}")
                 await asyncio.to_thread(plane.start)
                 await self._up(plane)
