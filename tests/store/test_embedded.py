@@ -83,6 +83,22 @@ def test_a_long_data_directory_still_gets_a_socket(tmp_path: Path) -> None:
         server.stop()
 
 
+def test_a_server_that_was_begun_is_there_once_started_and_gone_once_stopped(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path)
+    server.begin()
+    server.stop()
+    assert server.pid is None
+    again = EmbeddedPostgres(tmp_path)
+    again.begin()
+    try:
+        again.start()
+        with psycopg.connect(again.dsn) as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        again.stop()
+    assert again.pid is None
+
+
 def test_a_second_owner_of_the_directory_is_refused_by_name(tmp_path: Path) -> None:
     lock = DirectoryLock(tmp_path)
     lock.acquire()

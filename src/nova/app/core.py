@@ -72,9 +72,11 @@ class Trust:
     assertions: Assertions
 
 
-async def open_stores(process: Process, *, alone: bool, workers: int = 0) -> Stores:
+async def open_stores(
+    process: Process, *, alone: bool, workers: int = 0, server: EmbeddedPostgres | None = None
+) -> Stores:
     """The database, reached and current. ``alone``: no other process may use the data directory (``nova up``). ``workers``: the
-    directory is a supervisor's, and this process one of so many that it has."""
+    directory is a supervisor's, and this process one of so many that it has. ``server``: the embedded one, if begun."""
     settings, services = process.settings, process.services
     if not workers:
         lock = DirectoryLock(settings.data_dir, shared=not alone)
@@ -85,7 +87,7 @@ async def open_stores(process: Process, *, alone: bool, workers: int = 0) -> Sto
         if workers:
             most = max(2, min(most, _EMBEDDED_CONNS // workers - _MORE_CONNS))
         process.say("starting the database")
-        server = EmbeddedPostgres(settings.data_dir)
+        server = server or EmbeddedPostgres(settings.data_dir)
         await services.start(Keeper(server))
         dsn = server.dsn
     try:

@@ -30,6 +30,7 @@ from nova.gateway.tracing import at_the_door
 from nova.http.bind import bind
 from nova.listen import Address
 from nova.security.guards import Door
+from nova.store.embedded import EmbeddedPostgres
 from nova.work.membership import advertised
 
 log = structlog.get_logger(__name__)
@@ -37,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 class Nova(Process):
     """Every plane in this process. ``seat``: it is one of several workers; the first of them also does what is done once,
-    background work and builds."""
+    background work and builds. ``database``: the embedded server, if somebody has begun to start it."""
 
     def __init__(
         self,
@@ -45,11 +46,13 @@ class Nova(Process):
         *,
         address: Address,
         seat: Seat | None = None,
+        database: EmbeddedPostgres | None = None,
         on_progress: Progress = lambda _step: None,
     ) -> None:
         super().__init__(loaded, on_progress=on_progress)
         self._address = address
         self._seat = seat
+        self._database = database
         self._url = f"http://{address.shown}"
         self.default_network: str = ""
         """The isolation that functions without a network policy get on this host."""
@@ -63,7 +66,7 @@ class Nova(Process):
         settings, services, seat = self.settings, self.services, self._seat
         side = HttpSide(self, "nova", self._address, public=True, given=seat.sockets if seat else ())
         self._url = side.url
-        stores = await open_stores(self, alone=True, workers=seat.count if seat else 0)
+        stores = await open_stores(self, alone=True, workers=seat.count if seat else 0, server=self._database)
         live = await open_settings(self, stores)
         self.say("preparing the sandbox")
         metrics = Metrics(settings.metrics)

@@ -1,13 +1,15 @@
 """Running a server from the command line: its life from the first progress line to Ctrl-C, with or without the demo."""
 
 import asyncio
+import gc
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,7 +20,7 @@ from rich.text import Text
 
 from nova.config import Settings, assign
 from nova.config_sources import Loaded
-from nova.listen import Address, parse
+from nova.listen import Address, listening_socket, parse
 from nova.store import migrate as migrations
 from nova.store.embedded import DirectoryLock, EmbeddedPostgres
 from nova.telemetry import configure_logging
@@ -88,7 +90,8 @@ def up(loaded: Loaded, *, insecure: bool, demo: bool, demo_input: Path | None) -
             await nova.wait()
         return 0
 
-    return _run(loaded, _nova(loaded, address), attend, warning=address.warning, quiet=demo)
+    with _database_ahead(settings, address) as database:
+        return _run(loaded, _nova(loaded, address, database), attend, warning=address.warning, quiet=demo)
 
 
 def _with_workers(loaded: Loaded, address: Address, *, demo: bool, demo_input: Path | None) -> int:
@@ -131,7 +134,9 @@ def demo(loaded: Loaded, demo_input: Path | None) -> int:
         for key, value in fixed.items():
             assign(loaded.settings, key, value)
             loaded.sources[key] = "flag"
-        return _run(loaded, _nova(loaded, Address("127.0.0.1", 0)), show, warning=None, quiet=True)
+        address = Address("127.0.0.1", 0)
+        with _database_ahead(loaded.settings, address) as database:
+            return _run(loaded, _nova(loaded, address, database), show, warning=None, quiet=True)
 
 
 def migrate(settings: Settings, *, check: bool) -> int:
@@ -214,13 +219,49 @@ def _demo_argv(url: str, demo_input: Path | None) -> list[str]:
     return argv if demo_input is None else [*argv, "--input", str(demo_input)]
 
 
-def _nova(loaded: Loaded, address: Address) -> Callable[[Talk], "Nova"]:
+def _nova(loaded: Loaded, address: Address, database: EmbeddedPostgres | None) -> Callable[[Talk], "Nova"]:
     def make(talk: Talk) -> "Nova":
-        from nova.app.nova import Nova  # the whole platform: seconds of importing that no other command needs
+        with _no_collection():
+            from nova.app.nova import Nova  # the whole platform: seconds of importing that no other command needs
 
-        return Nova(loaded, address=address, on_progress=talk.step)
+        return Nova(loaded, address=address, database=database, on_progress=talk.step)
 
     return make
+
+
+@contextmanager
+def _database_ahead(settings: Settings, address: Address) -> Iterator[EmbeddedPostgres | None]:
+    """The embedded server is started while the platform is imported, which takes as long. None where another one serves, and
+    where nothing is to be started because the port is taken: the platform says so itself."""
+    if settings.postgres.dsn or not _free(address):
+        yield None
+        return
+    # nothing is served yet: told to go, the process ends, but not without the database
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    server = EmbeddedPostgres(settings.data_dir)
+    server.begin()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _free(address: Address) -> bool:
+    try:
+        listening_socket(address).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Modules are made to stay: looking for garbage among them is a tenth of the time that importing takes."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 async def _demo_or_signal(nova: "Nova", demo_input: Path | None, *, ends: bool = False) -> int | None:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,10 +91,22 @@ class EmbeddedPostgres:
         self._sockets = self._socket_dir()
         self._prefix: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._begun: threading.Thread | None = None
 
     @property
     def dsn(self) -> str:
         return f"host={self._sockets} user=postgres dbname=postgres"
+
+    def begin(self) -> None:
+        """Start in a thread, while the caller does something else. What became of it :meth:`start` tells, which is called all the
+        same; :meth:`stop` waits for it."""
+
+        def start() -> None:
+            with contextlib.suppress(RuntimeError, OSError):
+                self.start()
+
+        self._begun = threading.Thread(target=start, name="postgres", daemon=True)
+        self._begun.start()
 
     def start(self) -> None:
         """Start, or adopt a server that a killed daemon left; returns once it accepts connections.
@@ -130,6 +143,8 @@ class EmbeddedPostgres:
     def stop(self) -> None:
         """Leave it; the last one shuts it down, fast: connections end, what was committed is on disk. One that cannot is
         ended without its checkpoint."""
+        if self._begun is not None:
+            self._begun.join()
         if not self._data.parent.exists():
             return
         with self._turn():
