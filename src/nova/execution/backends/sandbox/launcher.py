@@ -328,7 +328,7 @@ class Launcher:
         pid = -1
         kept: list[int] = [status_read]
         try:
-            files += group.join_files()
+            files += group.entry_files()
             pid = clone(child_main, group) if clone is not None else self._clone(child_main, network)
             _write(f"/proc/{pid}/oom_score_adj", str(OOM_SCORE))
             # An ordinary user's launcher is root of a user namespace that knows no one else.

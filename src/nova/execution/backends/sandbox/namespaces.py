@@ -34,7 +34,8 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 class Confinement:
     """How to confine one child. ``root`` is where its root is mounted.
 
-    ``join_files``: see :meth:`Group.join_files`. The child moves itself, because the kernel may take 10 ms for it.
+    ``join_files``: see :meth:`Group.entry_files`. The child has one thread and moves itself: to move a process takes the
+    kernel 14 ms, in which nobody on the host can fork.
     """
 
     root: str
