@@ -7,7 +7,10 @@ from itertools import pairwise
 from time import monotonic, perf_counter, sleep, time
 from typing import Any
 
-from bench.driving import DriveError, burst
+import psycopg
+
+from bench import filling
+from bench.driving import DriveError, Target, burst
 from bench.measures import Run
 from bench.model import Report
 from bench.plan import GROUPS
@@ -17,9 +20,10 @@ from bench.subjects import dbos as peer
 from bench.subjects import restate
 from bench.subjects.control import PYTHON, python
 from bench.subjects.nova import NAME, Nova
+from nova.store.embedded import EmbeddedPostgres
 
 STEPS = 40
-_TOPIC, _FLOW = "bench", "chain"
+_TOPIC, _FLOW, _PAST = "bench", "chain", "past"
 _PUBLISHED = 500
 """Messages of one request."""
 _LAG_GAP_S = 0.02
@@ -120,13 +124,7 @@ def workflow_chain(run: Run, nova: Nova) -> None:
     """A workflow of 40 functions one after another, started and awaited in one request; then many such runs at once."""
     plan = run.plan
     nova.deploy("link", PYTHON)
-    keys = [f"n{number}" for number in range(STEPS)]
-    link = {"node_type": "function", "function_name": "link", "input_mapping": {"name": "bench"}}
-    nodes = [{"node_key": key, **link} for key in keys]
-    edges = [{"from": a, "to": b} for a, b in pairwise(keys)]
-    nova.call("POST", "/workflows", 201, {"name": _FLOW})
-    version = nova.call("POST", f"/workflows/{_FLOW}/versions", 201, {"nodes": nodes, "edges": edges})["version"]
-    nova.call("POST", f"/workflows/{_FLOW}/versions/{version}/activate", 200)
+    _publish_chain(nova, _FLOW, "link")
     _run_chain(nova)
     calm()
     run.say(f"a workflow of {STEPS} nodes")
@@ -145,8 +143,18 @@ def workflow_chain(run: Run, nova: Nova) -> None:
     run.add("workflow_chain", "nodes", NAME, middle(rates), "nodes/s", better="higher", rounds=rates)
 
 
-def _run_chain(nova: Nova) -> None:
-    shown = nova.call("POST", f"/workflows/{_FLOW}/runs?wait_s=30", 201, {"input": {"name": "bench"}})
+def _publish_chain(nova: Nova, flow: str, function: str) -> None:
+    keys = [f"n{number}" for number in range(STEPS)]
+    link = {"node_type": "function", "function_name": function, "input_mapping": {"name": "bench"}}
+    nodes = [{"node_key": key, **link} for key in keys]
+    edges = [{"from": a, "to": b} for a, b in pairwise(keys)]
+    nova.call("POST", "/workflows", 201, {"name": flow})
+    version = nova.call("POST", f"/workflows/{flow}/versions", 201, {"nodes": nodes, "edges": edges})["version"]
+    nova.call("POST", f"/workflows/{flow}/versions/{version}/activate", 200)
+
+
+def _run_chain(nova: Nova, flow: str = _FLOW) -> None:
+    shown = nova.call("POST", f"/workflows/{flow}/runs?wait_s=30", 201, {"input": {"name": "bench"}})
     if shown["status"] != "succeeded":
         raise DriveError(f"the workflow is {shown['status']}: {json.dumps(shown.get('error'))}")
 
@@ -208,28 +216,84 @@ def _quiet_jobs(run: Run, nova: Nova, headers: dict[str, str]) -> list[float]:
 
 
 def full_tables(run: Run, nova: Nova) -> None:
-    """The rate of jobs on empty tables and beside a million finished ones, with statistics as they come by themselves."""
+    """Jobs, events and workflows on empty tables and beside a million finished jobs, with statistics as they come by themselves;
+    then what one caller notices while retention removes the million."""
     plan = run.plan
-    nova.deploy("job", PYTHON)
-    target = nova.accepting("job")
-    burst(target, plan.job_callers, 500, max_s=plan.job_limit_s)
-    nova.await_jobs(plan.job_limit_s)
+    target = nova.deploy("past", PYTHON)
+    nova.call("POST", "/topics", 201, {"name": _PAST})
+    nova.deploy("heard", python("lag.py"))
+    subscription = {"name": _PAST, "type": "function", "function_name": "heard", "max_inflight": 10, "ordered": False}
+    subscribed = nova.call("POST", f"/topics/{_PAST}/subscriptions", 201, subscription)["id"]
+    _publish_chain(nova, _PAST, "past")
 
-    def rate() -> float:
-        calm()
-        start = perf_counter()
-        burst(target, plan.job_callers, plan.jobs, max_s=plan.job_limit_s)
-        nova.await_jobs(plan.job_limit_s)
-        return plan.jobs / (perf_counter() - start)
+    def figures() -> dict[str, float]:
+        accepting = nova.accepting("past")
+        jobs = _timed(
+            lambda: (
+                burst(accepting, plan.job_callers, plan.jobs, max_s=plan.job_limit_s),
+                nova.await_jobs(plan.job_limit_s),
+            )
+        )
+        messages = {"messages": [{"payload": {"at": time()}}] * _PUBLISHED}
+        batches = plan.fanout_messages // _PUBLISHED
 
-    run.say("jobs on empty tables")
-    empty = [rate() for _ in range(plan.job_rounds)]
-    run.say(f"filling the tables with {plan.finished_jobs} jobs")
-    nova.fill_with_finished_jobs("job", plan.finished_jobs)
-    run.say("jobs beside a million others")
-    full = [rate() for _ in range(plan.job_rounds)]
-    facts = {"empty_per_s": middle(empty), "full_per_s": middle(full), "finished": plan.finished_jobs}
-    run.add("full_tables", "share", NAME, middle(full) / middle(empty), "×", better="higher", rounds=full, facts=facts)
+        def events() -> None:
+            for _ in range(batches):
+                nova.call("POST", f"/topics/{_PAST}/publish-batch", 201, messages)
+            _delivered(nova, [subscribed], plan.job_limit_s)
+
+        deliveries = batches * _PUBLISHED / _timed(events)
+        chain = percentile([_timed(lambda: _run_chain(nova, _PAST)) for _ in range(plan.chains)], 50)
+        return {"jobs": plan.jobs / jobs, "deliveries": deliveries, "chains": 1 / chain}
+
+    def rounds() -> list[dict[str, float]]:
+        found = []
+        for number in range(plan.job_rounds):
+            run.say(f"jobs, events, workflows, round {number + 1}/{plan.job_rounds}")
+            calm()
+            found.append(figures())
+        return found
+
+    figures()
+    empty = rounds()
+    with psycopg.connect(EmbeddedPostgres(nova.data).dsn, autocommit=True) as conn:
+        filling.finished_jobs(conn, plan.finished_jobs, run.say)
+        filling.deliveries(conn, plan.finished_jobs // 10, run.say)
+        full = rounds()
+        shares = {name: [r[name] for r in full] for name in full[0]}
+        for name, metric in {"jobs": "share", "deliveries": "events", "chains": "workflows"}.items():
+            before = middle([r[name] for r in empty])
+            facts = {"finished": float(plan.finished_jobs)}
+            share = [value / before for value in shares[name]]
+            run.add("full_tables", metric, NAME, middle(share), "×", better="higher", rounds=share, facts=facts)
+        _removal(run, nova, target, conn)
+
+
+def _removal(run: Run, nova: Nova, target: Target, conn: psycopg.Connection[Any]) -> None:
+    """One caller alone, and while all that is older than a day goes."""
+    plan = run.plan
+
+    def p99() -> float:
+        return percentile(run.caller.series(target, plan.warm_calls, skip=20, max_s=plan.round_limit_s).us, 99)
+
+    calm()
+    run.say("calls, nothing to remove")
+    alone = middle([p99() for _ in range(plan.job_rounds)])
+    for key in ("async_days", "deliveries_days"):
+        nova.call("POST", "/config", 200, {f"retention.{key}": 1})
+    run.say("calls while retention removes what is old")
+    start, before, beside = perf_counter(), filling.past(conn), list[float]()
+    left = before
+    while left and perf_counter() - start < plan.removal_limit_s:
+        beside.append(p99())
+        left = filling.past(conn)
+    took = perf_counter() - start
+    if left:
+        raise DriveError(f"{left} of {before} rows are still there after {took:.0f} s")
+    facts = {"rows": float(before), "rows_per_s": before / took, "alone_p99_us": alone, "beside_p99_us": middle(beside)}
+    run.add(
+        "full_tables", "removal_p99", NAME, middle(beside) / alone, "×", rounds=[b / alone for b in beside], facts=facts
+    )
 
 
 def _peer(run: Run) -> None:

@@ -10,23 +10,10 @@ from time import monotonic, sleep
 from types import TracebackType
 from typing import Self
 
-import psycopg
-
 from bench.driving import Target, answers
 from bench.processes import POSTGRES, Process, Server, free_port, quiet, read_process, tree, without_postgres
 from bench.subjects.control import Control
-from nova.store.embedded import EmbeddedPostgres
 
-_FILL = 50_000
-_FINISHED = """
-INSERT INTO async_invocations (id, tenant_id, namespace, function_id, function_name, payload, status, attempt, max_attempts,
-                               backoff_base_ms, backoff_max_ms, max_age_s, source, caller, output, attempts, created_at,
-                               queued_at, next_run_at, started_at, finished_at)
-SELECT gen_random_uuid(), tenant_id, namespace, id, name, '{"name":"bench"}', 'succeeded', 1, 3, 1000, 60000, 86400, 'api',
-       'operator', '{"hello":"bench"}', '[{"no": 1, "error": null, "duration_ms": 1.5}]', t, t, t, t, t
-FROM functions, generate_series(1, %(count)s) AS n, LATERAL (SELECT now() - make_interval(secs => n * 0.5) AS t) AS times
-WHERE name = %(function)s
-"""
 READY_LIMIT_S = 60.0
 POSTGRES_STOP_LIMIT_S = 10.0
 NAME = "nova"
@@ -68,12 +55,6 @@ class Nova(Control):
     def processes(self) -> list[Process]:
         """Everything the platform runs but PostgreSQL: daemon, zygotes, templates, instances."""
         return without_postgres(tree(self.server.pid))
-
-    def fill_with_finished_jobs(self, function: str, count: int) -> None:
-        """Put so many succeeded jobs of a function straight into the tables, as a platform has them after some days of work."""
-        with psycopg.connect(EmbeddedPostgres(self.data).dsn, autocommit=True) as conn:
-            for start in range(0, count, _FILL):
-                conn.execute(_FINISHED, {"function": function, "count": min(_FILL, count - start)})
 
     def guests(self) -> list[Process]:
         """All of them but the daemon itself."""
