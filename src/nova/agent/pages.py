@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import re
 import signal
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +20,18 @@ from typing import Final
 MOST: Final = 1 << 16
 """Pages that are looked at in one process; what lies above is left to faults."""
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
-_PRESENT, _OF_FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
-_KINDS: Final = _PRESENT | _OF_FILE | _EXCLUSIVE
+_PRESENT, _OF_FILE, _EXCLUSIVE = 0x80, 0x20, 0x01
+"""Bits of the highest byte of what ``/proc/…/pagemap`` says about a page."""
+
+
+def _kind(flags: int) -> bytes:
+    if not flags & _PRESENT:
+        return b"-"
+    return b"u" if flags & _OF_FILE else b"w" if flags & _EXCLUSIVE else b"-"
+
+
+_KINDS: Final = b"".join(map(_kind, range(256)))
+_USED, _WRITTEN = re.compile(b"u+"), re.compile(b"w+")
 
 _madvise: Final = ctypes.CDLL(None).madvise
 _madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
@@ -109,22 +120,15 @@ def touched(pid: int | str, known: Iterable[tuple[int, int]]) -> Pages:
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
         for first, end in known:
             file.seek(first // mmap.PAGESIZE * 8)
-            raw = file.read((end - first) // mmap.PAGESIZE * 8)
-            kinds = [flags & _KINDS for flags in array("Q", raw)]
-            pages.written.extend(_runs(first, (kind == _PRESENT | _EXCLUSIVE for kind in kinds)))
-            pages.used.extend(_runs(first, (kind & ~_EXCLUSIVE == _PRESENT | _OF_FILE for kind in kinds)))
+            flags = file.read((end - first) // mmap.PAGESIZE * 8)[7::8]
+            kinds = flags.translate(_KINDS)
+            pages.used.extend(_runs(first, _USED, kinds))
+            pages.written.extend(_runs(first, _WRITTEN, kinds))
     return pages
 
 
-def _runs(first: int, wanted: Iterable[bool]) -> Iterator[int]:
+def _runs(first: int, wanted: re.Pattern[bytes], kinds: bytes) -> Iterator[int]:
     """Address and bytes of each run of wanted pages."""
-    start, at = None, first
-    for each in wanted:
-        if each and start is None:
-            start = at
-        elif not each and start is not None:
-            yield from (start, at - start)
-            start = None
-        at += mmap.PAGESIZE
-    if start is not None:
-        yield from (start, at - start)
+    for run in wanted.finditer(kinds):
+        yield first + run.start() * mmap.PAGESIZE
+        yield (run.end() - run.start()) * mmap.PAGESIZE
