@@ -1,7 +1,7 @@
 """The questions of one instance at the host's end: whose call, how many, and when they end."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -114,7 +114,7 @@ async def test_a_worker_asks_on_its_own_line_and_nobody_for_another_call() -> No
     await settle()
     assert told.pop() == (3, 200, b"6")
     for number, question in enumerate((b'"request_id": "r2"', b'"request_id": ""')):
-        ask(b'{"number": %d, %b, "head": {}, "body": {}}' % (number, question))
+        ask(b'{"number": %d, %b, "head": {"op": "checkpoint"}, "body": {}}' % (number, question))
         assert told.pop()[:2] == (number, 403)
     for document in (
         b"{}",
@@ -127,8 +127,43 @@ async def test_a_worker_asks_on_its_own_line_and_nobody_for_another_call() -> No
             ask(document)
         assert wrong.value.code == "bad_payload"
     desk.gate.clear()
-    ask(b'{"number": 4, "request_id": "r1", "head": {}, "body": null}')
+    ask(b'{"number": 5, "request_id": "r1", "head": {"op": "invoke"}, "body": {}}')
+    assert told.pop()[:2] == (5, 422)
+    ask(b'{"number": 4, "request_id": "r1", "head": {"op": "operations"}, "body": null}')
     await settle()
     desk.call.set_result(None)
     await settle()
     assert (told, desk.cancelled) == ([], 1), "a question ends with its call"
+
+
+async def test_what_can_be_answered_without_a_task_is_and_all_else_goes_the_usual_way() -> None:
+    desk = Desk()
+    desk.gate.set()
+    told: list[tuple[int, int, bytes]] = []
+    begun: list[tuple[bytes, Callable[[Reply | None], None]]] = []
+
+    def quick(question: Question, done: Callable[[Reply | None], None]) -> bool:
+        if question.payload == b'"bug"':
+            raise ValueError("a bug")
+        begun.append((question.payload, done))
+        return question.payload != b'"no"'
+
+    def ask(number: int, body: bytes) -> None:
+        line = b'{"number": %d, "request_id": "r1", "head": {"op": "checkpoint"}, "body": %b}' % (number, body)
+        desk.desk.asked(line, lambda *answer: told.append(answer))
+
+    desk.desk.quick = quick
+    ask(1, b'"yes"')
+    assert (told, begun[-1][0]) == ([], b'"yes"')
+    begun[-1][1](Reply(200, b"1"))
+    assert told == [(1, 200, b"1")], "in the callback itself"
+    ask(2, b'"later"')
+    begun[-1][1](None)
+    for number, body in ((3, b'"no"'), (4, b'"bug"')):
+        ask(number, body)
+    await settle()
+    assert sorted(told) == [(1, 200, b"1"), (2, 200, b"7"), (3, 200, b"4"), (4, 200, b"5")]
+    ask(5, b'"yes"')
+    desk.call.set_result(None)
+    begun[-1][1](Reply(200, b"1"))
+    assert len(told) == 4, "the line may have another call by now"

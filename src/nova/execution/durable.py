@@ -5,7 +5,7 @@ The instance speaks the public Lambda durable-execution protocol: ``CheckpointDu
 kept for that; where there is none free, checkpoints of one moment share a transaction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -141,30 +141,29 @@ class DurableCalls:
 
     # Runs
 
-    async def checkpoint(self, snapshot: FunctionSnapshot, arn: str, body: bytes, *, brief: bool = False) -> Reply:
-        """``CheckpointDurableExecution``. What is refused is told as the protocol does. ``brief``: the answer need not repeat
-        a step that the asker says has succeeded."""
+    async def checkpoint(self, snapshot: FunctionSnapshot, arn: str, body: bytes) -> Reply:
+        """``CheckpointDurableExecution``. What is refused is told as the protocol does."""
         try:
-            return await self._checkpoint(snapshot, arn, body, brief)
+            token, one = _read(snapshot, arn, body)
+            if not one.updates:
+                await self._runs.ripen(one.execution, one.function_id, one.epoch)
+            return _told(token, one, await self._written(one))
         except NovaError as error:
             return refused(error)
 
-    async def _checkpoint(self, snapshot: FunctionSnapshot, arn: str, body: bytes, brief: bool) -> Reply:
-        given = _object(body)
-        token = Token.of(str(given.get("CheckpointToken", "")))
-        execution_id = execution_of(arn)
-        changes = updates(given.get("Updates") or [])
-        if not changes:
-            await self._runs.ripen(execution_id, snapshot.function_id, token.epoch)
-        one = Checkpoint(execution_id, snapshot.function_id, token.epoch, token.seen, snapshot.scope, changes)
-        if brief and await self._steps.commit(one) == token.seen + 1:
-            written = Written(token.seen + 1, ())
-        else:
-            written = await self._written(one)
-        following = Token(token.request_id, token.epoch, written.rev)
-        shown = [shown_operation(execution_id, operation, seconds) for operation in written.changed]
-        answer = {"CheckpointToken": following.text(), "NewExecutionState": {"Operations": shown}}
-        return Reply(200, payload.encode(answer), _JSON)
+    def step(self, snapshot: FunctionSnapshot, arn: str, body: bytes, done: Callable[[Reply | None], None]) -> bool:
+        """The same for a lone step that has succeeded, in callbacks alone; the answer does not repeat it. False, or None later:
+        it has to go the other way, which is right whatever was committed here."""
+        try:
+            token, one = _read(snapshot, arn, body)
+        except NovaError:
+            return False
+
+        def committed(rev: int | None) -> None:
+            # a revision further on: somebody else changed something, which the answer has to tell
+            done(_told(token, one, Written(rev, ())) if rev == token.seen + 1 else None)
+
+        return self._steps.commit(one, committed)
 
     async def _written(self, one: Checkpoint) -> Written:
         """Commit in the general way. While the database is away the run waits for it: to write again what may be recorded
@@ -194,6 +193,22 @@ class DurableCalls:
         if len(found) > count:
             answer["NextMarker"] = str(found[count - 1].place)
         return Reply(200, payload.encode(answer), _JSON)
+
+
+def _read(snapshot: FunctionSnapshot, arn: str, body: bytes) -> tuple[Token, Checkpoint]:
+    """Raises NovaError for what is none."""
+    given = _object(body)
+    token = Token.of(str(given.get("CheckpointToken", "")))
+    changes = updates(given.get("Updates") or [])
+    one = Checkpoint(execution_of(arn), snapshot.function_id, token.epoch, token.seen, snapshot.scope, changes)
+    return token, one
+
+
+def _told(token: Token, one: Checkpoint, written: Written) -> Reply:
+    following = Token(token.request_id, token.epoch, written.rev)
+    shown = [shown_operation(one.execution, operation, seconds) for operation in written.changed]
+    answer = {"CheckpointToken": following.text(), "NewExecutionState": {"Operations": shown}}
+    return Reply(200, payload.encode(answer), _JSON)
 
 
 def _is_away(error: BaseException) -> bool:

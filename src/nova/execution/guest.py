@@ -4,6 +4,7 @@ Who asks is known from the connection: an instance belongs to one version of one
 another. It acts in its own tenant and namespace, as ``function:<name>``, and with no permission but to call functions there.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
@@ -64,6 +65,8 @@ class GuestApi:
         if isinstance(channel, DirectChannel):
             guest = Guest(self, snapshot)
             channel.guests.serve = guest.serve
+            if snapshot.mode == "durable":
+                channel.guests.quick = guest.quick
 
     @property
     def states(self) -> StateStore:
@@ -153,6 +156,13 @@ class Guest:
             case _:
                 return await self._list(question)
 
+    def quick(self, question: Question, done: Callable[[Reply | None], None]) -> bool:
+        """A lone step of a durable function, without a task. False: it is something else."""
+        head, durable = question.head, self._api.durable
+        if durable is None or head.get("op") != "checkpoint" or head.get("brief") is not True:
+            return False
+        return durable.step(self._snapshot, str(head.get("arn")), question.payload, done)
+
     async def _called(self, question: Question) -> Reply:
         op = take(question.head, "op", str)
         if op == "context":
@@ -173,8 +183,7 @@ class Guest:
         if durable is None or self._snapshot.mode != "durable":
             raise NovaError("unsupported", "this is not a durable function")
         if op == "checkpoint":
-            arn, brief = take(question.head, "arn", str), question.head.get("brief") is True
-            return await durable.checkpoint(self._snapshot, arn, question.payload, brief=brief)
+            return await durable.checkpoint(self._snapshot, take(question.head, "arn", str), question.payload)
         return await durable.operations(self._snapshot, question.head)
 
     async def _put(self, question: Question) -> Reply:

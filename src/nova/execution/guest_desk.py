@@ -22,6 +22,8 @@ from nova.execution.channel_control import ControlConnection
 
 log = structlog.get_logger(__name__)
 
+LINE_OPS: Final = ("checkpoint", "operations")
+"""What a worker may ask on its own line."""
 MAX_QUESTIONS: Final = 128
 """Of one instance at once."""
 MAX_BYTES: Final = 32 << 20
@@ -56,6 +58,9 @@ class Reply:
 
 
 Serve = Callable[[Question], Awaitable[Reply]]
+Quick = Callable[[Question, Callable[[Reply | None], None]], bool]
+"""Begins to answer a worker's question without a task, if it is one that can be answered so. Later the callback gets the reply;
+None: it has to be asked as any other."""
 Tell = Callable[[int, int, bytes], None]
 """Answers a worker's question: its number, status, body."""
 
@@ -82,6 +87,7 @@ class GuestDesk:
         self._tasks: dict[object, asyncio.Task[Reply]] = {}
         self._bytes = 0
         self.serve: Serve | None = None
+        self.quick: Quick | None = None
 
     def heard(self, frame: Frame) -> None:
         """A question, or that nobody waits for its answer any more."""
@@ -108,10 +114,37 @@ class GuestDesk:
                 reply = refused(NovaError("payload_too_large", f"the answer is larger than {MAX_MESSAGE} bytes"), "")
             tell(asked.number, reply.status, reply.body or b"null")
 
+        def begin() -> None:
+            try:
+                if asked.head.get("op") not in LINE_OPS:
+                    raise NovaError("unsupported", f"a worker's own line is for {' and '.join(LINE_OPS)}")
+                self._begin(object(), frames.CALL, asked.request_id, asked.head, bytes(asked.body), answer)
+            except NovaError as refusal:
+                answer(refused(refusal, ""))
+
+        if not self._begin_quickly(asked, answer, begin):
+            begin()
+
+    def _begin_quickly(self, asked: _Asked, answer: Callable[[Reply], None], begin: Callable[[], None]) -> bool:
+        call = self._call_of(asked.request_id)
+        if self.quick is None or call is None:
+            return False
+
+        def over(reply: Reply | None) -> None:
+            if call.done():
+                return  # nobody waits, and the line may have another call by now
+            if reply is None:
+                begin()
+            else:
+                answer(reply)
+
+        body = bytes(asked.body)
+        question = Question(frames.CALL, asked.head, body, call.request_id, call.deadline, call.context, call)
         try:
-            self._begin(object(), frames.CALL, asked.request_id, asked.head, bytes(asked.body), answer)
-        except NovaError as refusal:
-            answer(refused(refusal, ""))
+            return self.quick(question, over)
+        except Exception:
+            log.exception("a worker's question failed", request_id=question.request_id)
+            return False
 
     def close(self) -> None:
         for task in list(self._tasks.values()):

@@ -7,6 +7,7 @@ read in the callback of the socket.
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Final
 
 import psycopg
@@ -33,6 +34,10 @@ _PREPARE: Final = f"PREPARE {_NAME.decode()} AS " + _PARAMETER.sub(
 )
 
 
+Done = Callable[[int | None], None]
+"""Called in the callback of a socket: it does not raise."""
+
+
 class StepCommits:
     """Commits steps on connections of its own, which it opens when they are first of use and again when they are lost."""
 
@@ -46,18 +51,20 @@ class StepCommits:
         self._not_before = 0.0
         self._tasks = Background("step commits")
 
-    async def commit(self, one: Checkpoint) -> int | None:
-        """The new revision of the execution; None: write it in the general way, which also tells why it is refused.
+    def commit(self, one: Checkpoint, done: Done) -> bool:
+        """Begin to commit a lone step that has succeeded; ``done`` hears the new revision of the execution, or None. False, and
+        None: write it in the general way, which also tells why it is refused.
 
         That way is right whatever happened here: an update that is recorded already changes nothing.
         """
         if len(one.updates) != 1 or one.updates[0].status != "SUCCEEDED":
-            return None
+            return False
         if not self._free:
             self._open_another()
-            return None
-        line = self._free.pop()
-        return await line.send(_parameters(one))
+            return False
+        parameters = _parameters(one)
+        self._free.pop().send(parameters, done)
+        return True
 
     async def close(self) -> None:
         """Whoever waits is told to write in the general way."""
@@ -114,20 +121,20 @@ class _Line:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._fd = self._pg.socket
-        self._asked: asyncio.Future[int | None] | None = None
+        self._asked: Done | None = None
         self._rev: int | None = None
+        self._lost = False
         self._loop.add_reader(self._fd, self._on_readable)
 
-    def send(self, parameters: list[bytes | None]) -> asyncio.Future[int | None]:
-        """The revision that the statement gives; None: it gave none, or the connection is lost. Whoever asked may leave."""
-        asked = self._asked = self._loop.create_future()
+    def send(self, parameters: list[bytes | None], done: Done) -> None:
+        """``done`` hears the revision that the statement gives; None: it gave none, or the connection is lost."""
+        self._asked = done
         self._rev = None
         try:
             self._pg.send_query_prepared(_NAME, parameters)
             self._flush()
         except psycopg.Error:
-            self.lose()
-        return asked
+            self._loop.call_soon(self.lose)  # whoever asked hears of it after this, as always
 
     def _flush(self) -> None:
         """What does not fit into the socket follows when PostgreSQL reads."""
@@ -158,8 +165,8 @@ class _Line:
     def _tell(self) -> None:
         asked, self._asked = self._asked, None
         self._owner.done(self)
-        if asked is not None and not asked.done():
-            asked.set_result(self._rev)
+        if asked is not None:
+            asked(self._rev)
 
     def _refused(self, message: str) -> None:
         """The statement itself failed. The general way will tell whether that is the step's fault."""
@@ -167,14 +174,17 @@ class _Line:
         self.lose()
 
     def lose(self) -> None:
-        """Give the connection up."""
+        """Give the connection up. Idempotent: its descriptor may be somebody else's afterwards."""
+        if self._lost:
+            return
+        self._lost = True
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._owner.lost(self)
         self._pg.finish()
         asked, self._asked = self._asked, None
-        if asked is not None and not asked.done():
-            asked.set_result(None)
+        if asked is not None:
+            asked(None)
 
 
 def _parameters(one: Checkpoint) -> list[bytes | None]:
