@@ -17,6 +17,7 @@ from nova.domain.ports import Flight, WorkflowStarter
 from nova.errors import NovaError
 from nova.events.bus.delivering import Delivering
 from nova.events.bus.dispatch import Dispatcher
+from nova.events.bus.dispatch_shares import LOOK_S
 from nova.events.bus.publish import TopicPublisher
 from nova.ids import new_id
 from nova.security.egress import client
@@ -153,6 +154,7 @@ async def dispatching(
     egress: EgressSettings | None = None,
     workflows: WorkflowStarter | None = None,
     poll_s: float = 5.0,
+    look_s: float = LOOK_S,
 ) -> AsyncIterator[Delivered]:
     calls = calls or Calls()
     async with ServiceGroup() as services:
@@ -165,6 +167,6 @@ async def dispatching(
         delivering = Delivering(
             Starting(calls), lambda: client(settings, timeout_s=5), SYSTEM_CLOCK, workflows=workflows
         )
-        dispatcher = Dispatcher(db, listener, leases, delivering, publisher=publisher, poll_s=poll_s)
+        dispatcher = Dispatcher(db, listener, leases, delivering, publisher=publisher, poll_s=poll_s, look_s=look_s)
         await services.start(dispatcher)
         yield Delivered(db, calls, publisher, dispatcher, listener)

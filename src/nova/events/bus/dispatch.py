@@ -18,13 +18,14 @@ from nova.events.bus.dispatch_feed import Feed
 from nova.events.bus.dispatch_line import Line
 from nova.events.bus.dispatch_parts import DeliveryEvents, NoDeliveryEvents, Parts
 from nova.events.bus.dispatch_record import Recorder
+from nova.events.bus.dispatch_shares import LOOK_S, Shared, Shares
 from nova.events.bus.dispatch_window import WINDOW
 from nova.service import Background
 from nova.store.bus_deliveries import DeliveryStore
 from nova.store.db import Database
 from nova.store.listen import Channel, Listener
 from nova.store.subscriptions import ShardStore, SubscriptionRecord
-from nova.work.leader import Duty, Fence, Leases
+from nova.work.leader import Fence, Leases
 
 log = structlog.get_logger(__name__)
 SHARDS = 16
@@ -38,6 +39,8 @@ MAX_QUEUED = 50_000
 _BROKEN_S = 5.0
 """A subscription whose deliveries could not be recorded stands still for so long, and is loaded anew then."""
 _GRACE_S = 3.0
+_GIVE_S = 10.0
+"""How long deliveries may go on that are under way when another process is to have the duty: it is not urgent."""
 _PAGE = 500
 _AT_ONCE = 4
 _STAGGER_S = 0.15
@@ -67,6 +70,7 @@ class Dispatcher:
         events: DeliveryEvents | None = None,
         clock: Clock = SYSTEM_CLOCK,
         poll_s: float = POLL_S,
+        look_s: float = LOOK_S,
     ) -> None:
         self._db = db
         self._listener = listener
@@ -87,7 +91,10 @@ class Dispatcher:
         self._terms: list[_Term] = []
         self._feeds: dict[str, Feed] = {}
         self._followers: dict[str, set[Line]] = {}
-        self._duties = [Duty(f"subscriptions.{n}", partial(self._lead, n), leases) for n in range(DUTIES)]
+        self._shares = Shares(db, listener, leases.owner, look_s=look_s)
+        self._duties = [
+            Shared(f"subscriptions.{n}", partial(self._lead, n), leases, self._shares.yields) for n in range(DUTIES)
+        ]
         self._tasks = Background("dispatcher")
 
     @property
@@ -110,6 +117,7 @@ class Dispatcher:
     async def close(self) -> None:
         """Let what is under way end, write it, and leave the duties to others."""
         await self._tasks.close()
+        await self._shares.close()
         await asyncio.gather(*(duty.close() for duty in self._duties))
         await self._recorder.close()
 
@@ -117,6 +125,7 @@ class Dispatcher:
         for duty in random.sample(self._duties, len(self._duties)):
             await duty.start()
             await asyncio.sleep(_STAGGER_S)
+        self._shares.start(self._duties)
 
     def _on_topic(self, topic_id: str) -> None:
         for line in self._followers.get(topic_id, ()):
@@ -145,7 +154,7 @@ class Dispatcher:
                 await self._round(term)
         finally:
             self._terms.remove(term)
-            await self._leave(term)
+            await self._leave(term, _GIVE_S if self._duties[number].given else _GRACE_S)
 
     async def _load(self, term: _Term) -> None:
         after: str | None = None
@@ -244,11 +253,11 @@ class Dispatcher:
             self._followers.pop(line.record.topic_id, None)
             self._feeds.pop(line.record.topic_id, None)
 
-    async def _leave(self, term: _Term) -> None:
+    async def _leave(self, term: _Term, grace_s: float) -> None:
         """What is under way ends first, so that whoever comes next need not be careful."""
         ids: Iterable[str] = list(term.lines)
         lines = list(term.lines.values())
-        await asyncio.gather(*(self._close_line(term, line, _GRACE_S) for line in lines))
+        await asyncio.gather(*(self._close_line(term, line, grace_s) for line in lines))
         whole = [line.record.id for line in lines if not line.broken]
         if not ids or not term.fence.held:
             return
