@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nova.execution.backends.sandbox.templates import MOST
+from nova.execution.backends.sandbox.backend import TEMPLATES_MOST
 from tests.e2e.load import Load, load
 from tests.e2e.misuse import Platform, platform_at, until
 from tests.e2e.server import RunningNova
@@ -188,7 +188,7 @@ def test_bursts_and_idleness_leave_nothing_behind(server: RunningNova, platform:
 def beyond(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
     """What there is more of than may be at all: templates grow with demand, up to a bound, and a function that was loaded may be
     kept once more as a snapshot."""
-    places = max(0, 2 * MOST + len(FUNCTIONS) - before["namespaces"] // len(NAMESPACES)) + 1
+    places = max(0, 2 * TEMPLATES_MOST + len(FUNCTIONS) - before["namespaces"] // len(NAMESPACES)) + 1
     each = {"processes": 2, "namespaces": len(NAMESPACES), "descriptors": 8, "groups": 8}
     most = {name: before[name] + places * each.get(name, 0) + 4 * (name == "descriptors") for name in before}
     return {name: after[name] - before[name] for name in before if after[name] > most[name]}
