@@ -46,6 +46,6 @@ async def work(shop: Workshop) -> dict[str, Kind]:
         events=shop.metrics,
     )
     await shop.services.start(engine)
-    waits = topic_waits.TopicWaits(stores.db, stores.listener, SYSTEM_CLOCK)
+    waits = topic_waits.TopicWaits(stores.db, shop.notices, stores.listener, SYSTEM_CLOCK)
     await shop.services.start(Duty(topic_waits.DUTY, waits.lead, shop.leases))
     return {KIND: engine.kind(lambda: settings.workflows.workers)}

@@ -10,6 +10,7 @@ from typing import Any
 
 from nova.domain.identity import Scope
 from nova.errors import NovaError
+from nova.ids import new_id
 from nova.store.db import Connection, Database, Queries, Row
 from nova.store.workflow_signals import tell
 
@@ -46,19 +47,35 @@ async def of_runs(db: Database, run_ids: Sequence[str]) -> list[OpenWait]:
     return [_wait(row) for row in await db.fetch(_sql.of_runs, runs=list(run_ids))]
 
 
-async def hand_over(conn: Connection, wait: OpenWait, sequence: int, event: bytes) -> bool:
-    """The node gets the message with this sequence; its run is told in this transaction. False: another node of the run got
-    it, or this one does not wait any more."""
-    await conn.fetch(_sql.hold, run=wait.run_id)
-    taken = await conn.run(_sql.take, run=wait.run_id, key=wait.node_key, topic=wait.topic_id, sequence=sequence)
-    return bool(taken) and await _tell(conn, wait, event)
+async def hand_over(conn: Connection, found: Sequence[tuple[OpenWait, int, bytes]]) -> set[Key]:
+    """Each node gets the message with this sequence, and its run is told, in this transaction; no run twice the same one.
+
+    The keys of those that have it. The others do not wait any more, or another node of their run got it before.
+    """
+    await conn.fetch(_sql.hold, runs=[wait.run_id for wait, _, _ in found])
+    rows = await conn.fetch(
+        _sql.take,
+        ids=[new_id() for _ in found],
+        runs=[wait.run_id for wait, _, _ in found],
+        keys=[wait.node_key for wait, _, _ in found],
+        topics=[wait.topic_id for wait, _, _ in found],
+        sequences=[sequence for _, sequence, _ in found],
+        events=[event.decode() for _, _, event in found],
+        senders=[f"topic:{wait.topic}" for wait, _, _ in found],
+    )
+    return {(row["run_id"], row["node_key"]) for row in rows}
 
 
 async def give_up(conn: Connection, wait: OpenWait) -> None:
     """There is no such topic any more: the node fails."""
-    await conn.fetch(_sql.hold, run=wait.run_id)
-    if await conn.run(_sql.drop, run=wait.run_id, key=wait.node_key):
-        await _tell(conn, wait, b"null")
+    await conn.fetch(_sql.hold, runs=[wait.run_id])
+    if not await conn.run(_sql.drop, run=wait.run_id, key=wait.node_key):
+        return
+    try:
+        await tell(conn, wait.scope, wait.run_id, "message", key=wait.node_key, sender=f"topic:{wait.topic}")
+    except NovaError as error:
+        if error.code not in ("invalid_state", "not_found"):  # the run has ended meanwhile
+            raise
 
 
 async def advance(conn: Connection, waits: Sequence[tuple[OpenWait, int]]) -> None:
@@ -70,23 +87,6 @@ async def advance(conn: Connection, waits: Sequence[tuple[OpenWait, int]]) -> No
         topics=[wait.topic_id for wait, _ in waits],
         sequences=[sequence for _, sequence in waits],
     )
-
-
-async def _tell(conn: Connection, wait: OpenWait, event: bytes) -> bool:
-    try:
-        await tell(
-            conn,
-            wait.scope,
-            wait.run_id,
-            "message",
-            key=wait.node_key,
-            payload=event,
-            sender=f"topic:{wait.topic}",
-        )
-    except NovaError as error:
-        if error.code not in ("invalid_state", "not_found"):  # the run has ended meanwhile
-            raise
-    return True
 
 
 def _wait(row: Row) -> OpenWait:

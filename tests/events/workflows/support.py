@@ -224,7 +224,7 @@ async def nebula(
         publisher = await group.start(TopicPublisher(database, notices))
         tasks = Background("test")
         if work:
-            tasks.spawn("waits", TopicWaits(database, listener, SYSTEM_CLOCK).lead(_Held()))
+            tasks.spawn("waits", TopicWaits(database, notices, listener, SYSTEM_CLOCK).lead(_Held()))
         try:
             yield Nebula(database, runs, calls, engine, publisher, told)
         finally:

@@ -58,7 +58,7 @@ async def main(dsn: str, seed: int) -> None:
         )
         await group.start(Runner(db, listener, {KIND: engine.kind(lambda: 16)}, lease_s=LEASE_S, poll_s=0.2))
         leases = await group.start(Leases(dsn, listener, node="worker"))
-        waits = topic_waits.TopicWaits(db, listener, SYSTEM_CLOCK)
+        waits = topic_waits.TopicWaits(db, notices, listener, SYSTEM_CLOCK)
         await group.start(Duty(topic_waits.DUTY, waits.lead, leases))
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

@@ -8,8 +8,7 @@ that were published before its node began to wait.
 
 import asyncio
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -25,7 +24,9 @@ from nova.store import messages, workflow_waits
 from nova.store.db import Connection, Database
 from nova.store.listen import Channel
 from nova.store.messages import MessageRow
+from nova.store.workflow_runs import KIND
 from nova.store.workflow_waits import Key, OpenWait
+from nova.work.notices import Notices
 
 log = structlog.get_logger(__name__)
 DUTY = "topic-waits"
@@ -33,6 +34,8 @@ LOOK_S = 10.0
 """Everything is looked at again so often: notifications are hints."""
 PAGE = 200
 """Messages of a topic that are read at a time; as many may be read again after a change of leaders."""
+BATCH = 100
+"""Messages that are handed over in one transaction."""
 _ROWS = 1000
 _AWAY_S = 1.0
 
@@ -47,6 +50,9 @@ class Notifications(Protocol):
     def on_reconnect(self, callback: Callable[[], None], /) -> object: ...
 
 
+Found = tuple["_Waiting", MessageRow]
+
+
 @dataclass(slots=True)
 class _Waiting:
     """``next``: the sequence of the first message that it has not seen; ``written``: the same, as the row says it."""
@@ -57,24 +63,57 @@ class _Waiting:
     written: int | None
 
 
+class _Topic:
+    """Who waits for messages of one topic. Those whose first filter asks for one value are found by it."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[Key, _Waiting] = {}
+        self._by_value: dict[str, dict[str, set[Key]]] = {}
+        self._others: set[Key] = set()
+
+    def add(self, one: _Waiting) -> None:
+        self.waiting[one.row.key] = one
+        self._place(one).add(one.row.key)
+
+    def remove(self, key: Key) -> None:
+        if (one := self.waiting.pop(key, None)) is not None:
+            self._place(one).discard(key)
+
+    def _place(self, one: _Waiting) -> set[Key]:
+        exact = one.row.filters[0].get("exact") if one.row.filters else None
+        if not exact:
+            return self._others
+        name, value = next(iter(exact.items()))
+        places = self._by_value.setdefault(name, {})
+        return places.setdefault(value, set())
+
+    def candidates(self, subject: Subject) -> Iterator[_Waiting]:
+        keys = set(self._others)
+        for name, places in self._by_value.items():
+            value = subject.text(name)
+            if value is not None:
+                keys |= places.get(value, set())
+        return (self.waiting[key] for key in keys)
+
+
 class TopicWaits:
     """``lead`` is the work of a :class:`nova.work.leader.Duty`."""
 
-    def __init__(self, db: Database, notifications: Notifications, clock: Clock) -> None:
+    def __init__(self, db: Database, notices: Notices, notifications: Notifications, clock: Clock) -> None:
         self._db = db
+        self._notices = notices
         self._clock = clock
         self._wake = asyncio.Event()
         self._runs: set[str] = set()
         self._topics: set[str] = set()
         self._all = True
-        self._waiting: dict[str, dict[Key, _Waiting]] = defaultdict(dict)
-        """by topic"""
+        self._waited: dict[str, _Topic] = {}
         notifications.on(Channel.TOPICS, self._published)
         notifications.on(Channel.RUNS, self._begun)
         notifications.on_reconnect(self._look_at_all)
 
     def _published(self, topic_id: str) -> None:
-        if topic_id in self._waiting:
+        if topic_id in self._waited:
             self._topics.add(topic_id)
             self._wake.set()
 
@@ -92,7 +131,7 @@ class TopicWaits:
         try:
             await self._lead(fence)
         finally:
-            self._waiting.clear()
+            self._waited.clear()
 
     async def _lead(self, fence: Fence) -> None:
         self._all, looked = True, self._clock.monotonic()
@@ -121,7 +160,7 @@ class TopicWaits:
         self._runs, self._topics = set(), set()
         if self._all:
             self._all = False
-            self._waiting.clear()
+            self._waited.clear()
             topics = await self._take_up(fence, await self._every())
         elif runs:
             self._forget(runs)
@@ -138,9 +177,9 @@ class TopicWaits:
                 return found
 
     def _forget(self, runs: set[str]) -> None:
-        for waiting in self._waiting.values():
-            for key in [key for key in waiting if key[0] in runs]:
-                del waiting[key]
+        for topic in self._waited.values():
+            for key in [key for key in topic.waiting if key[0] in runs]:
+                topic.remove(key)
 
     async def _take_up(self, fence: Fence, rows: Iterable[OpenWait]) -> set[str]:
         """Into memory; the topics that are to be read for them."""
@@ -153,7 +192,7 @@ class TopicWaits:
                 continue
             assert row.topic_id is not None
             fits = compile_filters(row.filters)
-            self._waiting[row.topic_id][row.key] = _Waiting(row, fits, begin, row.next_sequence)
+            self._waited.setdefault(row.topic_id, _Topic()).add(_Waiting(row, fits, begin, row.next_sequence))
             topics.add(row.topic_id)
         return topics
 
@@ -172,39 +211,61 @@ class TopicWaits:
 
     async def _read(self, fence: Fence, topic_id: str) -> None:
         """Show every message to those who have not seen it, until there is none left."""
-        while waiting := self._waiting.get(topic_id):
-            begin = min(one.next for one in waiting.values())
+        while (topic := self._waited.get(topic_id)) is not None and topic.waiting:
+            begin = min(one.next for one in topic.waiting.values())
             page = await messages.read_after(self._db, topic_id, begin - 1, PAGE)
-            for message in page:
-                await self._show(fence, message, waiting)
-            if page:
-                for one in waiting.values():
-                    one.next = max(one.next, page[-1].sequence + 1)
-            await self._note(fence, waiting)
-            if len(page) < PAGE:
+            found = self._look(topic, page)
+            for start in range(0, len(found), BATCH):
+                await self._hand_over(fence, topic, found[start : start + BATCH])
+            await self._note(fence, topic)
+            if len(page) < PAGE and not found:
                 break
-        if not self._waiting.get(topic_id):
-            self._waiting.pop(topic_id, None)
+        if topic is not None and not topic.waiting:
+            self._waited.pop(topic_id, None)
 
-    async def _show(self, fence: Fence, message: MessageRow, waiting: dict[Key, _Waiting]) -> None:
-        subjects: dict[str, Subject] = {}
-        for key, one in list(waiting.items()):
-            if one.next > message.sequence:
-                continue
-            if one.row.topic not in subjects:
-                attributes = attributes_of(one.row.topic, message)
-                subjects[one.row.topic] = Subject(attributes, message.headers, message.payload)
-            if one.fits is not None and not one.fits(subjects[one.row.topic]):
-                continue
-            async with self._db.transaction() as conn:
-                await fence.check(conn)
-                handed = await workflow_waits.hand_over(conn, one.row, message.sequence, envelope(one.row, message))
-            if handed:
-                del waiting[key]
+    def _look(self, topic: _Topic, page: Sequence[MessageRow]) -> list[Found]:
+        """The first message for each that one fits, no two for one message and run; all others have seen the page."""
+        found: dict[Key, Found] = {}
+        given: set[tuple[str, int]] = set()
+        again: set[Key] = set()
+        for message in page:
+            name = next(iter(topic.waiting.values())).row.topic
+            subject = Subject(attributes_of(name, message), message.headers, message.payload)
+            for one in topic.candidates(subject):
+                key = one.row.key
+                if one.next > message.sequence or key in found or key in again:
+                    continue
+                if one.fits is not None and not one.fits(subject):
+                    continue
+                if (one.row.run_id, message.sequence) in given:
+                    one.next = message.sequence  # it is shown to this one again when the other has it
+                    again.add(key)
+                    continue
+                given.add((one.row.run_id, message.sequence))
+                found[key] = (one, message)
+        if page:
+            for key, one in topic.waiting.items():
+                if key not in found and key not in again:
+                    one.next = max(one.next, page[-1].sequence + 1)
+        return list(found.values())
 
-    async def _note(self, fence: Fence, waiting: dict[Key, _Waiting]) -> None:
+    async def _hand_over(self, fence: Fence, topic: _Topic, found: Sequence[Found]) -> None:
+        async with self._db.transaction() as conn:
+            await fence.check(conn)
+            told = [(one.row, message.sequence, envelope(one.row, message)) for one, message in found]
+            handed = await workflow_waits.hand_over(conn, told)
+        for one, message in found:
+            if one.row.key in handed:
+                topic.remove(one.row.key)
+                self._notices.tell(Channel.RUNS, json.dumps({"run": one.row.run_id, "told": "message"}))
+            else:
+                one.next = message.sequence + 1
+        if handed:
+            self._notices.work(KIND)
+
+    async def _note(self, fence: Fence, topic: _Topic) -> None:
         """Write how far they have been looked at, now and then."""
-        far = [one for one in waiting.values() if one.written is None or one.next - one.written >= PAGE]
+        far = [one for one in topic.waiting.values() if one.written is None or one.next - one.written >= PAGE]
         if not far:
             return
         async with self._db.transaction() as conn:
