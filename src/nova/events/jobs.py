@@ -28,7 +28,7 @@ from nova.store.asyncs import KIND
 from nova.store.jobs import Ended, Job, JobStore, PutBack, Written
 from nova.work.grouping import GroupCommit
 from nova.work.notices import Notices
-from nova.work.queue import LeaseLost, WorkItem
+from nova.work.queue import LeaseLost, WorkItem, newest
 from nova.work.runner import Claimed, Kind
 
 log = structlog.get_logger(__name__)
@@ -254,8 +254,11 @@ class AsyncJobs:
 
     async def _write(self, batch: Sequence[tuple[str, Outcomes]]) -> Sequence[BaseException | None]:
         written: frozenset[str] = frozenset()
-        for owner in {owner for owner, _ in batch}:
-            mine = [outcome for whose, outcome in batch if whose == owner]
+        # this process may have claimed a job again before its former attempt noticed: only the newer fence writes
+        fences = newest((outcome.id, outcome.fence) for _, outcome in batch)
+        current = [(owner, outcome) for owner, outcome in batch if outcome.fence == fences[outcome.id]]
+        for owner in {owner for owner, _ in current}:
+            mine = [outcome for whose, outcome in current if whose == owner]
             try:
                 done = await self._persist(owner, mine)
             except psycopg.DataError:
@@ -266,18 +269,21 @@ class AsyncJobs:
             written |= done.ids
             if done.moved:
                 self._notices.work(KIND)
-        ended = [o for _, o in batch if isinstance(o, Ended) and o.id in written]
+        ended = [o for _, o in current if isinstance(o, Ended) and o.id in written]
         if ended:
             self._notices.ended([end.id for end in ended])
             self._left += len(ended)
             if self._left >= _SWEEP_AFTER:
                 self._rubbish.set()
-        for outcome in (outcome for _, outcome in batch):
+        for outcome in (outcome for _, outcome in current):
             if isinstance(outcome, PutBack) and outcome.id in written:
                 self._notices.work(KIND, outcome.delay_s)
         if any(end.events for end in ended):
             self._notices.work(envelope.KIND)
-        return [None if outcome.id in written else LeaseLost(outcome.id) for _, outcome in batch]
+        return [
+            None if outcome.id in written and outcome.fence == fences[outcome.id] else LeaseLost(outcome.id)
+            for _, outcome in batch
+        ]
 
     async def _alone(self, item: tuple[str, Outcomes]) -> BaseException | None:
         try:

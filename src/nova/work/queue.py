@@ -5,7 +5,7 @@ ran out while it was away, can no longer finish, release or prolong the work. Co
 transaction that writes the result to the noun's own row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,22 @@ __all__ = [
     "enqueue",
     "finish",
     "hold",
+    "newest",
     "release",
     "withdraw",
 ]
 
-
 ClaimKey = tuple[str, int]
 """An item under one fence. A process that lost a lease while it stood still may hold the same item again under the next
 fence, before it has noticed: these are two."""
+
+
+def newest(claims: Iterable[ClaimKey]) -> dict[str, int]:
+    """The highest fence of each item: of several claims that write in one statement, only that one may."""
+    fences: dict[str, int] = {}
+    for item, fence in claims:
+        fences[item] = max(fence, fences.get(item, fence))
+    return fences
 
 
 class LeaseLost(Exception):

@@ -18,7 +18,7 @@ from nova.store.workflow_runs import KIND
 from nova.store.workflow_writes import RunWrite, Written
 from nova.work.grouping import GroupCommit
 from nova.work.notices import Notices
-from nova.work.queue import LeaseLost
+from nova.work.queue import LeaseLost, newest
 
 log = structlog.get_logger(__name__)
 _SOON_S = 60.0
@@ -55,10 +55,8 @@ class Writer:
     async def _write(self, batch: Sequence[RunWrite]) -> Sequence[Written | BaseException]:
         answers: dict[str, Written | BaseException] = {}
         # this process may have claimed a run again before its former attempt noticed: only the newer fence writes
-        newest: dict[str, int] = {}
-        for write in batch:
-            newest[write.run.id] = max(write.run.fence, newest.get(write.run.id, 0))
-        current = [write for write in batch if write.run.fence == newest[write.run.id]]
+        fences = newest((write.run.id, write.run.fence) for write in batch)
+        current = [write for write in batch if write.run.fence == fences[write.run.id]]
         for owner in {write.owner for write in current}:
             mine = [write for write in current if write.owner == owner]
             try:
@@ -72,7 +70,7 @@ class Writer:
                 write.run.id: written if write.run.id in written.ids else LeaseLost(write.run.id) for write in mine
             }
         return [
-            answers[write.run.id] if write.run.fence == newest[write.run.id] else LeaseLost(write.run.id)
+            answers[write.run.id] if write.run.fence == fences[write.run.id] else LeaseLost(write.run.id)
             for write in batch
         ]
 
