@@ -181,6 +181,7 @@ async def test_an_answer_waits_for_the_pieces_before_it(tmp_path: Path) -> None:
 async def test_what_a_worker_wrote_before_its_end_still_comes(tmp_path: Path) -> None:
     async with python(PYTHON, tmp_path) as instance:
         await instance.init()
+        instance.channel._workers.exit_report_s = 0.1
         slow = Reader(room=1)
         call = instance.begin({"count": 3, "exit": 3}, sink=slow)
         await slow.until(lambda: slow.room == 0)
