@@ -85,7 +85,8 @@ WITH gone AS (
                  (SELECT id FROM async_invocations
                  WHERE keep_until IS NULL AND ((status IN ('succeeded', 'cancelled') AND finished_at < %(before_ok)s)
                                                OR (status = 'dlq' AND finished_at < %(before_dlq)s))
-                  ORDER BY finished_at LIMIT %(limit)s))
+                  ORDER BY finished_at LIMIT %(limit)s)
+                 LIMIT %(limit)s)
       AND status <> 'queued'
     RETURNING id, tenant_id, namespace, 'async/' || function_name AS realm, idempotency_key
 ), keys AS (

@@ -229,4 +229,4 @@ WHERE o.execution_id = %(execution)s AND o.id = %(id)s AND e.status IN ('running
 
 -- name: sweep
 DELETE FROM durable_executions WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM durable_executions WHERE ended_at < %(before)s LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+    SELECT ctid FROM durable_executions WHERE ended_at < %(before)s ORDER BY ended_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
