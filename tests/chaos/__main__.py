@@ -117,7 +117,8 @@ def _show(verdict: Verdict, seed: int, console: Console) -> None:
     console.print(table)
     faults = ", ".join(f"{count} × {name}" for name, count in sorted(verdict.faults.items()))
     console.print(f"faults: {faults}", highlight=False)
-    console.print(f"nothing was owed {verdict.drained_s:.0f} s after the end of the load", highlight=False)
+    owed = "nothing" if verdict.sound else "something"
+    console.print(f"{owed} was owed {verdict.drained_s:.0f} s after the end of the load", highlight=False)
     for row in verdict.rows:
         _tell(row, console)
     for note in verdict.notes:

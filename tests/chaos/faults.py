@@ -15,7 +15,7 @@ from tests.events.triggers.brokers import Mosquitto
 
 _GAP_S = (0.5, 3.0)
 _DOWN_S = (0.0, 3.0)
-_STOPPED_S = (3.0, 8.0)
+_STOPPED_S = (4.0, 10.0)
 """Longer than a lease: whoever wakes up finds that somebody else has its work."""
 _JUMP_S = 14.0
 """of one host's clock: two of them are then less apart than identities between planes allow (30 s)"""
