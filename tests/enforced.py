@@ -301,7 +301,7 @@ ENFORCED: dict[str, str] = {
     "topics.payload_schema": f"{_TOPICS}::test_messages_have_to_fit_the_schema_of_their_topic",
     "topics.schema_mode": f"{_TOPICS}::test_messages_have_to_fit_the_schema_of_their_topic",
     "topics.retention_hours": f"{_TOPICS}::test_retention_removes_by_age_and_size_without_asking",
-    "functions/{name}?cascade": "control/test_functions.py::test_what_names_a_function_keeps_it",
+    "functions?cascade": "control/test_functions.py::test_what_names_a_function_keeps_it",
     "topics?cascade": f"{_TOPICS}::test_a_topic_with_subscriptions_goes_only_with_them",
     "topics?cursor": f"{_TOPICS}::test_a_topic_is_made_changed_listed_and_deleted",
     "topics?from_sequence": f"{_TOPICS}::test_messages_are_published_and_browsed",
