@@ -51,10 +51,8 @@ def test_accepted_jobs_survive_whoever_runs_them(
         for kill in range(KILLS):
             while len(accepted) < JOBS * (kill + 1) // KILLS:
                 answer = platform.http.post("/functions/job/invoke-async", json={"payload": len(accepted)})
-                if answer.status_code == 202:
-                    accepted.append(answer.json()["invocation_id"])
-                else:  # its comet died under it, or both were away: not accepted, so nobody may count on it
-                    assert answer.json()["code"] in ("instance_lost", "dependency_unavailable"), answer.text
+                assert answer.status_code == 202, f"zenith takes jobs whoever else is away: {answer.text}"
+                accepted.append(answer.json()["invocation_id"])
             victim = planes.planes[chance.choice(VICTIMS)]
             until(lambda victim=victim: victim.ready, f"{victim.name} is up again", START_S)
             victim.kill()

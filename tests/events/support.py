@@ -16,6 +16,7 @@ from nova.domain.identity import Identity, Scope
 from nova.errors import FunctionError, NovaError
 from nova.events.accept import Queue
 from nova.events.deliveries import Deliveries
+from nova.events.handover import Handover
 from nova.events.jobs import AsyncJobs
 from nova.events.observers import NoEvents
 from nova.events.waiting import Endings
@@ -181,6 +182,7 @@ async def nebula(
         deliveries = Deliveries(database, sender, WebhookSecrets(database), runs, events=_Told(told))
         kinds = {"async": jobs.kind(workers), "delivery": deliveries.kind()}
         runner = Runner(database, listener, kinds, lease_s=lease_s, poll_s=poll_s, grace_s=0.5)
+        queue.hand_to(Handover(runner.lane("async"), runner.queue.owner, lease_s))
         if start:
             await group.start(runner)
         yield Nebula(database, listener, calls, queue, runner, Endings(listener), told)

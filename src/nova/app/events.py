@@ -9,6 +9,7 @@ from nova.events.accepting import AcceptHandlers
 from nova.events.asyncs import AsyncHandlers
 from nova.events.deliveries import Deliveries
 from nova.events.envelope import KIND as DELIVERY
+from nova.events.handover import Handover
 from nova.events.jobs import AsyncJobs
 from nova.events.waiting import Endings
 from nova.events.webhook_secrets import WebhookSecrets
@@ -61,7 +62,7 @@ async def work_off(shop: Workshop) -> None:
     kinds = {KIND: jobs.kind(lambda: settings.queue.workers), DELIVERY: deliveries.kind()}
     for part in (bus, workflows, durable, triggers):
         kinds |= await part.work(shop)
-    await services.start(
+    runner = await services.start(
         Runner(
             stores.db,
             stores.listener,
@@ -71,3 +72,4 @@ async def work_off(shop: Workshop) -> None:
             grace_s=settings.daemon.drain_s,
         )
     )
+    shop.queue.hand_to(Handover(runner.lane(KIND), runner.queue.owner, settings.queue.lease))

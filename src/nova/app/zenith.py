@@ -18,6 +18,7 @@ from nova.app.rpc import READINGS
 from nova.app.triggers import hooks
 from nova.clock import SYSTEM_CLOCK
 from nova.config_sources import Loaded
+from nova.events.accept import Queue
 from nova.events.accepting import AcceptHandlers
 from nova.execution.metrics import Metrics
 from nova.execution.prewarm import PrewarmHandlers
@@ -35,12 +36,13 @@ from nova.store.nodes import NodeStore
 from nova.store.spans import SpanStore
 from nova.tracing import open_tracing
 from nova.work.membership import advertised, node_name
+from nova.work.notices import Notices
 
 log = structlog.get_logger(__name__)
 MERGED = frozenset({*READINGS, "stats.get"})
 """What zenith answers by asking every comet."""
 ACCEPTED = frozenset({"function.invoke_async"})
-"""What zenith hands to a comet's queue itself: a message costs half of a request that is carried on."""
+"""What zenith puts into the queue itself: it takes a database and nobody else."""
 SHARED = frozenset({"function.prewarm"})
 """What every comet does its share of."""
 
@@ -74,6 +76,7 @@ class Zenith(Process):
         nova = await services.start(HttpProxy(self._nova_url, trust.token, trust.assertions, name="nova"))
         asking = Asking(comets, trust, stores, namespace=settings.metrics.namespace)
         nodes = NodeStore(stores.db)
+        queue = await services.start(Queue(stores.db, await services.start(Notices(stores.db)), events=metrics))
 
         async def workers() -> Mapping[str, Standing]:
             return {name: "ok" for name in WORKERS if await nodes.alive(name)}
@@ -88,7 +91,7 @@ class Zenith(Process):
             table,
             [
                 MergedHandlers(asking, asking.scrape),
-                AcceptHandlers(comets),
+                AcceptHandlers(queue),
                 PrewarmHandlers(comets),
                 health_handlers(stores, draining=lambda: side.draining, planes=standings),
             ],
@@ -115,10 +118,10 @@ class Zenith(Process):
             stores.audit,
             application,
             limits=settings.limits,
-            acceptor=comets,
+            acceptor=queue,
             overhead=metrics.overhead,
             modes=UrlModes(stores.functions, stores.listener),
-            hooks=await hooks(settings, stores, services, comets, comets, metrics),
+            hooks=await hooks(settings, stores, services, comets, queue, metrics),
         )
         await side.serve(front, hand_over=True)
         address = advertised("", side.address.host, side.address.port)

@@ -1,7 +1,9 @@
 """The port through which calls are accepted that nobody waits for: an answer means that the call is in PostgreSQL."""
 
+import asyncio
 from collections.abc import Sequence
 
+from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.asyncs import (
     MAX_AGE_S,
     MAX_AT_ONCE,
@@ -17,13 +19,16 @@ from nova.domain.asyncs import (
 from nova.domain.call import Accepted, AsyncOptions, CallRequest
 from nova.domain.hosts import is_webhook_url
 from nova.domain.names import is_name, is_qualifier
-from nova.errors import invalid, not_found
+from nova.errors import NovaError, invalid, not_found
+from nova.events.handover import Handover
 from nova.events.observers import JobEvents, NoEvents
 from nova.ids import new_id
 from nova.payload import too_large
 from nova.store import asyncs
-from nova.store.asyncs import NewJob
-from nova.store.db import Database
+from nova.store.asyncs import NOBODY, NewJob, Taker
+from nova.store.db import Database, Row
+from nova.store.jobs import Job
+from nova.store.jobs import taken as job_taken
 from nova.work.grouping import GroupCommit
 from nova.work.notices import Notices
 
@@ -34,13 +39,21 @@ _WRITERS = 1
 class Queue:
     """Implements :class:`~nova.domain.ports.Acceptor`. Requests of one moment share a transaction."""
 
-    def __init__(self, db: Database, notices: Notices, *, events: JobEvents | None = None) -> None:
+    def __init__(
+        self, db: Database, notices: Notices, *, events: JobEvents | None = None, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._db = db
         self._notices = notices
         self._events = events or NoEvents()
+        self._clock = clock
+        self._handover: Handover | None = None
         self._group: GroupCommit[NewJob, Accepted] = GroupCommit(
             "accept", self._write, batch=_BATCH, writers=_WRITERS, weigh=lambda job: len(job.payload)
         )
+
+    def hand_to(self, handover: Handover) -> None:
+        """From now on jobs may run here that are accepted here, without a claim."""
+        self._handover = handover
 
     async def start(self) -> None:
         return None
@@ -75,20 +88,37 @@ class Queue:
         return accepted
 
     async def _write(self, jobs: Sequence[NewJob]) -> Sequence[Accepted | BaseException]:
+        ready = sum(job.may_be_taken for job in jobs)
+        if self._handover is None or not ready:
+            outcomes, _ = await self._add(jobs, NOBODY)
+            self._tell(jobs, outcomes, frozenset())
+            return outcomes
+        taker = await self._handover.reserve(ready)
+        leased_at, taken = self._clock.monotonic(), list[Job]()
+        try:
+            outcomes, rows = await self._add(jobs, taker)
+            new = {job.id: job for job in jobs} if rows else {}
+            taken = [job_taken(new[row["id"]], row) for row in rows]
+        finally:  # callers are answered before their jobs begin
+            asyncio.get_running_loop().call_soon(self._handover.take, taker, taken, leased_at)
+        self._tell(jobs, outcomes, frozenset(job.id for job in taken))
+        return outcomes
+
+    async def _add(self, jobs: Sequence[NewJob], taker: Taker) -> tuple[list[Accepted | NovaError], list[Row]]:
         if any(job.options.idempotency_key is not None or job.options.debounce_key is not None for job in jobs):
             async with self._db.transaction() as conn:
-                outcomes = await asyncs.add(conn, jobs)
-        else:
-            async with self._db.connection() as conn:  # one statement is a transaction
-                outcomes = await asyncs.add(conn, jobs)
+                return await asyncs.add_and_take(conn, jobs, taker)
+        async with self._db.connection() as conn:  # one statement is a transaction
+            return await asyncs.add_and_take(conn, jobs, taker)
+
+    def _tell(self, jobs: Sequence[NewJob], outcomes: Sequence[Accepted | NovaError], taken: frozenset[str]) -> None:
         delays = {
             job.delay_s
             for job, outcome in zip(jobs, outcomes, strict=True)
-            if isinstance(outcome, Accepted) and not outcome.replayed
+            if isinstance(outcome, Accepted) and not outcome.replayed and job.id not in taken
         }
         for delay_s in delays:
             self._notices.work(asyncs.KIND, delay_s)
-        return outcomes
 
 
 def _check(call: CallRequest, options: AsyncOptions) -> None:

@@ -27,6 +27,7 @@ from nova.service import Background
 from nova.store.asyncs import KIND
 from nova.store.jobs import Ended, Job, JobStore, PutBack, Written
 from nova.work.grouping import GroupCommit
+from nova.work.kinds import Room
 from nova.work.notices import Notices
 from nova.work.queue import LeaseLost, WorkItem, newest
 from nova.work.runner import Claimed, Kind
@@ -42,8 +43,12 @@ _WAIT_S = (1.0, 60.0)
 _WRITERS = 1
 _HOLD_S = 0.03
 """Nobody waits for an outcome to be written: what ends within this goes into one transaction,"""
-_ENOUGH = 16
+_ENOUGH = 64
 """or so many at once."""
+_WAITING = 4
+"""Jobs whose outcomes wait to be written, for each that may run: they are done, and only their leases are held."""
+_AHEAD = 32
+"""Accepted here while all workers are busy: so many wait for a moment, leased, before jobs go through the queue."""
 _TIDY_S = 60.0
 _SWEEP_AFTER = 4000
 """Jobs whose rows in the queue are rubbish now: two a job, and every claim steps over what lies before it."""
@@ -95,7 +100,7 @@ class AsyncJobs:
         self._left = 0
         """jobs that ended since the queue was swept"""
         self._rubbish = asyncio.Event()
-        self._room = asyncio.Event()
+        self._room = Room()
         self._group: GroupCommit[tuple[str, Outcomes], None] = GroupCommit(
             "outcomes",
             self._write,
@@ -106,13 +111,13 @@ class AsyncJobs:
         )
 
     def kind(self, workers: int | Callable[[], int]) -> Kind:
-        """``workers`` jobs run here at once; those whose outcome is being written do not count, up to as many again."""
+        """``workers`` jobs run here at once; those whose outcome is being written do not count, up to four times as many."""
 
         def limit() -> int:
             at_once = workers() if callable(workers) else workers
-            return at_once + min(self._writing, at_once)
+            return at_once + min(self._writing, at_once * _WAITING)
 
-        return Kind(self, limit, max_attempts=None, claim=self.claim, room=self._room)
+        return Kind(self, limit, max_attempts=None, claim=self.claim, room=self._room, ahead=_AHEAD)
 
     async def start(self) -> None:
         self._tasks.spawn("tidy", self._tidy())
@@ -150,7 +155,7 @@ class AsyncJobs:
         except NovaError as error:
             log.warning("cannot see whose turn it is", error=error.detail)
             jobs = [job if job.gate is None else replace(job, held=True) for job in jobs]
-        return Claimed([_item(job, owner) for job in jobs], more)
+        return Claimed([item_of(job, owner) for job in jobs], more)
 
     async def run(self, item: WorkItem) -> None:
         """One attempt. Raises :class:`LeaseLost` when the job was cancelled or taken over meanwhile."""
@@ -307,7 +312,8 @@ class AsyncJobs:
         raise AssertionError("unreachable")
 
 
-def _item(job: Job, owner: str) -> WorkItem:
+def item_of(job: Job, owner: str) -> WorkItem:
+    """What a runner is given of a job that ``owner`` holds the lease of."""
     return WorkItem(job.id, KIND, job.scope, job.id, {}, job.attempt, job.fence, owner, noun=job)
 
 

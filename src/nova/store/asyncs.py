@@ -8,13 +8,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import accumulate
 
 from nova.domain.asyncs import MAX_DELAY_S, PRIORITIES, AsyncPolicy
 from nova.domain.call import Accepted, AsyncOptions
 from nova.domain.identity import Scope
 from nova.errors import NovaError, not_found
 from nova.ids import new_id
-from nova.store.db import Connection, Database, Queries
+from nova.store.db import Connection, Database, Queries, Row
 from nova.store.listen import Channel
 
 KIND = "async"
@@ -63,6 +64,17 @@ class NewJob:
         return float(options.delay_s if options.debounce_key is None else options.debounce_s)
 
     @property
+    def may_be_taken(self) -> bool:
+        """Nothing in the request itself makes it wait, or takes more than one statement."""
+        options = self.options
+        return (
+            not options.delay_s
+            and options.debounce_key is None
+            and options.idempotency_key is None
+            and options.concurrency_key is None
+        )
+
+    @property
     def request_hash(self) -> bytes:
         """Of everything that makes it this request and not another with the same idempotency key."""
         return hashlib.sha256(b"\0".join((self.payload, (self.qualifier or "").encode()))).digest()
@@ -70,6 +82,18 @@ class NewJob:
     @property
     def key(self) -> tuple[str, str, str, str]:
         return (self.scope.tenant, self.scope.namespace, self.realm, self.options.idempotency_key or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Taker:
+    """Who runs the first ``most`` of some new jobs at once, leased for so many seconds, if nothing else has to come first."""
+
+    owner: str
+    lease_s: float
+    most: int
+
+
+NOBODY = Taker("", 0.0, 0)
 
 
 async def enqueue(
@@ -118,6 +142,17 @@ async def add(conn: Connection, jobs: Sequence[NewJob]) -> list[Accepted | NovaE
     Whoever calls this inside a transaction notifies ``Channel.WORK`` with :data:`DUE`. Jobs without idempotency and debounce
     keys need no transaction: they are one statement.
     """
+    outcomes, _ = await add_and_take(conn, jobs, NOBODY)
+    return outcomes
+
+
+async def add_and_take(
+    conn: Connection, jobs: Sequence[NewJob], taker: Taker
+) -> tuple[list[Accepted | NovaError], list[Row]]:
+    """As :func:`add`; and rows of those jobs that are leased to ``taker`` as soon as this is committed.
+
+    Those have ``id``, ``function_id``, ``destinations``, ``created_at`` and what the function's policy made of the options.
+    """
     outcomes: dict[str, Accepted | NovaError] = {}
     last = {job.debounce: job for job in jobs if job.debounce is not None}
     for _, job in sorted(last.items()):  # in one order, so that two batches cannot wait for each other
@@ -128,7 +163,8 @@ async def add(conn: Connection, jobs: Sequence[NewJob]) -> list[Accepted | NovaE
     keyed = [job for job in jobs if job.options.idempotency_key is not None]
     won = await _take_keys(conn, keyed) if keyed else frozenset[str]()
     fresh = [job for job in jobs if job.options.idempotency_key is None or job.id in won]
-    added = await _insert(conn, fresh) if fresh else frozenset[str]()
+    rows = await _insert(conn, fresh, taker) if fresh else []
+    added = frozenset(row["id"] for row in rows)
     if lost := [job for job in fresh if job.id in won and job.id not in added]:
         await _drop_keys(conn, lost)
     outcomes |= {
@@ -139,7 +175,8 @@ async def add(conn: Connection, jobs: Sequence[NewJob]) -> list[Accepted | NovaE
             await conn.run(sql.hold_debounce, id=job.id, key=job.options.debounce_key)
     if repeated := [job for job in keyed if job.id not in won]:
         outcomes |= await _replays(conn, repeated)
-    return [outcomes[job.id if job.debounce is None else last[job.debounce].id] for job in asked]
+    answers = [outcomes[job.id if job.debounce is None else last[job.debounce].id] for job in asked]
+    return answers, [row for row in rows if row["taken"]]
 
 
 async def delete(conn: Connection, scope: Scope, ids: Sequence[str]) -> int:
@@ -203,9 +240,13 @@ async def _put_off(conn: Connection, job: NewJob) -> str | None:
     return holder
 
 
-async def _insert(conn: Connection, jobs: Sequence[NewJob]) -> frozenset[str]:
-    """The ids of those whose function is there."""
-    rows = await conn.fetch(
+async def _insert(conn: Connection, jobs: Sequence[NewJob], taker: Taker) -> list[Row]:
+    """A row for each of those whose function is there."""
+    takes = [int(job.may_be_taken) for job in jobs]
+    if sum(takes) > taker.most:
+        seen = accumulate(takes)
+        takes = [take if number <= taker.most else 0 for take, number in zip(takes, seen, strict=True)]
+    return await conn.fetch(
         sql.add,
         ids=[job.id for job in jobs],
         tenants=[job.scope.tenant for job in jobs],
@@ -234,8 +275,10 @@ async def _insert(conn: Connection, jobs: Sequence[NewJob]) -> frozenset[str]:
         default_base=_DEFAULTS.backoff_base_ms,
         default_max=_DEFAULTS.backoff_max_ms,
         default_age=_DEFAULTS.max_age_s,
+        takes=takes,
+        owner=taker.owner,
+        lease_s=taker.lease_s,
     )
-    return frozenset(row["id"] for row in rows)
 
 
 async def _take_keys(conn: Connection, jobs: Sequence[NewJob]) -> frozenset[str]:

@@ -14,7 +14,7 @@ from nova.domain.asyncs import AsyncDestinations, Destination, DestinationType, 
 from nova.domain.identity import Scope
 from nova.domain.turns import Gate
 from nova.store import turns
-from nova.store.asyncs import tidy
+from nova.store.asyncs import NewJob, tidy
 from nova.store.db import Connection, Database, Queries, Row
 
 ATTEMPTS_KEPT = 200
@@ -259,6 +259,36 @@ def _job_of(row: Row) -> Job:
         held=row["held"],
         callback_url=row["callback_url"],
         gate=_gate(row),
+    )
+
+
+def taken(new: NewJob, row: Row) -> Job:
+    """A job that was leased when it was added; ``row`` is its row of :func:`nova.store.asyncs.add_and_take`."""
+    return Job(
+        id=new.id,
+        scope=new.scope,
+        function_id=row["function_id"],
+        function=new.function,
+        qualifier=new.qualifier,
+        payload=new.payload,
+        attempt=1,
+        fence=1,
+        max_attempts=row["max_attempts"],
+        backoff_base_ms=row["backoff_base_ms"],
+        backoff_max_ms=row["backoff_max_ms"],
+        max_age_s=row["max_age_s"],
+        depth=new.depth,
+        generation=0,
+        source=new.source,
+        caller=new.caller,
+        traceparent=new.traceparent,
+        tracestate=new.tracestate,
+        created_at=row["created_at"],
+        age_s=0.0,
+        recorded=0,
+        destinations=_destinations(row["destinations"]),
+        held=False,
+        callback_url=new.options.callback_url,
     )
 
 

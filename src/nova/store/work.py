@@ -35,8 +35,13 @@ async def enqueue(
         payload=Jsonb(dict(payload)),
         delay_s=delay_s,
     )
-    await conn.notify(CHANNEL, json.dumps({"kind": kind}))
+    await tell_due(conn, kind)
     return work_id
+
+
+async def tell_due(conn: Connection, kind: str) -> None:
+    """Whoever runs work of this kind looks for it when this commits."""
+    await conn.notify(CHANNEL, json.dumps({"kind": kind}))
 
 
 async def withdraw(conn: Connection, kind: str, scope: Scope, subject: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nova.domain.identity import Scope
 from nova.store.db import Connection, Database, Row
-from nova.store.work import CHANNEL, enqueue, sql, withdraw
+from nova.store.work import CHANNEL, enqueue, sql, tell_due, withdraw
 
 __all__ = [
     "CHANNEL",
@@ -142,3 +142,12 @@ class WorkQueue:
     async def release(self, item: WorkItem, *, delay_s: float = 0, counts: bool = True) -> None:
         async with self._db.transaction() as conn:
             await release(conn, item, delay_s=delay_s, counts=counts)
+
+    async def release_all(self, items: Sequence[WorkItem]) -> None:
+        """Give back work that was leased and not begun, and tell everybody. It was no attempt."""
+        async with self._db.transaction() as conn:
+            items = sorted(items, key=lambda item: item.id)
+            ids, fences = [item.id for item in items], [item.fence for item in items]
+            await conn.run(sql.release_all, ids=ids, fences=fences, owner=self.owner)
+            for kind in sorted({item.kind for item in items}):
+                await tell_due(conn, kind)

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import psycopg
@@ -15,77 +15,24 @@ from nova.errors import NovaError
 from nova.ids import new_id
 from nova.service import Background
 from nova.store.db import Database
+from nova.work.kinds import GAP_S, Claim, Claimed, Kind, WorkHandler
+from nova.work.lane import Lane
 from nova.work.notices import PROCESS
 from nova.work.queue import CHANNEL, ClaimKey, LeaseLost, WorkItem, WorkQueue
 
+__all__ = ["GAP_S", "Claim", "Claimed", "Kind", "Notifications", "Runner", "WorkHandler"]
+
 log = structlog.get_logger(__name__)
-_DUE_SLACK_S = 0.002
-"""Asked for a moment after it is due, an item is found; asked for a moment before, it is not."""
-_GAP_S = 0.015
-"""From a claim that found few items to the next, at least: a claim costs the same for one item as for many, so a lane that
-gets a few now and then waits a moment for company. The first claim after a pause waits for nothing."""
 _BUSY_GAP_S = 0.003
-"""The same after a claim that found many: places become free meanwhile."""
+"""From a claim that found many to the next: places become free meanwhile."""
 _FEW = 4
 """Less than this part of what a claim could have had is few."""
-
-
-class WorkHandler(Protocol):
-    """What one kind of work is. Every ending of the work is the handler's own transaction with ``queue.finish``."""
-
-    async def run(self, item: WorkItem) -> None:
-        """Do the work and finish it. May be cancelled when the lease is lost or the process stops.
-
-        An exception means: try again later. :class:`LeaseLost` means: somebody else has it.
-        """
-        ...
-
-    async def give_up(self, item: WorkItem, reason: str) -> None:
-        """No attempt is left: write the noun's own failure and finish."""
-        ...
 
 
 class Notifications(Protocol):
     def on(self, channel: str, callback: Callable[[str], None], /) -> object: ...
 
     def on_reconnect(self, callback: Callable[[], None], /) -> object: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """What a claim got. ``more``: there may be more that is due."""
-
-    items: Sequence[WorkItem]
-    more: bool
-
-
-Claim = Callable[[str, int, float], Awaitable[Claimed]]
-"""Leases up to so many due items to an owner, for so many seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How work of one kind is run here. ``backoff_s`` is about the first retry's delay; it doubles each time.
-
-    ``concurrency`` as a callable is asked before each claim; whoever makes it grow meanwhile sets ``room``.
-    ``max_attempts`` None: the handler counts for itself, and ``give_up`` is never called. ``claim`` replaces the queue's own,
-    which knows nothing of the noun's table. ``gap_s``: from a claim that found few items to the next, at least; short where
-    somebody waits for each item.
-    """
-
-    handler: WorkHandler
-    concurrency: int | Callable[[], int]
-    per_tenant: int | None = None
-    max_attempts: int | None = 3
-    backoff_s: float = 1
-    backoff_max_s: float = 60
-    claim: Claim | None = None
-    gap_s: float = _GAP_S
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def limit(self) -> int:
-        return self.concurrency() if callable(self.concurrency) else self.concurrency
 
 
 @dataclass(slots=True)
@@ -96,32 +43,8 @@ class _Running:
     lost: bool = False
 
 
-class _Lane:
-    """One kind in this process: what runs, and whether there may be something to claim."""
-
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-        self.running = 0
-        self.due = asyncio.Event()
-        self.room = kind.room
-        self.next_claim = 0.0
-        self.due.set()
-
-    @property
-    def free(self) -> int:
-        return self.kind.limit - self.running
-
-    def look(self) -> None:
-        """Something may be due."""
-        self.due.set()
-
-    def look_after(self, seconds: float) -> None:
-        """Something will be."""
-        asyncio.get_running_loop().call_later(seconds + _DUE_SLACK_S, self.due.set)
-
-
 class Runner:
-    """Claims no more than it can run at once, so no lease is spent on waiting in a local buffer."""
+    """Claims no more than it can run at once, and lets what is handed over wait for a moment: no lease is spent on waiting."""
 
     def __init__(
         self,
@@ -142,11 +65,15 @@ class Runner:
         self._grace_s = grace_s
         self._clock = clock
         self._running: dict[ClaimKey, _Running] = {}
-        self._lanes = {name: _Lane(kind) for name, kind in kinds.items()}
+        self._lanes = {name: Lane(kind, clock, self._begin, self._return) for name, kind in kinds.items()}
         self._check = asyncio.Event()
         self._loops = Background("work")
         self._claims: list[asyncio.Task[None]] = []
         self._closing = False
+
+    def lane(self, kind: str) -> Lane:
+        """Where work of a kind that this runner runs is handed over."""
+        return self._lanes[kind]
 
     async def start(self) -> None:
         self._notifications.on(CHANNEL, self._on_notify)
@@ -162,6 +89,8 @@ class Runner:
         self._wake_all()
         if self._claims:
             await asyncio.wait(self._claims, timeout=self._grace_s)
+        for lane in self._lanes.values():
+            await self._release(await lane.close(self._grace_s))
         tasks = [running.task for running in self._running.values()]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._grace_s)
@@ -178,6 +107,8 @@ class Runner:
         if withdrawn is not None:
             if any(r.item.subject == withdrawn and r.item.kind == kind for r in self._running.values()):
                 self._check.set()
+            elif kind in self._lanes:
+                self._lanes[kind].withdrawn(withdrawn)
         elif kind in self._lanes:
             if (due_s := message.get("due_s")) is not None:
                 self._lanes[kind].look_after(due_s)
@@ -189,7 +120,7 @@ class Runner:
             lane.look()
             lane.room.set()
 
-    async def _claim_loop(self, name: str, lane: "_Lane") -> None:
+    async def _claim_loop(self, name: str, lane: Lane) -> None:
         while not self._closing:
             try:
                 if not await _wait(lane.due, self._poll_s):
@@ -197,49 +128,65 @@ class Runner:
                     lane.look()
                 if (pause := lane.next_claim - self._clock.monotonic()) > 0:
                     await asyncio.sleep(pause)
-                if lane.free <= 0:
-                    lane.room.clear()
+                if (free := lane.free) <= 0:
+                    lane.want_room()
                     await _wait(lane.room, self._poll_s)
                     continue
-                lane.due.clear()
                 began = self._clock.monotonic()
-                claimed = await self._claim(name, lane)
+                claimed = await self._claim(name, lane, min(free, self._batch))
                 few = not claimed.more and len(claimed.items) * _FEW < self._batch
                 lane.next_claim = began + (lane.kind.gap_s if few else _BUSY_GAP_S)
-                if claimed.more:
-                    lane.due.set()
                 for item in claimed.items:
-                    self._begin(lane, item)
+                    self._begin(lane, item, began)
             except (NovaError, psycopg.Error) as error:
                 log.warning("cannot claim work", kind=name, error=str(error))
                 await self._clock.sleep(self._poll_s)
 
-    async def _claim(self, name: str, lane: "_Lane") -> Claimed:
-        batch = min(lane.free, self._batch)
-        if lane.kind.claim is not None:
-            return await lane.kind.claim(self.queue.owner, batch, self.queue.lease_s)
-        items = await self.queue.claim(name, batch, per_tenant=lane.kind.per_tenant)
-        # at the cap of a tenant the queue has more for later: whoever ends an item looks again
-        return Claimed(items, len(items) == batch)
+    async def _claim(self, name: str, lane: Lane, batch: int) -> Claimed:
+        more = True
+        lane.begin_claim(batch)
+        try:
+            if lane.kind.claim is not None:
+                claimed = await lane.kind.claim(self.queue.owner, batch, self.queue.lease_s)
+            else:
+                items = await self.queue.claim(name, batch, per_tenant=lane.kind.per_tenant)
+                # at the cap of a tenant the queue has more for later: whoever ends an item looks again
+                claimed = Claimed(items, len(items) == batch)
+            more = claimed.more
+        finally:
+            lane.end_claim(more=more)
+        return claimed
 
-    async def _look_ahead(self, name: str, lane: "_Lane") -> None:
+    async def _look_ahead(self, name: str, lane: Lane) -> None:
         """Nobody notified for a while. What becomes due before the next poll is to start in its time."""
         due_s = await self.queue.next_due_s(name)
         if due_s is not None and due_s < self._poll_s:
             lane.look_after(due_s)
 
-    def _begin(self, lane: "_Lane", item: WorkItem) -> None:
+    def _begin(self, lane: Lane, item: WorkItem, leased_at: float) -> None:
         lane.running += 1
         task = asyncio.create_task(self._work(lane.kind, item), name=item.id)
-        self._running[item.claim] = _Running(item, task, self._clock.monotonic() + self.queue.lease_s)
+        self._running[item.claim] = _Running(item, task, leased_at + self.queue.lease_s)
         task.add_done_callback(lambda _task: self._ended(lane, item))
 
-    def _ended(self, lane: "_Lane", item: WorkItem) -> None:
+    def _ended(self, lane: Lane, item: WorkItem) -> None:
         del self._running[item.claim]
-        lane.running -= 1
-        lane.room.set()
-        if lane.kind.per_tenant is not None:
-            lane.look()
+        lane.ended()
+
+    def _return(self, items: Sequence[WorkItem]) -> None:
+        """What waited here for too long."""
+        self._loops.spawn("return", self._release(items))
+
+    async def _release(self, items: Sequence[WorkItem]) -> None:
+        if not items:
+            return
+        try:
+            await self.queue.release_all(items)
+        except (NovaError, psycopg.Error) as error:
+            log.warning("cannot give work back; its lease will run out", items=len(items), error=str(error))
+            return
+        for kind in {item.kind for item in items}:
+            self._lanes[kind].look()
 
     async def _work(self, kind: Kind, item: WorkItem) -> None:
         try:

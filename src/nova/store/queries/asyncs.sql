@@ -1,42 +1,60 @@
 -- Asynchronous invocations: what producers write and what readers and operators ask for. The consumer's side is jobs.sql.
 
--- name: add -- all of it, or nothing for a job whose function is not there
-WITH input AS (
+-- name: add -- all of it, or nothing for a job whose function is not there. Those that may be taken are leased to their taker at
+-- once, as by a claim, if nothing holds them back: no pause, no place, no pace. What is asked of a function is asked once.
+WITH input AS MATERIALIZED (
     SELECT * FROM unnest(
         %(ids)b::uuid[], %(tenants)b::text[], %(namespaces)b::text[], %(functions)b::text[], %(function_ids)b::uuid[],
         %(qualifiers)b::text[], %(payloads)b::text[], %(max_attempts)b::int[], %(backoff_bases)b::int[],
         %(backoff_maxes)b::int[], %(max_ages)b::int[], %(delays)b::float8[], %(depths)b::int[], %(sources)b::text[],
         %(callers)b::text[], %(traceparents)b::text[], %(tracestates)b::text[], %(keys)b::text[], %(priorities)b::int[],
-        %(concurrency_keys)b::text[], %(concurrency_limits)b::int[], %(callbacks)b::text[], %(keeps)b::int[]
+        %(concurrency_keys)b::text[], %(concurrency_limits)b::int[], %(callbacks)b::text[], %(keeps)b::int[],
+        %(takes)b::int[]
     ) AS i (id, tenant_id, namespace, function_name, function_id, qualifier, payload, max_attempts, backoff_base_ms,
             backoff_max_ms, max_age_s, delay_s, depth, source, caller, traceparent, tracestate, idempotency_key, priority,
-            concurrency_key, concurrency_limit, callback_url, keep_s)
-), known AS (
-    SELECT i.*, f.id AS known_id, f.data #> '{recorded,async_policy}' AS policy,
-           now() + make_interval(secs => i.delay_s) AS due,
-           EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = f.tenant_id AND p.namespace = f.namespace
-                                                AND p.function_id = f.id) AS held
-    FROM input i
+            concurrency_key, concurrency_limit, callback_url, keep_s, take)
+), called AS MATERIALIZED (
+    SELECT f.tenant_id, f.namespace, f.name AS function_name, f.id AS known_id, p.policy, p.destinations, p.held,
+           NOT p.held AND (p.policy ->> 'max_inflight') IS NULL AND (p.policy ->> 'rate_limit_per_s') IS NULL
+           AND t.status = 'active' AND NOT EXISTS (SELECT FROM async_gate WHERE paused) AS open
+    FROM (SELECT DISTINCT tenant_id, namespace, function_name FROM input) i
     JOIN functions f ON f.tenant_id = i.tenant_id AND f.namespace = i.namespace AND f.name = i.function_name
-                    AND (i.function_id IS NULL OR f.id = i.function_id)
+    JOIN tenants t ON t.id = f.tenant_id,
+    LATERAL (SELECT f.data #> '{recorded,async_policy}' AS policy, f.data #> '{recorded,async_destinations}' AS destinations,
+                    EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = f.tenant_id AND p.namespace = f.namespace
+                                                         AND p.function_id = f.id) AS held
+             OFFSET 0) p
+), known AS MATERIALIZED (
+    SELECT i.id, i.tenant_id, i.namespace, c.known_id, i.function_name, i.qualifier, i.payload, i.depth, i.source, i.caller,
+           i.traceparent, i.tracestate, i.idempotency_key, i.priority, i.concurrency_key, i.concurrency_limit,
+           i.callback_url, i.keep_s, c.destinations, c.held, i.take = 1 AND c.open AS taken,
+           coalesce(i.max_attempts, (c.policy ->> 'max_attempts')::int, %(default_attempts)s) AS max_attempts,
+           coalesce(i.backoff_base_ms, (c.policy ->> 'backoff_base_ms')::int, %(default_base)s) AS backoff_base_ms,
+           coalesce(i.backoff_max_ms, (c.policy ->> 'backoff_max_ms')::int, %(default_max)s) AS backoff_max_ms,
+           coalesce(i.max_age_s, (c.policy ->> 'max_age_s')::int, %(default_age)s) AS max_age_s,
+           now() + make_interval(secs => i.delay_s) AS due
+    FROM input i JOIN called c USING (tenant_id, namespace, function_name)
+    WHERE i.function_id IS NULL OR c.known_id = i.function_id
 ), jobs AS (
     INSERT INTO async_invocations (id, tenant_id, namespace, function_id, function_name, qualifier, payload,
                                    max_attempts, backoff_base_ms, backoff_max_ms, max_age_s, depth, source, caller,
                                    traceparent, tracestate, idempotency_key, queued_at, next_run_at, priority,
                                    concurrency_key, concurrency_limit, callback_url, keep_s)
-    SELECT id, tenant_id, namespace, known_id, function_name, qualifier, payload::json,
-           coalesce(max_attempts, (policy ->> 'max_attempts')::int, %(default_attempts)s),
-           coalesce(backoff_base_ms, (policy ->> 'backoff_base_ms')::int, %(default_base)s),
-           coalesce(backoff_max_ms, (policy ->> 'backoff_max_ms')::int, %(default_max)s),
-           coalesce(max_age_s, (policy ->> 'max_age_s')::int, %(default_age)s),
-           depth, source, caller, traceparent, tracestate, idempotency_key, due, due, priority, concurrency_key,
-           concurrency_limit, callback_url, keep_s
+    SELECT id, tenant_id, namespace, known_id, function_name, qualifier, payload::json, max_attempts, backoff_base_ms,
+           backoff_max_ms, max_age_s, depth, source, caller, traceparent, tracestate, idempotency_key, due, due, priority,
+           concurrency_key, concurrency_limit, callback_url, keep_s
     FROM known
 ), queue AS (
-    INSERT INTO work (id, kind, tenant_id, namespace, subject, run_at, priority)
-    SELECT id, 'async', tenant_id, namespace, id, CASE WHEN held THEN 'infinity' ELSE due END, priority FROM known
+    INSERT INTO work (id, kind, tenant_id, namespace, subject, run_at, priority, owner, fence, attempt, claimed_at,
+                      lease_until)
+    SELECT id, 'async', tenant_id, namespace, id, CASE WHEN held THEN 'infinity' ELSE due END, priority,
+           CASE WHEN taken THEN %(owner)s END, taken::int, taken::int, CASE WHEN taken THEN now() END,
+           CASE WHEN taken THEN now() + make_interval(secs => %(lease_s)s) END
+    FROM known
 )
-SELECT id::text AS id FROM known
+SELECT id::text AS id, taken, known_id::text AS function_id, max_attempts, backoff_base_ms, backoff_max_ms, max_age_s,
+       CASE WHEN taken THEN destinations END AS destinations, now() AS created_at
+FROM known
 
 -- name: take_keys -- in one order, so that two batches cannot wait for each other. An expired key is free again.
 INSERT INTO idempotency_keys AS k (tenant_id, namespace, realm, key, request_hash, state, subject, expires_at)

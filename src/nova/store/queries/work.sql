@@ -65,5 +65,10 @@ UPDATE work SET owner = NULL, lease_until = NULL, claimed_at = NULL, attempt = a
                 run_at = now() + make_interval(secs => %(delay_s)s)
 WHERE id = %(id)s AND owner = %(owner)s AND fence = %(fence)s
 
+-- name: release_all -- of what nobody began: due at once, no attempt
+UPDATE work SET owner = NULL, lease_until = NULL, claimed_at = NULL, attempt = attempt - 1
+FROM unnest(%(ids)b::uuid[], %(fences)b::bigint[]) AS held (id, fence)
+WHERE work.id = held.id AND work.fence = held.fence AND work.owner = %(owner)s
+
 -- name: notify
 SELECT pg_notify(channel, payload) FROM unnest(%(channels)s::text[], %(payloads)s::text[]) AS n (channel, payload)
