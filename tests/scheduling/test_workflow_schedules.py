@@ -90,11 +90,12 @@ async def test_an_instant_waits_is_skipped_or_cancels_while_a_run_goes_on(plane:
     queues = await made(plane, name="queues", overlap_policy="queue")
     cancels = await made(plane, name="cancels", overlap_policy="cancel_previous")
     async with plane.stage.leading():
-        before = {}
-        for schedule in (skips, queues, cancels):
-            before[schedule["name"]] = (await tick(plane, schedule, 1))[0]
-        for schedule in (skips, queues, cancels):
-            await tick(plane, schedule, 4)
+        for count in range(1, 5):  # each instant by itself
+            plane.stage.hand.move(1)
+            plane.stage.ears.tell()
+            for schedule in (skips, queues, cancels):
+                await history(plane, schedule, count)
+        before = {one["name"]: (await history(plane, one, 4))[-1] for one in (skips, queues, cancels)}
         assert {one["status"] for one in (await history(plane, skips, 4))[:-1]} == {"skipped"}
         assert "queued" in {one["status"] for one in await history(plane, queues, 4)}
         newest = (await history(plane, cancels, 4))[0]
