@@ -143,10 +143,10 @@ class Nebula:
         assert row is not None
         return row
 
-    async def ended(self, run_id: str, timeout_s: float = 20) -> Row:
+    async def ended(self, run_id: str, timeout_s: float = 60) -> Row:
         return await self.until(run_id, lambda row: row["status"] in ENDED, timeout_s)
 
-    async def until(self, run_id: str, fits: Callable[[Row], bool], timeout_s: float = 20) -> Row:
+    async def until(self, run_id: str, fits: Callable[[Row], bool], timeout_s: float = 60) -> Row:
         async with asyncio.timeout(timeout_s):
             while not fits(row := await self.run(run_id)):
                 await asyncio.sleep(0.01)
