@@ -24,7 +24,7 @@ PRINTED = (
     "./bin/aurora daemon --config configs/nova.json --listen :9002",
     "./bin/zenith serve --listen :9000 --nova-url http://127.0.0.1:9001 --comet-grpc 127.0.0.1:9090",
 )
-READY_S, STOP_S = 90, 30
+READY_S, STOP_S = 180, 60
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("nsenter") is None, reason="a network of one's own, with these ports, needs root"
 )

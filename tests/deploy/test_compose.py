@@ -16,7 +16,7 @@ from tests.deploy.engine import Engine
 from tests.deploy.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-BUILD_S, UP_S, SEED_S = 600, 180, 90
+BUILD_S, UP_S, SEED_S = 600, 300, 180
 IMAGES = {"BASE_IMAGE": "nova-base", "POSTGRES_IMAGE": "nova-test-postgres"}
 PLANES = ("nova", "comet", "corona", "nebula", "aurora", "zenith")
 pytestmark = [
