@@ -50,7 +50,9 @@ def control_handlers(
     remounter = Remounter(deployer)
     rates = settings.rate_limit
     return [
-        FunctionHandlers(deployer, functions, versions, uploads, References(stores.db), settings.limits, settings.functions),
+        FunctionHandlers(
+            deployer, functions, versions, uploads, References(stores.db), settings.limits, settings.functions
+        ),
         CodeHandlers(deployer, functions, versions, blobs, uploads, settings.limits, settings.functions),
         VersionHandlers(deployer, functions, versions),
         AliasHandlers(deployer, functions, versions, stores.aliases),

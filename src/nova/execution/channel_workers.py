@@ -22,8 +22,8 @@ from nova.execution.channel_stream import Stream
 log = structlog.get_logger(__name__)
 
 EXIT_REPORT_S: Final = 2.0
-"""How long a closed line socket waits for the agent to say why. It does within milliseconds, unless the machine is busy or the worker
-leaves its line and lives on."""
+"""How long a closed line socket waits for the agent to say why. It does within milliseconds, unless the machine is busy or
+the worker leaves its line and lives on."""
 RELAYED_EXIT_REPORT_S: Final = 3.0
 """The same where the agent is on a machine of its own, which may be slow to bury a process."""
 CANCEL_GRACE_S: Final = 1.0
