@@ -28,8 +28,10 @@ MAX_LIFE_S: Final = 365 * 86_400
 MAX_WAIT_S: Final = 365 * 86_400
 MAX_NAME: Final = 256
 """Characters of an operation's or an execution's name."""
-MAX_LOST: Final = 5
-"""Runs in a row that may end without having got any further: what kills its instance each time must not run for ever."""
+MAX_CRASHES: Final = 5
+"""Lost runs in a row, the last of which its own worker ended: what kills its instance each time must not run for ever."""
+MAX_LOST: Final = 20
+"""Runs in a row that may get no further whatever the reason: machines that come and go are not the function's fault."""
 MAX_EVENTS: Final = 1000
 """That one execution keeps until it asks for them."""
 PAGE_OPERATIONS: Final = 1000

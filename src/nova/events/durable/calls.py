@@ -24,8 +24,8 @@ _NOT_YET: Final = frozenset({429, 503})
 _WAIT_S: Final = 1.0
 _GAP_S: Final = 0.001
 """Between claims: executions wait for these calls."""
-_ATTEMPTS: Final = 3
-"""Of a call whose instance is lost each time."""
+_ATTEMPTS: Final = 10
+"""Of a call whose instance, or whose worker here, is lost each time: over about ten minutes."""
 
 
 class DurableCallWork:

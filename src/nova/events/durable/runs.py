@@ -15,7 +15,7 @@ import structlog
 from nova import payload
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.call import CallRequest, CallResult
-from nova.domain.durable import MAX_LOST, PAGE_OPERATIONS, Execution, Token, error_text
+from nova.domain.durable import MAX_CRASHES, MAX_LOST, PAGE_OPERATIONS, Execution, Token, error_text
 from nova.domain.durable_protocol import envelope
 from nova.domain.identity import Scope
 from nova.domain.ports import Invoker
@@ -107,7 +107,7 @@ class DurableRuns:
             if not result.loaded:
                 await self._end(item, execution, "failed", error=_of(result.error))
             else:
-                await self._lost(item, execution, _of(result.error))
+                await self._lost(item, execution, _of(result.error), MAX_CRASHES)
             return
         await self._answered(item, execution, result)
 
@@ -167,16 +167,16 @@ class DurableRuns:
             pause = min(60.0, max(1.0, refusal.retry_after_s or 0)) * random.uniform(1, 1.25)
             await self._again(item, execution, pause, forgive=True)
         else:
-            await self._lost(item, execution, error)
+            await self._lost(item, execution, error, MAX_LOST)
 
-    async def _lost(self, item: WorkItem, execution: Execution, error: str) -> None:
-        """The run ended without an answer: another one follows, unless it was so too often."""
+    async def _lost(self, item: WorkItem, execution: Execution, error: str, most: int) -> None:
+        """The run ended without an answer: another one follows, unless ``most`` have been lost in a row."""
         row = await self._store.get(execution.scope, execution.id)
-        if row.lost >= MAX_LOST:
+        if row.lost >= most:
             await self._end(item, execution, "failed", error=error)
             return
-        least, most = _BACKOFF_S
-        pause = min(most, least * 2.0 ** max(0, row.lost - 1)) * random.uniform(0.75, 1.25)
+        shortest, longest = _BACKOFF_S
+        pause = min(longest, shortest * 2.0 ** max(0, row.lost - 1)) * random.uniform(0.75, 1.25)
         await self._again(item, execution, pause)
 
     async def _again(self, item: WorkItem, execution: Execution, pause_s: float, *, forgive: bool = False) -> None:
