@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -56,6 +58,29 @@ def test_the_last_of_several_processes_stops_the_server(tmp_path: Path) -> None:
         second.stop()
         _gone(first)
     assert first.pid is None
+
+
+def test_who_started_a_killed_server_does_not_keep_others_from_starting_it_again(tmp_path: Path) -> None:
+    """It is dead but not gone until its parent has looked; another process already has its turn to start it."""
+    parent, other = EmbeddedPostgres(tmp_path), EmbeddedPostgres(tmp_path)
+    parent.start()
+    other.start()
+    try:
+        killed = parent.pid
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        with ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(other.start)
+            log = tmp_path / "postgres.log"
+            _until(lambda: "Is another postmaster" in log.read_text())
+            parent.start()
+            starting.result()
+        with psycopg.connect(other.dsn) as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+        assert other.pid not in (None, killed)
+    finally:
+        parent.stop()
+        other.stop()
 
 
 def test_planes_share_a_directory_that_nova_up_then_cannot_have(tmp_path: Path) -> None:
@@ -123,3 +148,10 @@ def _gone(server: EmbeddedPostgres) -> None:
     deadline = time.monotonic() + 10
     while server.pid is not None and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

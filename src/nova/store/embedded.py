@@ -114,6 +114,8 @@ class EmbeddedPostgres:
         Raises RuntimeError when it does not come up, OSError when the directory cannot be used.
         """
         self._data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._process is not None:
+            self._process.poll()  # reaped before the turn: whoever has it cannot start a server while ours is a zombie
         with self._turn():
             self._start()
             if self._users is None:
@@ -130,10 +132,12 @@ class EmbeddedPostgres:
         if (pid := self._running_pid()) is not None:
             log.info("adopting the running database", pid=pid)
         deadline = time.monotonic() + _START_TIMEOUT_S
+        haunted = False
         while not self._accepts():
             if self._process is None and self._running_pid() is None:
+                haunted = self._haunted()
                 self._launch()
-            elif time.monotonic() > deadline or (self._ended() and not self._haunted()):
+            elif time.monotonic() > deadline or (self._ended() and not haunted):
                 raise RuntimeError(f"PostgreSQL did not start; see {self._data.parent / 'postgres.log'}")
             elif self._ended():
                 self._process = None
