@@ -58,3 +58,28 @@ async def test_an_error_alone_is_told() -> None:
 
     with pytest.raises(SourceError, match="no"):
         await run()
+
+
+async def test_work_that_loses_a_cancellation_is_told_again() -> None:
+    """As a client's library may; else the source never ends, and with it whoever stops it."""
+    lost = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            lost.set()
+            await asyncio.Event().wait()
+
+    async def source() -> None:
+        async with deliveries(Kept(), 1) as running:
+            running.alongside(stubborn())
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(source())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=20)
+    assert task.cancelled()
+    assert lost.is_set()

@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from nova.events.triggers.base import Sink, SourceEvent
-from nova.service import give_way
+from nova.service import give_way, put_an_end_to
 
 Acknowledge = Callable[[], Awaitable[None]]
+_AGAIN_S = 0.5
+"""Between cancellations: a client's library may lose one, and a group of tasks gives only one."""
 
 
 class Deliveries:
@@ -18,6 +20,7 @@ class Deliveries:
     def __init__(self, sink: Sink, window: int, tasks: asyncio.TaskGroup) -> None:
         self._sink = sink
         self._tasks = tasks
+        self._begun: set[asyncio.Task[None]] = set()
         self._window = window
         self._running = 0
         self._ended = asyncio.Event()
@@ -31,13 +34,22 @@ class Deliveries:
 
     def alongside(self, work: Coroutine[Any, Any, None]) -> None:
         """Something else that the source does meanwhile: its error is the source's, and it is cancelled at the end."""
-        self._tasks.create_task(work)
+        self._begin(work)
 
     async def take(self, event: SourceEvent, acknowledge: Acknowledge) -> None:
         """Begin with the delivery, in the order of the calls; waits for room. ``acknowledge`` is called after its end."""
         await self.room()
         self._running += 1
-        self._tasks.create_task(self._deliver(event, acknowledge))
+        self._begin(self._deliver(event, acknowledge))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.create_task(work)
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+
+    async def end(self) -> None:
+        """Cancel what runs, until it has ended."""
+        await put_an_end_to(*self._begun, again_s=_AGAIN_S)
 
     async def _deliver(self, event: SourceEvent, acknowledge: Acknowledge) -> None:
         try:
@@ -53,7 +65,12 @@ async def deliveries(sink: Sink, window: int) -> AsyncIterator[Deliveries]:
     """At its end by an error or a cancellation what runs is cancelled, and not acknowledged. Raises the first error alone."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            yield Deliveries(sink, window, tasks)
+            made = Deliveries(sink, window, tasks)
+            try:
+                yield made
+            except BaseException:
+                await made.end()
+                raise
     except BaseExceptionGroup as errors:
         give_way()
         raise _first(errors) from None
