@@ -18,6 +18,7 @@ from nova.domain.ports import WorkflowStarter
 from nova.errors import NovaError
 from nova.events.bus import inbound
 from nova.events.observers import JobEvents, NoEvents
+from nova.events.refusals import NOT_YET
 from nova.events.webhook_secrets import WebhookSecrets
 from nova.events.webhooks import WebhookSender
 from nova.ids import new_id
@@ -35,8 +36,6 @@ log = structlog.get_logger(__name__)
 MAX_ATTEMPTS = 12
 """Over about eleven hours."""
 _BACKOFF_MS = (5_000, 21_600_000)
-_NOT_YET = frozenset({403, 429, 503})
-"""Statuses of refusals that say nothing about the event: the receiver is halted or busy, or the platform is away."""
 
 
 class Deliveries:
@@ -151,7 +150,7 @@ class Deliveries:
                 tracestate=trace.get("tracestate"),
             )
         except NovaError as refusal:
-            if refusal.status in _NOT_YET and item.attempt < MAX_ATTEMPTS:
+            if refusal.status in NOT_YET and item.attempt < MAX_ATTEMPTS:
                 await self._again(item, delivery, refusal.detail, refusal.retry_after_s)
             else:
                 await self._end(item, delivery, "dead", refusal.detail)

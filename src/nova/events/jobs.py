@@ -22,6 +22,7 @@ from nova.errors import NovaError
 from nova.events import envelope
 from nova.events.acting import acting_for
 from nova.events.observers import JobEvents, NoEvents
+from nova.events.refusals import HOPELESS, NOT_YET, never_began
 from nova.ids import new_id
 from nova.service import Background
 from nova.store.asyncs import KIND
@@ -34,10 +35,8 @@ from nova.work.runner import Claimed, Kind
 
 log = structlog.get_logger(__name__)
 
-_HOPELESS = frozenset({400, 404, 413, 424, 508})
-"""Statuses of refusals that would be the same at the next attempt."""
-_NOT_YET = frozenset({403, 429, 503})
-"""Statuses of refusals that say nothing about the job: its tenant is suspended, its function busy, the platform away."""
+_NOT_HERE = frozenset({422})
+"""What one node has no toolchain for, another may have: an attempt like any other."""
 _WAIT_S = (1.0, 60.0)
 """Shortest and longest pause after one of those."""
 _WRITERS = 1
@@ -195,10 +194,9 @@ class AsyncJobs:
 
     async def _refused(self, item: WorkItem, attempt: _Attempt, refusal: NovaError) -> None:
         error = JobError(f"Nova.{_camel(refusal.code)}", refusal.detail)
-        delivered = getattr(refusal, "delivered", "no")
-        if refusal.status in _HOPELESS:
+        if refusal.status in HOPELESS - _NOT_HERE:
             await self._end(item, attempt, "dlq", error=error)
-        elif refusal.status in _NOT_YET and delivered == "no":
+        elif refusal.status in NOT_YET and never_began(refusal):
             least, most = _WAIT_S
             pause = min(most, max(least, refusal.retry_after_s or 0)) * random.uniform(1, 1.25)
             await self._put(

@@ -17,6 +17,7 @@ from nova.domain.ports import Flight, Invoker, Starter, WorkflowStarter
 from nova.errors import NovaError
 from nova.events import cloudevent
 from nova.events.acting import acting_for
+from nova.events.refusals import HOPELESS, NOT_YET, never_began
 from nova.events.webhooks import WebhookSender
 from nova.ids import new_id
 from nova.store.messages import MessageRow
@@ -24,10 +25,6 @@ from nova.store.subscriptions import SubscriptionRecord
 
 log = structlog.get_logger(__name__)
 TYPE = "nova.topic.message"
-_HOPELESS = frozenset({400, 404, 413, 422, 424, 508})
-"""Statuses of refusals that would be the same at the next attempt."""
-_NOT_YET = frozenset({403, 429, 503})
-"""Statuses of refusals that say nothing about the message: the target is busy, or the platform is away."""
 _WAIT_S = (1.0, 60.0)
 """Shortest and longest pause after one of those."""
 _MAX_ERROR = 2000
@@ -289,9 +286,9 @@ def _of_batch(result: CallResult, parcels: Sequence[Parcel], verdict: Verdict) -
 
 def _refused(refusal: NovaError, verdict: Verdict) -> Verdict:
     error = _text(f"{refusal.code}: {refusal.detail}")
-    if refusal.status in _HOPELESS:
+    if refusal.status in HOPELESS:
         return replace(verdict, outcome="dead", error=error)
-    if refusal.status in _NOT_YET and getattr(refusal, "delivered", "no") == "no":
+    if refusal.status in NOT_YET and never_began(refusal):
         least, most = _WAIT_S
         pause_s = min(most, max(least, refusal.retry_after_s or 0)) * random.uniform(1, 1.25)
         return replace(verdict, outcome="later", error=error, pause_s=pause_s)

@@ -21,6 +21,7 @@ from nova.domain.identity import Scope
 from nova.domain.ports import Invoker
 from nova.errors import FunctionError, NovaError
 from nova.events.acting import acting_for
+from nova.events.refusals import HOPELESS, NOT_YET, never_began
 from nova.ids import new_id
 from nova.store import durable_runs
 from nova.store.db import Connection, Database
@@ -36,10 +37,6 @@ log = structlog.get_logger(__name__)
 
 _FIRST_BYTES: Final = 1 << 20
 """Of results that go to a run with its call; it asks for the rest."""
-_HOPELESS: Final = frozenset({400, 404, 413, 422, 424, 508})
-"""Statuses of refusals that would be the same at the next attempt."""
-_NOT_YET: Final = frozenset({403, 429, 503})
-"""Statuses of refusals that say nothing about the execution."""
 _BACKOFF_S: Final = (0.2, 30.0)
 """Shortest and longest pause before a run that follows a lost one."""
 _GAP_S: Final = 0.001
@@ -161,9 +158,9 @@ class DurableRuns:
 
     async def _refused(self, item: WorkItem, execution: Execution, refusal: NovaError) -> None:
         error = _told(f"Nova.{''.join(part.capitalize() for part in refusal.code.split('_'))}", refusal.detail)
-        if refusal.status in _HOPELESS:
+        if refusal.status in HOPELESS:
             await self._end(item, execution, "failed", error=error)
-        elif refusal.status in _NOT_YET and getattr(refusal, "delivered", "no") == "no":
+        elif refusal.status in NOT_YET and never_began(refusal):
             pause = min(60.0, max(1.0, refusal.retry_after_s or 0)) * random.uniform(1, 1.25)
             await self._again(item, execution, pause, forgive=True)
         else:

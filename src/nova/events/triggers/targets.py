@@ -15,13 +15,11 @@ from nova.domain.trigger import TriggerRecord
 from nova.errors import NovaError
 from nova.events import cloudevent
 from nova.events.acting import acting_for
+from nova.events.refusals import HOPELESS, NOT_YET, never_began
 from nova.events.triggers.base import SourceEvent
 
-_HOPELESS = frozenset({400, 413, 422, 424, 508})
-"""Statuses of refusals that would be the same at the next attempt."""
-_NOT_YET = frozenset({403, 404, 429, 503})
-"""Statuses of refusals that say nothing about the event: the target is not there, or halted or busy, or the platform is away.
-Events wait for it at their source."""
+_ABSENT = frozenset({404})
+"""A target that is not there may come: events wait for it at their source."""
 _MAX_KEY = 200
 
 
@@ -200,9 +198,9 @@ class _Workflow(_Base):
 
 def refused(refusal: NovaError) -> NotTaken:
     error = JobError("Nova." + "".join(part.capitalize() for part in refusal.code.split("_")), refusal.detail)
-    if refusal.status in _HOPELESS:
+    if refusal.status in HOPELESS - _ABSENT:
         return NotTaken(error, hopeless=True)
-    if refusal.status in _NOT_YET and getattr(refusal, "delivered", "no") == "no":
+    if refusal.status in NOT_YET | _ABSENT and never_began(refusal):
         return NotTaken(error, counts=False, retry_after_s=refusal.retry_after_s or 1.0)
     return NotTaken(error)
 
