@@ -111,7 +111,7 @@ def around(platform: Platform, neighbour: Neighbour) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def outside() -> Iterator[World]:
-    with world(net=214) as place:
+    with world() as place:
         yield place
 
 

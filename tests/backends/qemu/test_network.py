@@ -88,7 +88,7 @@ class Online:
 
 @pytest.fixture(scope="module")
 def outside() -> Iterator[World]:
-    with world(net=219) as place:
+    with world() as place:
         yield place
 
 

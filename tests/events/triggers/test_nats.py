@@ -159,10 +159,12 @@ async def test_a_consumer_that_is_deleted_is_an_error(nats_broker: brokers.Nats,
     """The next start makes it again."""
     sink = Kept()
     async with running(lambda: source(nats_broker), sink):
+        await publish(client, 1)
+        await sink.have(1)  # so that the broker has been asked for more
         await client.jetstream().delete_consumer("ORDERS", "d")
         await sink.until(lambda: sink.terms == 2)
-        await publish(client, 1)
-        await sink.have(1)
+        await publish(client, 2)
+        await sink.have(2)
     assert "Consumer Deleted" in sink.errors[0]
 
 

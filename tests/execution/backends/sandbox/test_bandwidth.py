@@ -64,7 +64,7 @@ BYTES_PER_S = MBPS * 125_000
 
 @pytest.fixture(scope="module")
 def outside() -> Iterator[World]:
-    with world(217) as place:
+    with world() as place:
         yield place
 
 

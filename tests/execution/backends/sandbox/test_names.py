@@ -83,7 +83,7 @@ GUEST = """
 
 @pytest.fixture(scope="module")
 def outside() -> Iterator[World]:
-    with world(215) as place:
+    with world() as place:
         yield place
 
 
@@ -248,6 +248,21 @@ async def test_private_networks_can_be_closed(tmp_path: Path, outside: World) ->
     assert free == default == [False, True, False]
     assert ruled == [False, True, True, False, True, True], "svc leads to an address that a rule names"
     assert private == [False, False, False]
+
+
+async def test_a_daemon_speaks_for_its_own_instances_only(
+    backend: SandboxBackend, tmp_path: Path, outside: World
+) -> None:
+    """What one daemon closes to all of its instances is open to those of another on the same host."""
+    settings = {"private_networks": False, "blocked": (f"{outside.far}/32",)}
+    strict = SandboxBackend(options(tmp_path, resolvers=(outside.near,), **settings), PythonOnly())
+    await strict.start()
+    try:
+        held = await _connects(strict, tmp_path, NetworkPolicy(), outside.near, outside.far)
+        free = await _connects(backend, tmp_path, NetworkPolicy(), outside.near, outside.far)
+    finally:
+        await strict.close()
+    assert (held, free) == ([False, False], [True, True])
 
 
 async def test_what_is_blocked_stays_blocked(tmp_path: Path, outside: World) -> None:

@@ -11,7 +11,6 @@ import socketserver
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -44,11 +43,25 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
+def _reserved() -> tuple[int, socket.socket]:
+    """The second number of a network that no other world has, kept as long as the socket is open."""
+    for net in range(200, 240):
+        held = socket.socket(socket.AF_UNIX)
+        try:
+            held.bind(f"\0nova-tests-world-{net}")
+        except OSError:
+            held.close()
+        else:
+            return net, held
+    raise RuntimeError("forty worlds at once")
+
+
 @contextlib.contextmanager
-def world(net: int = 213) -> Iterator[World]:
-    tag = uuid.uuid4().hex[:6]
-    namespace, here, there = f"world-{tag}", f"w{tag}a", f"w{tag}b"
-    place = World(f"10.{net}.7.1", f"10.{net}.7.2", f"10.{net}.7.3", f"203.0.113.{net % 250 + 1}")
+def world() -> Iterator[World]:
+    net, held = _reserved()
+    namespace, here, there = f"world-{net}", f"w{net}a", f"w{net}b"
+    place = World(f"10.{net}.7.1", f"10.{net}.7.2", f"10.{net}.7.3", f"203.0.113.{net}")
+    subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)  # of tests that were killed
     _ip("netns", "add", namespace)
     try:
         _ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", namespace)
@@ -60,9 +73,8 @@ def world(net: int = 213) -> Iterator[World]:
         _ip("-n", namespace, "link", "set", there, "up")
         _ip("-n", namespace, "route", "add", "default", "via", place.router)
         # Other tests may have a world at this moment: the metadata service is in any of them.
-        metric = str(1000 + int(tag[:4], 16))
         for address in (place.far, place.metadata):
-            _ip("route", "add", f"{address}/32", "via", place.near, "dev", here, "metric", metric)
+            _ip("route", "add", f"{address}/32", "via", place.near, "dev", here, "metric", str(1000 + net))
         server = subprocess.Popen(
             [
                 "ip",
@@ -89,6 +101,7 @@ def world(net: int = 213) -> Iterator[World]:
             server.stdout.close()
     finally:
         _ip("netns", "del", namespace)
+        held.close()
 
 
 def zone(near: str, other: str, far: str, router: str) -> str:

@@ -59,6 +59,11 @@ def _tag(block: IPv4Network) -> str:
     return block.network_address.packed.hex()
 
 
+def _interfaces(tag: str) -> str:
+    """How the names of a block's interfaces begin."""
+    return f"{INTERFACE}{tag}-"
+
+
 @dataclass(slots=True)
 class Slot:
     """A prepared way out. ``namespace`` is the descriptor of its network namespace."""
@@ -255,7 +260,12 @@ class Network:
         log.debug("network block leased", block=str(self._block))
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         base = rules.base_rules(
-            self.table, self._block, never=self._never, private=self._private, resolvers=host_resolvers()
+            self.table,
+            _interfaces(_tag(self._block)),
+            self._block,
+            never=self._never,
+            private=self._private,
+            resolvers=host_resolvers(),
         )
         self._nftables.apply(base)
         self._shapes = self._can_shape()
@@ -307,7 +317,7 @@ class Network:
         with Netlink() as netlink:
             netlink.delete_group(int(tag, 16))
             for name in netlink.names():
-                if name.startswith(f"{INTERFACE}{tag}-"):
+                if name.startswith(_interfaces(tag)):
                     netlink.delete(name)
         if f"nova_{tag}" in tables:
             # declared first: another process that starts may have deleted it meanwhile
@@ -324,7 +334,7 @@ class Network:
     def _make(self, number: int, lent: int | None = None) -> Slot:
         base = self._block.network_address + number * (1 << (32 - SLOT_PREFIX))
         gateway, address = base, base + 1
-        name = f"{INTERFACE}{_tag(self._block)}-{number:x}"
+        name = f"{_interfaces(_tag(self._block))}{number:x}"
         namespace = self._new_namespace() if lent is None else self._take(lent)
         try:
             with Netlink() as netlink:

@@ -51,15 +51,18 @@ class Chain:
 
 def base_rules(
     table: str,
+    own: str,
     addresses: IPv4Network,
     *,
     never: Sequence[IPv4Network] = NEVER,
     private: bool = True,
     resolvers: Sequence[str] = (),
 ) -> str:
-    """The rules that hold for every slot. ``never`` is out of reach under every policy.
+    """The rules that hold for every slot; ``own``: how the names of this daemon's interfaces begin. Other daemons' slots are
+    kept from the host and from ours, what else they may reach is for their own daemon to say.
 
-    ``private`` false: private networks only where a policy's rule names them, and the name servers ``resolvers``.
+    ``never`` is out of reach under every policy. ``private`` false: private networks only where a policy's rule names them,
+    and the name servers ``resolvers``.
     """
     every = f'"{INTERFACE}*"'
     blocked = ", ".join(map(str, collapse_addresses(never)))
@@ -84,6 +87,7 @@ table inet {table} {{
   chain out {{
     meta nfproto ipv6 drop
     oifname {every} drop
+    iifname != "{own}*" accept
     ip daddr {{ {blocked} }} drop
     iifname vmap @policies
     {unruled}
