@@ -20,6 +20,7 @@ async def test_refused_credentials_and_rates_reach_the_metrics(database: Databas
     settings = Settings()
     settings.rate_limit.enabled = True
     settings.rate_limit.tiers["standard"].burst_size = 2
+    settings.rate_limit.tiers["standard"].requests_per_second = 0.001
     metrics = Metrics(MetricsSettings())
     async with security(database, settings) as guards:
         limiter = RateLimiter(settings.rate_limit, SYSTEM_CLOCK)
