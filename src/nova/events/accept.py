@@ -105,10 +105,9 @@ class Queue:
         return outcomes
 
     async def _add(self, jobs: Sequence[NewJob], taker: Taker) -> tuple[list[Accepted | NovaError], list[Row]]:
-        if any(job.options.idempotency_key is not None or job.options.debounce_key is not None for job in jobs):
-            async with self._db.transaction() as conn:
-                return await asyncs.add_and_take(conn, jobs, taker)
-        async with self._db.connection() as conn:  # one statement is a transaction
+        if all(job.plain for job in jobs):
+            return await asyncs.add_plain(self._db, jobs, taker)
+        async with self._db.transaction() as conn:
             return await asyncs.add_and_take(conn, jobs, taker)
 
     def _tell(self, jobs: Sequence[NewJob], outcomes: Sequence[Accepted | NovaError], taken: frozenset[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import accumulate
+from typing import Any
 
 from nova.domain.asyncs import MAX_DELAY_S, PRIORITIES, AsyncPolicy
 from nova.domain.call import Accepted, AsyncOptions
@@ -16,6 +17,7 @@ from nova.domain.identity import Scope
 from nova.errors import NovaError, not_found
 from nova.ids import new_id
 from nova.store.db import Connection, Database, Queries, Row
+from nova.store.lines import Prepared
 from nova.store.listen import Channel
 
 KIND = "async"
@@ -24,6 +26,7 @@ DUE = json.dumps({"kind": KIND})
 """What is notified on ``Channel.WORK`` for new jobs."""
 
 sql = Queries("asyncs")
+ADD = Prepared.of("nova_add", sql.add)
 _DEFAULTS = AsyncPolicy()
 
 
@@ -64,15 +67,14 @@ class NewJob:
         return float(options.delay_s if options.debounce_key is None else options.debounce_s)
 
     @property
+    def plain(self) -> bool:
+        """Without keys that other jobs may have: one statement accepts it."""
+        return self.options.idempotency_key is None and self.options.debounce_key is None
+
+    @property
     def may_be_taken(self) -> bool:
         """Nothing in the request itself makes it wait, or takes more than one statement."""
-        options = self.options
-        return (
-            not options.delay_s
-            and options.debounce_key is None
-            and options.idempotency_key is None
-            and options.concurrency_key is None
-        )
+        return self.plain and not self.options.delay_s and self.options.concurrency_key is None
 
     @property
     def request_hash(self) -> bytes:
@@ -139,8 +141,7 @@ async def enqueue(
 async def add(conn: Connection, jobs: Sequence[NewJob]) -> list[Accepted | NovaError]:
     """Write jobs in few statements; for each, in order, how it was accepted or why not.
 
-    Whoever calls this inside a transaction notifies ``Channel.WORK`` with :data:`DUE`. Jobs without idempotency and debounce
-    keys need no transaction: they are one statement.
+    Whoever calls this inside a transaction notifies ``Channel.WORK`` with :data:`DUE`.
     """
     outcomes, _ = await add_and_take(conn, jobs, NOBODY)
     return outcomes
@@ -163,7 +164,7 @@ async def add_and_take(
     keyed = [job for job in jobs if job.options.idempotency_key is not None]
     won = await _take_keys(conn, keyed) if keyed else frozenset[str]()
     fresh = [job for job in jobs if job.options.idempotency_key is None or job.id in won]
-    rows = await _insert(conn, fresh, taker) if fresh else []
+    rows = await conn.fetch(sql.add, **_new_rows(fresh, taker)) if fresh else []
     added = frozenset(row["id"] for row in rows)
     if lost := [job for job in fresh if job.id in won and job.id not in added]:
         await _drop_keys(conn, lost)
@@ -177,6 +178,14 @@ async def add_and_take(
         outcomes |= await _replays(conn, repeated)
     answers = [outcomes[job.id if job.debounce is None else last[job.debounce].id] for job in asked]
     return answers, [row for row in rows if row["taken"]]
+
+
+async def add_plain(db: Database, jobs: Sequence[NewJob], taker: Taker) -> tuple[list[Accepted | NovaError], list[Row]]:
+    """As :func:`add_and_take`, for jobs that are all :attr:`~NewJob.plain`, in a transaction of its own."""
+    rows = await db.quick(ADD, **_new_rows(jobs, taker))
+    added = frozenset(row["id"] for row in rows)
+    outcomes = [Accepted(job.id, "queued") if job.id in added else not_found("function", job.function) for job in jobs]
+    return outcomes, [row for row in rows if row["taken"]]
 
 
 async def delete(conn: Connection, scope: Scope, ids: Sequence[str]) -> int:
@@ -240,45 +249,44 @@ async def _put_off(conn: Connection, job: NewJob) -> str | None:
     return holder
 
 
-async def _insert(conn: Connection, jobs: Sequence[NewJob], taker: Taker) -> list[Row]:
-    """A row for each of those whose function is there."""
+def _new_rows(jobs: Sequence[NewJob], taker: Taker) -> dict[str, Any]:
+    """The parameters of the statement that gives a row for each job whose function is there."""
     takes = [int(job.may_be_taken) for job in jobs]
     if sum(takes) > taker.most:
         seen = accumulate(takes)
         takes = [take if number <= taker.most else 0 for take, number in zip(takes, seen, strict=True)]
-    return await conn.fetch(
-        sql.add,
-        ids=[job.id for job in jobs],
-        tenants=[job.scope.tenant for job in jobs],
-        namespaces=[job.scope.namespace for job in jobs],
-        functions=[job.function for job in jobs],
-        function_ids=[job.function_id for job in jobs],
-        qualifiers=[job.qualifier for job in jobs],
-        payloads=[job.payload.decode() for job in jobs],
-        max_attempts=[job.options.max_attempts for job in jobs],
-        backoff_bases=[job.options.backoff_base_ms for job in jobs],
-        backoff_maxes=[job.options.backoff_max_ms for job in jobs],
-        max_ages=[job.options.max_age_s for job in jobs],
-        delays=[job.delay_s for job in jobs],
-        depths=[job.depth for job in jobs],
-        sources=[job.source for job in jobs],
-        callers=[job.caller for job in jobs],
-        traceparents=[job.traceparent for job in jobs],
-        tracestates=[job.tracestate for job in jobs],
-        keys=[job.options.idempotency_key for job in jobs],
-        priorities=[PRIORITIES.index(job.options.priority) for job in jobs],
-        concurrency_keys=[job.options.concurrency_key for job in jobs],
-        concurrency_limits=[job.options.concurrency_limit for job in jobs],
-        callbacks=[job.options.callback_url for job in jobs],
-        keeps=[job.options.keep_s for job in jobs],
-        default_attempts=_DEFAULTS.max_attempts,
-        default_base=_DEFAULTS.backoff_base_ms,
-        default_max=_DEFAULTS.backoff_max_ms,
-        default_age=_DEFAULTS.max_age_s,
-        takes=takes,
-        owner=taker.owner,
-        lease_s=taker.lease_s,
-    )
+    return {
+        "ids": [job.id for job in jobs],
+        "tenants": [job.scope.tenant for job in jobs],
+        "namespaces": [job.scope.namespace for job in jobs],
+        "functions": [job.function for job in jobs],
+        "function_ids": [job.function_id for job in jobs],
+        "qualifiers": [job.qualifier for job in jobs],
+        "payloads": [job.payload.decode() for job in jobs],
+        "max_attempts": [job.options.max_attempts for job in jobs],
+        "backoff_bases": [job.options.backoff_base_ms for job in jobs],
+        "backoff_maxes": [job.options.backoff_max_ms for job in jobs],
+        "max_ages": [job.options.max_age_s for job in jobs],
+        "delays": [job.delay_s for job in jobs],
+        "depths": [job.depth for job in jobs],
+        "sources": [job.source for job in jobs],
+        "callers": [job.caller for job in jobs],
+        "traceparents": [job.traceparent for job in jobs],
+        "tracestates": [job.tracestate for job in jobs],
+        "keys": [job.options.idempotency_key for job in jobs],
+        "priorities": [PRIORITIES.index(job.options.priority) for job in jobs],
+        "concurrency_keys": [job.options.concurrency_key for job in jobs],
+        "concurrency_limits": [job.options.concurrency_limit for job in jobs],
+        "callbacks": [job.options.callback_url for job in jobs],
+        "keeps": [job.options.keep_s for job in jobs],
+        "default_attempts": _DEFAULTS.max_attempts,
+        "default_base": _DEFAULTS.backoff_base_ms,
+        "default_max": _DEFAULTS.backoff_max_ms,
+        "default_age": _DEFAULTS.max_age_s,
+        "takes": takes,
+        "owner": taker.owner,
+        "lease_s": taker.lease_s,
+    }
 
 
 async def _take_keys(conn: Connection, jobs: Sequence[NewJob]) -> frozenset[str]:

@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from nova.domain.identity import Scope
 from nova.store.db import Connection, Database, Queries, Row
+from nova.store.lines import Prepared
 
 Status = Literal["queued", "succeeded", "dlq", "skipped"]
 _sql = Queries("bus_deliveries")
+_RECORD = Prepared.of("nova_record", _sql.record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,8 @@ class DeliveryStore:
 
     async def record(self, owner: str, fences: dict[str, int], ended: Sequence[tuple[str, Ended]]) -> frozenset[str]:
         """Write outcomes, each with the duty under whose fence it is written; the duties that are still the owner's."""
-        rows = await self._db.fetch(
-            _sql.record,
+        rows = await self._db.quick(
+            _RECORD,
             owner=owner,
             duties=list(fences),
             fences=list(fences.values()),

@@ -17,6 +17,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from nova.errors import NovaError, storage_full
 from nova.service import Background
+from nova.store.lines import Lines, Prepared
 
 log = structlog.get_logger(__name__)
 Row = dict[str, Any]
@@ -24,6 +25,8 @@ _NAME = re.compile(r"^-- name: (\w+)\s*(?:--.*)?$", re.MULTILINE)
 _OPTIONS = "-c timezone=UTC -c enable_seqscan=off -c jit=off"
 """A prepared plan is kept, and most are made while tables are empty: then reading all of a table looks cheap, and is not an
 hour later. What has no index is read whole all the same."""
+_LINES = 4
+"""Connections for :meth:`Database.quick`."""
 _unavailable = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -78,7 +81,10 @@ class Connection:
 
 
 class Database:
-    """A pool of connections. Every method takes one from it; :meth:`transaction` keeps it for a block."""
+    """A pool of connections. Every method takes one from it; :meth:`transaction` keeps it for a block.
+
+    Beside it, up to four connections for :meth:`quick`.
+    """
 
     def __init__(self, dsn: str, *, min_conns: int = 2, max_conns: int = 20, statement_timeout_s: float = 30) -> None:
         self.dsn = dsn
@@ -86,6 +92,8 @@ class Database:
         self.on_commit: Callable[[str, str], None] | None = None
         """Gets each notification of this process as soon as it is committed, before the server delivers it: whoever is
         answered after a change meets it in his next request here."""
+        options = f"-c statement_timeout={int(statement_timeout_s * 1000)} {_OPTIONS}"
+        self._lines = Lines(dsn, "nova lines", most=_LINES, options=f"{options} -c plan_cache_mode=force_generic_plan")
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]] = AsyncConnectionPool(
             dsn,
             min_size=min_conns,
@@ -99,7 +107,7 @@ class Database:
                 "row_factory": dict_row,
                 "autocommit": True,
                 "application_name": "nova",
-                "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} {_OPTIONS}",
+                "options": options,
             },
         )
 
@@ -108,6 +116,7 @@ class Database:
 
     async def close(self) -> None:
         await self._background.close()
+        await self._lines.close()
         await self._pool.close()
 
     def refresh(self) -> None:
@@ -156,6 +165,17 @@ class Database:
     async def run(self, sql: str, /, **params: Any) -> int:
         async with self.connection() as conn:
             return await conn.run(sql, **params)
+
+    async def quick(self, statement: Prepared, /, **params: Any) -> list[Row]:
+        """As :meth:`fetch`, at a fraction of its cost, for the few statements that run hundreds of times a second.
+
+        A caller who is cancelled takes nothing back.
+        """
+        try:
+            rows = await self._lines.fetch(statement, params)
+        except _unavailable as exc:
+            raise unavailable(exc) from exc
+        return await self.fetch(statement.sql, **params) if rows is None else rows
 
     async def ping(self) -> bool:
         """Does PostgreSQL answer?"""

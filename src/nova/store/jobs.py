@@ -16,11 +16,14 @@ from nova.domain.turns import Gate
 from nova.store import turns
 from nova.store.asyncs import NewJob, tidy
 from nova.store.db import Connection, Database, Queries, Row
+from nova.store.lines import Prepared
 
 ATTEMPTS_KEPT = 200
 """Of a job that was retried by hand again and again, the last so many attempts are kept."""
 
 sql = Queries("jobs")
+_CLAIM = Prepared.of("nova_claim", sql.claim)
+_END = Prepared.of("nova_end", sql.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class JobStore:
 
     async def claim(self, owner: str, batch: int, lease_s: float) -> tuple[list[Job], bool]:
         """Up to ``batch`` due jobs, leased to ``owner``; tenants get equal shares. And: may there be more?"""
-        rows = await self._db.fetch(sql.claim, owner=owner, batch=batch, lease_s=lease_s)
+        rows = await self._db.quick(_CLAIM, owner=owner, batch=batch, lease_s=lease_s)
         if not rows:
             return [], False
         if lost := [row for row in rows if row["lost_at"] is not None]:
@@ -152,6 +155,9 @@ class JobStore:
         """Write what became of jobs, in one transaction."""
         further = any(end.events or end.gated for end in ended) or any(back.gated for back in put_back)
         if not further and not (ended and put_back):
+            if ended:
+                rows = await self._db.quick(_END, **_ends(owner, ended))
+                return Written(frozenset(row["id"] for row in rows))
             async with self._db.connection() as conn:  # one statement is a transaction
                 return await _write(conn, owner, ended, put_back)
         async with self._db.transaction() as conn:
@@ -161,7 +167,7 @@ class JobStore:
 async def _write(conn: Connection, owner: str, ended: Sequence[Ended], put_back: Sequence[PutBack]) -> Written:
     written: set[str] = set()
     if ended:
-        written |= await _end(conn, owner, ended)
+        written.update(row["id"] for row in await conn.fetch(sql.end, **_ends(owner, ended)))
         events = [event for end in ended if end.id in written for event in end.events]
         if events:
             await send_on(conn, events)
@@ -177,23 +183,22 @@ def _at_gate(job: Job, gate: Gate) -> turns.Claimed:
     return turns.Claimed(job.id, job.fence, job.scope.tenant, job.scope.namespace, job.function_id, gate)
 
 
-async def _end(conn: Connection, owner: str, ended: Sequence[Ended]) -> set[str]:
-    rows = await conn.fetch(
-        sql.end,
-        owner=owner,
-        kept=ATTEMPTS_KEPT,
-        ids=[end.id for end in ended],
-        fences=[end.fence for end in ended],
-        statuses=[end.status for end in ended],
-        numbers=[end.attempt for end in ended],
-        request_ids=[end.request_id for end in ended],
-        versions=[end.version for end in ended],
-        outputs=_texts(end.output for end in ended),
-        errors=_texts(end.error for end in ended),
-        attempts=_texts(end.attempts for end in ended),
-        started=[end.started_at for end in ended],
-    )
-    return {row["id"] for row in rows}
+def _ends(owner: str, ended: Sequence[Ended]) -> dict[str, Any]:
+    """The parameters of the statement that ends jobs and gives a row for each that was still the owner's."""
+    return {
+        "owner": owner,
+        "kept": ATTEMPTS_KEPT,
+        "ids": [end.id for end in ended],
+        "fences": [end.fence for end in ended],
+        "statuses": [end.status for end in ended],
+        "numbers": [end.attempt for end in ended],
+        "request_ids": [end.request_id for end in ended],
+        "versions": [end.version for end in ended],
+        "outputs": _texts(end.output for end in ended),
+        "errors": _texts(end.error for end in ended),
+        "attempts": _texts(end.attempts for end in ended),
+        "started": [end.started_at for end in ended],
+    }
 
 
 async def _put_back(conn: Connection, owner: str, put_back: Sequence[PutBack]) -> set[str]:

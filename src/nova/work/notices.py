@@ -13,6 +13,7 @@ from nova.errors import NovaError
 from nova.ids import new_id
 from nova.service import Background
 from nova.store.db import Database, Queries
+from nova.store.lines import Prepared
 from nova.store.listen import Channel
 
 log = structlog.get_logger(__name__)
@@ -23,7 +24,7 @@ _MAX_IDS = 200
 
 PROCESS = new_id()
 """Marks what this process has sent, so that it does not listen to itself twice."""
-_sql = Queries("work")
+_NOTIFY = Prepared.of("nova_notify", Queries("work").notify)
 
 
 class Notices:
@@ -82,9 +83,7 @@ class Notices:
                 self._pending.clear()
                 self._ids.clear()
                 try:
-                    await self._db.fetch(
-                        _sql.notify, channels=[m[0] for m in messages], payloads=[m[1] for m in messages]
-                    )
+                    await self._db.quick(_NOTIFY, channels=[m[0] for m in messages], payloads=[m[1] for m in messages])
                 except NovaError as error:
                     log.warning("cannot notify", error=error.detail)
                 await asyncio.sleep(_GAP_S)

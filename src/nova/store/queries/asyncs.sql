@@ -20,7 +20,8 @@ WITH input AS MATERIALIZED (
     FROM (SELECT DISTINCT tenant_id, namespace, function_name FROM input) i
     JOIN functions f ON f.tenant_id = i.tenant_id AND f.namespace = i.namespace AND f.name = i.function_name
     JOIN tenants t ON t.id = f.tenant_id,
-    LATERAL (SELECT f.data #> '{recorded,async_policy}' AS policy, f.data #> '{recorded,async_destinations}' AS destinations,
+    LATERAL (SELECT f.data #> '{recorded,async_policy}' AS policy,
+                    nullif(jsonb_strip_nulls(f.data #> '{recorded,async_destinations}'), '{}') AS destinations,
                     EXISTS (SELECT FROM async_pauses p WHERE p.tenant_id = f.tenant_id AND p.namespace = f.namespace
                                                          AND p.function_id = f.id) AS held
              OFFSET 0) p

@@ -102,7 +102,7 @@ SELECT * FROM durable_operations WHERE execution_id = %(execution)s AND rev > %(
 -- name: operations -- of an execution whose run is the asker's
 SELECT o.* FROM durable_operations o JOIN durable_executions e ON e.id = o.execution_id
 WHERE e.id = %(execution)s AND e.function_id = %(function_id)s AND e.epoch = %(epoch)s AND e.status = 'running'
-  AND o.place > %(after)s
+  AND o.place > %(after)s AND o.place >= 0
 ORDER BY o.place LIMIT %(limit)s
 
 -- name: ripen -- what time has changed
@@ -125,7 +125,7 @@ WHERE id = %(id)s AND epoch < %(epoch)s AND status IN ('running', 'suspended')
 RETURNING *, deadline_at <= now() AS expired
 
 -- name: first_page
-SELECT * FROM durable_operations WHERE execution_id = %(execution)s ORDER BY place LIMIT %(limit)s
+SELECT * FROM durable_operations WHERE execution_id = %(execution)s AND place >= 0 ORDER BY place LIMIT %(limit)s
 
 -- name: own -- the run's, until the end of the transaction
 SELECT *, deadline_at <= now() AS expired FROM durable_executions
@@ -205,7 +205,8 @@ WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND function_name = %
 ORDER BY id DESC LIMIT %(limit)s
 
 -- name: steps
-SELECT * FROM durable_operations WHERE execution_id = %(execution)s AND place > %(after)s ORDER BY place LIMIT %(limit)s
+SELECT * FROM durable_operations WHERE execution_id = %(execution)s AND place > %(after)s AND place >= 0
+ORDER BY place LIMIT %(limit)s
 
 -- name: forget_from -- the first operation that failed, and what was recorded after it
 DELETE FROM durable_operations WHERE execution_id = %(execution)s AND place >= (

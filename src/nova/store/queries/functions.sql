@@ -60,6 +60,7 @@ SELECT f.id::text AS id, f.tenant_id, f.namespace, f.name, f.data, f.live_versio
   JOIN function_versions v ON v.function_id = f.id AND v.version = f.head_version
   JOIN function_code c ON c.function_id = f.id AND c.version = f.head_version
  WHERE f.tenant_id = %(tenant)s AND f.namespace = %(namespace)s
+   AND f.id > '00000000-0000-0000-0000-000000000000'
    AND (%(after)s::uuid IS NULL OR f.id < %(after)s::uuid)
    AND (%(runtime)s::text IS NULL OR v.data ->> 'runtime' = %(runtime)s)
    AND (%(mode)s::text IS NULL OR v.data ->> 'mode' = %(mode)s)
