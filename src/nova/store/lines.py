@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import psycopg
 import structlog
-from psycopg.adapt import Transformer
+from psycopg import abc, adapt
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
@@ -99,7 +99,7 @@ class Lines:
         self._opening = False
         self._closed = False
         self._not_before = 0.0
-        self._reader = Transformer()
+        self._reader: abc.Transformer = adapt.Transformer()
         self._tasks = Background(name)
 
     def ask(self, statement: Prepared, values: list[bytes | None], done: Done) -> bool:
@@ -266,7 +266,7 @@ class _Line:
             asked(error or psycopg.OperationalError("the connection is lost"))
 
 
-def _rows(result: PGresult, reader: Transformer) -> list[dict[str, Any]]:
+def _rows(result: PGresult, reader: abc.Transformer) -> list[dict[str, Any]]:
     reader.set_pgresult(result)
     names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
     make: RowMaker[dict[str, Any]] = lambda values: dict(zip(names, values, strict=True))  # noqa: E731
