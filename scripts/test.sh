@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint, then every test with coverage, then the store's tests again on the distribution's PostgreSQL.
-# Without arguments the tests of whole platforms, and of what isolates, run beside all others, each half with a database server of its own.
+# Without arguments the tests of whole platforms run beside all others, each half with a database server of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/lint.sh
@@ -9,7 +9,7 @@ if (($#)); then
   .venv/bin/coverage run -m pytest "$@"
 else
   set -m # else the shell has what runs beside ignore Ctrl-C, and all that it starts
-  platforms=(tests/e2e tests/deploy tests/cli tests/backends tests/images)
+  platforms=(tests/e2e tests/deploy tests/cli tests/images)
   log=$(mktemp)
   trap 'rm -f "$log"' EXIT
   .venv/bin/coverage run -m pytest -p no:cacheprovider "${platforms[@]}" >"$log" 2>&1 &
