@@ -145,3 +145,30 @@ async def test_bad_configurations_and_servers_are_named(mqtt_broker: brokers.Mos
     assert "wr0ng" not in str(error.value)
     with pytest.raises(SourceError, match="refused"):
         await source(mqtt_broker, topic, url="mqtt://127.0.0.1:1").check()
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_a_broker_that_sends_too_much_waits(
+    mqtt_broker: brokers.Mosquitto, client: aiomqtt.Client, topic: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog that is many times what may wait here is delivered, each once, and never more of it waits here."""
+    most = 0
+    put = mqtt._Arrived.put_nowait
+
+    def watched(queue: "mqtt._Arrived", item: aiomqtt.Message) -> None:
+        nonlocal most
+        put(queue, item)
+        most = max(most, queue.qsize())
+
+    monkeypatch.setattr(mqtt, "_PAUSE_AT", 64)
+    monkeypatch.setattr(mqtt, "_READ_ON_AT", 32)
+    monkeypatch.setattr(mqtt._Arrived, "put_nowait", watched)
+    first, sink = Kept(), Kept()
+    async with running(lambda: source(mqtt_broker, topic, version=version), first):
+        await publish(client, topic, -1)
+        await first.have(1)
+    await publish(client, topic, *range(600))
+    async with running(lambda: source(mqtt_broker, topic, version=version), sink):
+        await sink.have(600)
+    assert (sink.bodies(), len(sink.events), sink.errors) == (set(range(600)), 600, [])
+    assert 64 <= most <= 65

@@ -5,6 +5,7 @@ the standard wants it. With QoS 0, the publisher's or the subscription's, there 
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,10 @@ _KEEP_ALIVE_S = 30
 _SESSION_S = 7 * 86_400
 _RECEIVE_MAX = 65_535
 _QUEUED_MAX = 8192
+_PAUSE_AT = 1024
+_READ_ON_AT = 512
+"""Messages that wait here. A broker that sends more than may be under way (of version 3.1.1 each may, and mosquitto 2.0.11 sends
+up to a window for each acknowledgement) is not read meanwhile, so that it has to wait."""
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
@@ -78,8 +83,6 @@ class Mqtt:
             async for message in client.messages:
                 acknowledge = partial(client.delivered, client.received(message))
                 await running.take(self._event(message), acknowledge)
-                if client.flooded:
-                    raise SourceError(f"MQTT: the broker sends more than {_QUEUED_MAX} messages at once")
 
     def _event(self, message: aiomqtt.Message) -> SourceEvent:
         topic = str(message.topic)
@@ -125,32 +128,67 @@ class Mqtt:
 
 
 class _Arrived(asyncio.Queue[aiomqtt.Message]):
-    """What nobody has to acknowledge is dropped when it is full. Of the rest a broker should send no more than may be under
-    way; one that does gets its messages back, by the end of the connection."""
+    """What nobody has to acknowledge is dropped when it is full; for the rest the connection is not read for a while."""
 
-    flooded = False
+    client: "_Client | None" = None
 
     def full(self) -> bool:
         return False
 
     def put_nowait(self, item: aiomqtt.Message) -> None:
-        if self.qsize() >= self.maxsize:
-            self.flooded = self.flooded or item.qos > 0
+        if self.qsize() >= self.maxsize and not item.qos:
             raise asyncio.QueueFull
         super().put_nowait(item)
+        if self.client is not None and item.qos and self.qsize() >= _PAUSE_AT:
+            self.client.pause()
+
+    def _get(self) -> aiomqtt.Message:
+        if self.client is not None and self.qsize() <= _READ_ON_AT:
+            self.client.read_on()
+        return super()._get()
 
 
 class _Client(aiomqtt.Client):
-    """aiomqtt acknowledges what it has received, paho can leave it to its user."""
+    """aiomqtt acknowledges what it has received, paho can leave it to its user; and aiomqtt reads on whatever waits."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._client.manual_ack_set(True)
         self._unacknowledged: deque[_Receipt] = deque()
+        self._descriptor = -1
+        self._paused = False
+        if isinstance(self._queue, _Arrived):
+            self._queue.client = self
 
-    @property
-    def flooded(self) -> bool:
-        return isinstance(self._queue, _Arrived) and self._queue.flooded
+    def pause(self) -> None:
+        """Leave in the socket what comes."""
+        if self._descriptor >= 0 and not self._paused:
+            self._paused = True
+            self._loop.remove_reader(self._descriptor)
+
+    def read_on(self) -> None:
+        if self._descriptor >= 0 and self._paused:
+            self._paused = False
+            self._loop.add_reader(self._descriptor, self._read)
+
+    def _read(self) -> None:
+        try:
+            self._client.loop_read()
+            sock = self._client.socket()
+            while isinstance(sock, ssl.SSLSocket) and sock.pending() > 0:  # decrypted already: nothing will announce it
+                self._client.loop_read()
+                sock = self._client.socket()
+        except Exception as error:
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
+
+    def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:
+        self._descriptor, self._paused = sock.fileno(), False
+        super()._on_socket_open(client, userdata, sock)
+
+    def _on_socket_close(self, client: Any, userdata: Any, sock: Any) -> None:
+        self._descriptor = -1  # soon somebody else's
+        super()._on_socket_close(client, userdata, sock)
 
     def received(self, message: aiomqtt.Message) -> "_Receipt":
         receipt = _Receipt(message)
