@@ -68,7 +68,7 @@ def test_rollouts_are_judged_by_what_both_versions_do(platform: Platform, orbit:
     assert "failed, above 20 %" in shown["ro-errors"]["history"][-1]["reason"]
     assert "above 40 ms" in shown["ro-slow"]["history"][-1]["reason"]
     for name in functions:
-        assert seen[name].keys() == {"1", "2"}, "both arms had calls"
+        assert seen[name]["2"] >= 5, "judged by calls that the new version had"
     for name, version in (("ro-errors", "1"), ("ro-slow", "1"), ("ro-good", "2")):
         runs_only(platform, name, version)
     assert "rollback" in orbit("rollout", "status", "ro-slow").ok().out

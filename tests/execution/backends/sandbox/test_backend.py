@@ -372,7 +372,7 @@ async def test_run_is_cancelled(sandbox: SandboxBackend) -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert not sleepers(launcher)
+    await until(lambda: not sleepers(launcher))
 
 
 async def test_run_streams_much(sandbox: SandboxBackend) -> None:
