@@ -17,14 +17,11 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from nova.errors import NovaError, storage_full
 from nova.service import Background
-from nova.store.lines import Lines, Prepared
+from nova.store.lines import OPTIONS, Lines, Prepared
 
 log = structlog.get_logger(__name__)
 Row = dict[str, Any]
 _NAME = re.compile(r"^-- name: (\w+)\s*(?:--.*)?$", re.MULTILINE)
-_OPTIONS = "-c timezone=UTC -c enable_seqscan=off -c jit=off"
-"""A prepared plan is kept, and most are made while tables are empty: then reading all of a table looks cheap, and is not an
-hour later. What has no index is read whole all the same."""
 _LINES = 4
 """Connections for :meth:`Database.quick`."""
 _unavailable = (
@@ -92,8 +89,7 @@ class Database:
         self.on_commit: Callable[[str, str], None] | None = None
         """Gets each notification of this process as soon as it is committed, before the server delivers it: whoever is
         answered after a change meets it in his next request here."""
-        options = f"-c statement_timeout={int(statement_timeout_s * 1000)} {_OPTIONS}"
-        self._lines = Lines(dsn, "nova lines", most=_LINES, options=f"{options} -c plan_cache_mode=force_generic_plan")
+        self._lines = Lines(dsn, "nova lines", most=_LINES, timeout_s=statement_timeout_s)
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]] = AsyncConnectionPool(
             dsn,
             min_size=min_conns,
@@ -107,7 +103,7 @@ class Database:
                 "row_factory": dict_row,
                 "autocommit": True,
                 "application_name": "nova",
-                "options": options,
+                "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} {OPTIONS}",
             },
         )
 

@@ -27,9 +27,11 @@ log = structlog.get_logger(__name__)
 
 _GAP_S: Final = 1.0
 """Between two attempts to connect."""
-LINE_OPTIONS: Final = (
-    "-c timezone=UTC -c statement_timeout=30000 -c enable_seqscan=off -c jit=off -c plan_cache_mode=force_generic_plan"
-)
+OPTIONS: Final = "-c timezone=UTC -c enable_seqscan=off -c jit=off"
+"""Of the server, for every connection of ours. A prepared plan is kept, and most are made while tables are empty: then reading
+all of a table looks cheap, and is not an hour later. What has no index is read whole all the same."""
+LINE_OPTIONS: Final = f"{OPTIONS} -c plan_cache_mode=force_generic_plan"
+_TIMEOUT_S: Final = 30.0
 _PARAMETER: Final = re.compile(r"%\((\w+)\)[sb]")
 
 Done = Callable[[PGresult | psycopg.Error], None]
@@ -86,12 +88,12 @@ class Lines:
     """Up to ``most`` connections, each for one statement at a time, opened when they are first of use and again when lost."""
 
     def __init__(
-        self, dsn: str, name: str, *, most: int, options: str = LINE_OPTIONS, clock: Clock = SYSTEM_CLOCK
+        self, dsn: str, name: str, *, most: int, timeout_s: float = _TIMEOUT_S, clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        """``name``: what PostgreSQL shows them as; ``options``: of the server, for these connections."""
+        """``name``: what PostgreSQL shows them as; ``timeout_s``: the server ends a statement after so long."""
         self._dsn = dsn
         self._name = name
-        self._options = options
+        self._options = f"-c statement_timeout={int(timeout_s * 1000)} {LINE_OPTIONS}"
         self._most = most
         self._clock = clock
         self._free: list[_Line] = []

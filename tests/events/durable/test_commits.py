@@ -108,6 +108,19 @@ async def test_a_step_is_committed_once_and_only_by_the_run_that_owns_the_execut
     assert all(operation.ended_at is not None for operation in recorded)
 
 
+async def test_what_an_execution_has_recorded_goes_with_it(steps: Steps) -> None:
+    """DB6: no foreign key does it, a trigger does; another execution's steps stay."""
+    await steps.committed("1")
+    other = Steps(steps.db)
+    await other.runs.start()
+    await other.runs.begin(1)
+    await other.committed("1")
+    await steps.db.run("DELETE FROM durable_executions WHERE id = %(id)s", id=steps.runs.id)
+    assert await steps.runs.recorded() == []
+    assert await other.runs.recorded() == [("1", "SUCCEEDED", 1)]
+    await other.commits.close()
+
+
 async def test_a_connection_that_is_lost_loses_no_step_and_is_replaced(steps: Steps) -> None:
     await steps.committed("1")
     async with steps.db.transaction() as held:
