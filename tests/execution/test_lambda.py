@@ -192,8 +192,10 @@ async def test_a_program_that_does_not_get_ready_says_why(stack: RealStack) -> N
 async def test_each_program_of_an_instance_has_its_own_calls(stack: RealStack) -> None:
     await deploy(stack, name="several", concurrency=3)
     event = encode({"do": "sleep", "s": 0.3})
-    results = await asyncio.gather(*(stack.invoke(event, "several") for _ in range(3)))
-    assert {output(result)["api"] for result in results} >= {"127.0.0.1:8399", "127.0.0.2:8399"}
+    results = list[CallResult]()
+    while len(addresses := {output(result)["api"] for result in results}) < 2:  # a further program takes its time
+        results += await asyncio.gather(*(stack.invoke(event, "several") for _ in range(3)))
+    assert addresses <= {f"127.0.0.{number}:8399" for number in (1, 2, 3)}
     assert len({result.instance_id for result in results}) == 1
 
 

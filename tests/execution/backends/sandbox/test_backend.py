@@ -375,6 +375,24 @@ async def test_run_is_cancelled(sandbox: SandboxBackend) -> None:
     await until(lambda: not sleepers(launcher))
 
 
+async def test_run_is_cancelled_before_it_has_begun(sandbox: SandboxBackend) -> None:
+    """The launcher is busy, and begins the command when nobody wants it any more."""
+    launcher = sandbox._launcher.pid
+    assert launcher is not None
+    os.kill(launcher, signal.SIGSTOP)
+    try:
+        running = asyncio.create_task(sandbox.run(command("sleep", "600")))
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.sleep(0.05)
+    finally:
+        os.kill(launcher, signal.SIGCONT)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (await sandbox.run(command("true"))).exit_code == 0
+    await until(lambda: not sleepers(launcher))
+
+
 async def test_run_streams_much(sandbox: SandboxBackend) -> None:
     """Ten megabytes of output arrive whole and in order."""
     size = 0

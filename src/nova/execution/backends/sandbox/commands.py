@@ -11,6 +11,7 @@ from nova.domain.function import Limits
 from nova.execution.backends.base import CommandResult, CommandSpec
 from nova.execution.backends.sandbox.cells import Cells, Ended
 from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost, LauncherRefused
+from nova.execution.backends.sandbox.protocol import Message
 from nova.execution.backends.sandbox.rootfs import interpreter_paths, plan_root
 from nova.ids import new_id
 
@@ -39,25 +40,30 @@ async def run(launcher: LauncherClient, cells: Cells, command: CommandSpec, uid:
     plan = plan_root(name, interpreter_paths(), resolvers=None, binds=command.binds)
     ended = cells.expect(name)
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(writer, True)
+    request = launcher.request(
+        "run",
+        fds=[writer],
+        instance=name,
+        uid=uid,
+        plan=plan.as_dict(),
+        tmp_bytes=command.limits.tmp_mb << 20,
+        argv=list(command.argv),
+        env=dict(command.env),
+        cwd=command.cwd,
+        **limits_of(command.limits),
+    )
+    asked = asyncio.create_task(request, name=f"sandbox.run.{name}")
+    asked.add_done_callback(lambda _asked: os.close(writer))
     try:
-        os.set_blocking(writer, True)
-        reply = await launcher.request(
-            "run",
-            fds=[writer],
-            instance=name,
-            uid=uid,
-            plan=plan.as_dict(),
-            tmp_bytes=command.limits.tmp_mb << 20,
-            argv=list(command.argv),
-            env=dict(command.env),
-            cwd=command.cwd,
-            **limits_of(command.limits),
-        )
+        reply = await asyncio.shield(asked)
+    except asyncio.CancelledError:
+        os.close(reader)
+        await asyncio.shield(asyncio.create_task(_undo(asked, ended), name=f"sandbox.undo.{name}"))
+        raise
     except BaseException:
         os.close(reader)
         raise
-    finally:
-        os.close(writer)
     pidfd = reply.fds[0]
     output = _Output(reader, command.output)
     try:
@@ -66,6 +72,16 @@ async def run(launcher: LauncherClient, cells: Cells, command: CommandSpec, uid:
         output.finish()
         os.close(pidfd)
     return _result(how, timed_out)
+
+
+async def _undo(asked: "asyncio.Task[Message]", ended: "asyncio.Future[Ended]") -> None:
+    """Nobody wants the command any more that the launcher is about to begin: end it."""
+    with contextlib.suppress(LauncherLost, LauncherRefused):
+        reply = await asked
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(reply.fds[0], signal.SIGKILL)
+        reply.close()
+        await ended
 
 
 async def _wait(ended: "asyncio.Future[Ended]", pidfd: int, timeout_s: float) -> tuple[Ended, bool]:
