@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import EgressSettings
 from nova.domain.call import AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Identity, Scope
-from nova.errors import FunctionError, NovaError
+from nova.errors import FunctionError, NovaError, internal
 from nova.events.accept import Queue
 from nova.events.deliveries import Deliveries
 from nova.events.handover import Handover
@@ -93,6 +94,30 @@ class Calls:
         if self.script is not None:
             return await self.script(call)
         return result(call, call.payload)
+
+
+class Starting:
+    """The same, for callers who have no task of their own for a call."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.invoke = calls.invoke
+        self._calls = calls
+
+    def begin(self, call: CallRequest, done: Callable[[CallResult | NovaError], None]) -> "asyncio.Task[None]":
+        async def run() -> None:
+            try:
+                outcome: CallResult | NovaError = await self._calls.invoke(call)
+            except NovaError as refusal:
+                outcome = refusal
+            except Exception:  # as the executor does
+                outcome = internal()
+            done(outcome)
+
+        return asyncio.create_task(run())
+
+
+STARTS: ContextVar[bool] = ContextVar("starts", default=False)
+"""Whether the execution plane of :func:`nebula` starts calls without a task."""
 
 
 def failing(*outcomes: BaseException | FunctionError) -> Script:
@@ -175,7 +200,8 @@ async def nebula(
         database.on_commit = listener.deliver
         notices = await group.start(Notices(database))
         queue = await group.start(Queue(database, notices))
-        jobs = await group.start(AsyncJobs(JobStore(database), calls, notices, events=_Told(told), clock=clock))
+        invoker = Starting(calls) if STARTS.get() else calls
+        jobs = await group.start(AsyncJobs(JobStore(database), invoker, notices, events=_Told(told), clock=clock))
         client = client_of(egress or EgressSettings(allow=["127.0.0.0/8"]), timeout_s=5)
         sender = await group.start(WebhookSender(client, clock))
         runs = Runs(database, notices, Definitions(RunStore(database)))

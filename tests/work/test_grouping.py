@@ -99,6 +99,40 @@ async def test_few_items_wait_for_company_and_enough_do_not() -> None:
     assert (await last, writer.batches[1:]) == (40, [[4]])
 
 
+async def test_a_crowd_is_written_together_again() -> None:
+    writer = Writer()
+    writer.go.set()
+    group = GroupCommit("test", writer.write, writers=1, crowd_s=60)
+    assert len(await asyncio.gather(*(group.add(item) for item in range(16)))) == 16
+    back = [group.add(item) for item in range(13)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(writer.batches) == 1, "three of sixteen are still on their way"
+    back.append(group.add(13))
+    await asyncio.gather(*back)
+    assert [len(batch) for batch in writer.batches] == [16, 14]
+
+    left = [group.add(item) for item in range(3)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(writer.batches) == 2
+    await group.close()
+    assert [len(batch) for batch in writer.batches] == [16, 14, 3]
+    assert [future.result() for future in left] == [0, 10, 20]
+
+
+async def test_a_crowd_that_has_gone_is_not_waited_for_again() -> None:
+    writer = Writer()
+    writer.go.set()
+    group = GroupCommit("test", writer.write, writers=1, crowd_s=0.01)
+    await asyncio.gather(*(group.add(item) for item in range(16)))
+    async with asyncio.timeout(20):
+        assert await group.put(1) == 10  # waits for the others, in vain
+    group._crowd_s = 60
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(group.put(2), group.put(3)) == [20, 30]
+
+
 async def test_an_item_alone_is_written_after_its_hold() -> None:
     writer = Writer()
     writer.go.set()

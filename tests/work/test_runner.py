@@ -2,8 +2,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import pytest
 
@@ -44,11 +45,44 @@ async def get(queue: "asyncio.Queue[object]") -> object:
         return await queue.get()
 
 
+class Begun(asyncio.Future[None]):
+    """What a kind gives a runner that began an item's work without a task of the runner's."""
+
+    def __init__(self, work: Coroutine[None, None, None]) -> None:
+        super().__init__()
+        self._task = asyncio.create_task(work)
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if self.done() or task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(None)
+
+    def cancel(self, msg: object = None) -> bool:
+        self._task.cancel()
+        return super().cancel(msg)
+
+
+@pytest.fixture(params=["task", "begun"], autouse=True)
+def begins(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether kinds begin their work themselves: nothing but that may be different."""
+    kept = BEGINS.set(request.param == "begun")
+    yield request.param == "begun"
+    BEGINS.reset(kept)
+
+
+BEGINS: ContextVar[bool] = ContextVar("begins")
+
+
 @asynccontextmanager
 async def running(
     db: Database, ears: Ears, handler: Recorder, *, concurrency: int = 4, max_attempts: int = 3, **settings: float
 ) -> AsyncIterator[Runner]:
-    kind = Kind(handler, concurrency, max_attempts=max_attempts, backoff_s=0.01)
+    begin = (lambda item: Begun(handler.run(item))) if BEGINS.get() else None
+    kind = Kind(handler, concurrency, max_attempts=max_attempts, backoff_s=0.01, begin=begin)
     runner = Runner(db, ears, {"thing": kind}, **settings)  # type: ignore[arg-type]
     await runner.start()
     try:

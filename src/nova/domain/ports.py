@@ -1,5 +1,6 @@
 """The ports through which planes act on each other; everything else crosses through the store."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -97,6 +98,15 @@ class Acceptor(Protocol):
 
     async def accept(self, call: CallRequest, options: AsyncOptions) -> Accepted:
         """Commit the call to the queue, then return. Raises NovaError: ``not_found``, ``validation_failed``."""
+        ...
+
+
+@runtime_checkable
+class Entrance(Protocol):
+    """An acceptor that needs no task for a call."""
+
+    def enter(self, call: CallRequest, options: AsyncOptions) -> "asyncio.Future[Accepted]":
+        """As :meth:`Acceptor.accept`; what is wrong is raised, or comes to the future."""
         ...
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from nova import payload
-from nova.clock import rfc3339
+from nova.clock import Clock, rfc3339
 from nova.domain.asyncs import Destination, JobError
 from nova.domain.message import HOPS
 from nova.events import cloudevent
@@ -21,7 +21,7 @@ KIND = "delivery"
 _TYPES = {"succeeded": "nova.async.succeeded", "dlq": "nova.async.failed"}
 
 
-def of_job(job: Job, ended: Ended, finished_at: datetime) -> tuple[OutboxEvent, ...]:
+def of_job(job: Job, ended: Ended, clock: Clock) -> tuple[OutboxEvent, ...]:
     """What is to be sent because ``job`` ended so: to its function's destination, and to the callback it came with."""
     where = job.destinations
     destination = {"succeeded": where.on_success, "dlq": where.on_failure}.get(ended.status)
@@ -30,6 +30,7 @@ def of_job(job: Job, ended: Ended, finished_at: datetime) -> tuple[OutboxEvent, 
         ways.append(("/callback", Destination("webhook", job.callback_url)))
     if not ways:
         return ()
+    finished_at = clock.now()
     data = _data(job, ended, finished_at)
     return tuple(_event(job, ended, finished_at, data, suffix, way) for suffix, way in ways)
 

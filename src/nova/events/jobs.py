@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 import psycopg
 import structlog
@@ -17,7 +19,7 @@ from nova import payload
 from nova.clock import SYSTEM_CLOCK, Clock, rfc3339
 from nova.domain.asyncs import JobError, Outcome, backoff_s
 from nova.domain.call import CallRequest, CallResult, Trigger, chain_of
-from nova.domain.ports import Invoker
+from nova.domain.ports import Flight, Invoker, Starter
 from nova.errors import NovaError
 from nova.events import envelope
 from nova.events.acting import acting_for
@@ -57,6 +59,19 @@ _WRITE_FOR_S = 25.0
 Outcomes = Ended | PutBack
 
 
+class _Flying(asyncio.Future[None]):
+    """A job under way without a task, until its outcome is written. Cancelled, it stops its call."""
+
+    call: "Flight | asyncio.Task[None] | None" = None
+
+    def cancel(self, msg: Any = None) -> bool:
+        if not super().cancel(msg):
+            return False
+        if self.call is not None:
+            self.call.cancel()
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """One execution, as it is kept with the job."""
@@ -91,16 +106,16 @@ class AsyncJobs:
     ) -> None:
         self._store = store
         self._invoker = invoker
+        self._start_call = invoker.begin if isinstance(invoker, Starter) else None
         self._notices = notices
         self._events = events or NoEvents()
         self._clock = clock
         self._tasks = Background("jobs")
-        self._writing = 0
         self._left = 0
         """jobs that ended since the queue was swept"""
         self._rubbish = asyncio.Event()
         self._room = Room()
-        self._group: GroupCommit[tuple[str, Outcomes], None] = GroupCommit(
+        self._group: GroupCommit[tuple[WorkItem, Outcomes], None] = GroupCommit(
             "outcomes",
             self._write,
             writers=_WRITERS,
@@ -114,9 +129,10 @@ class AsyncJobs:
 
         def limit() -> int:
             at_once = workers() if callable(workers) else workers
-            return at_once + min(self._writing, at_once * _WAITING)
+            return at_once + min(self._group.unanswered, at_once * _WAITING)
 
-        return Kind(self, limit, max_attempts=None, claim=self.claim, room=self._room, ahead=_AHEAD)
+        begin = None if self._start_call is None else self.begin
+        return Kind(self, limit, max_attempts=None, claim=self.claim, begin=begin, room=self._room, ahead=_AHEAD)
 
     async def start(self) -> None:
         self._tasks.spawn("tidy", self._tidy())
@@ -173,24 +189,56 @@ class AsyncJobs:
         else:
             await self._execute(item, attempt)
 
+    def begin(self, item: WorkItem) -> "asyncio.Future[None] | None":
+        """One attempt without a task, where its call has to wait for nothing."""
+        job: Job = item.noun
+        if self._start_call is None or job.held or job.age_s > job.max_age_s or job.attempt > job.max_attempts:
+            return None
+        attempt = _Attempt(job, new_id(), self._clock.monotonic(), self._clock.now())
+        flying = _Flying()
+        try:
+            flying.call = self._start_call(_call(attempt), partial(self._landed, item, attempt, flying))
+        except Exception as error:
+            log.debug("a job takes the long way", job=item.id, error=type(error).__name__)
+        return None if flying.call is None else flying
+
+    def _landed(self, item: WorkItem, attempt: _Attempt, flying: _Flying, outcome: CallResult | NovaError) -> None:
+        """Runs inside the callback that learns it: whatever takes more than a line of the next write is a task."""
+        flying.call = None
+        if flying.done():
+            return
+        if isinstance(outcome, CallResult) and outcome.error is None:
+            try:
+                self._put(item, self._ended(attempt, "succeeded", result=outcome), flying)
+            except Exception as error:
+                flying.set_exception(error)
+            return
+        flying.call = asyncio.create_task(self._settle(item, attempt, outcome))
+        flying.call.add_done_callback(partial(_pass_on, flying))
+
     async def give_up(self, item: WorkItem, reason: str) -> None:
         raise AssertionError("jobs count their attempts themselves")
 
     async def _execute(self, item: WorkItem, attempt: _Attempt) -> None:
         try:
-            result = await self._invoker.invoke(_call(attempt))
+            outcome: CallResult | NovaError = await self._invoker.invoke(_call(attempt))
         except NovaError as refusal:
-            await self._refused(item, attempt, refusal)
+            outcome = refusal
         except Exception as error:
             log.exception("a job's call failed", job=item.id)
             fault = JobError("Nova.Internal", f"internal error ({type(error).__name__})")
             await self._failed(item, attempt, fault)
+            return
+        await self._settle(item, attempt, outcome)
+
+    async def _settle(self, item: WorkItem, attempt: _Attempt, outcome: CallResult | NovaError) -> None:
+        if isinstance(outcome, NovaError):
+            await self._refused(item, attempt, outcome)
+        elif outcome.error is None:
+            await self._end(item, attempt, "succeeded", result=outcome)
         else:
-            if result.error is None:
-                await self._end(item, attempt, "succeeded", result=result)
-            else:
-                failure = JobError(result.error.type, result.error.message, result.error.stack)
-                await self._failed(item, attempt, failure, result)
+            failure = JobError(outcome.error.type, outcome.error.message, outcome.error.stack)
+            await self._failed(item, attempt, failure, outcome)
 
     async def _refused(self, item: WorkItem, attempt: _Attempt, refusal: NovaError) -> None:
         error = JobError(f"Nova.{_camel(refusal.code)}", refusal.detail)
@@ -230,6 +278,17 @@ class AsyncJobs:
         result: CallResult | None = None,
         executed: bool = True,
     ) -> None:
+        await self._put(item, self._ended(attempt, status, error=error, result=result, executed=executed))
+
+    def _ended(
+        self,
+        attempt: _Attempt,
+        status: Outcome,
+        *,
+        error: JobError | None = None,
+        result: CallResult | None = None,
+        executed: bool = True,
+    ) -> Ended:
         job = attempt.job
         ended = Ended(
             id=job.id,
@@ -244,24 +303,22 @@ class AsyncJobs:
             error=None if error is None else payload.encode(envelope.error_of(error)),
             gated=job.gate is not None,
         )
-        await self._put(item, replace(ended, events=envelope.of_job(job, ended, self._clock.now())))
-        self._events.job_ended(job.scope, job.function, status)
+        events = envelope.of_job(job, ended, self._clock)
+        return replace(ended, events=events) if events else ended
 
-    async def _put(self, item: WorkItem, outcome: Outcomes) -> None:
-        self._writing += 1
+    def _put(self, item: WorkItem, outcome: Outcomes, answer: _Flying | None = None) -> "asyncio.Future[None]":
+        """Have it written; the job does not count among those that run any more."""
+        written = self._group.add((item, outcome), answer)
         self._room.set()
-        try:
-            await self._group.put((item.owner, outcome))
-        finally:
-            self._writing -= 1
+        return written
 
-    async def _write(self, batch: Sequence[tuple[str, Outcomes]]) -> Sequence[BaseException | None]:
+    async def _write(self, batch: Sequence[tuple[WorkItem, Outcomes]]) -> Sequence[BaseException | None]:
         written: frozenset[str] = frozenset()
         # this process may have claimed a job again before its former attempt noticed: only the newer fence writes
         fences = newest((outcome.id, outcome.fence) for _, outcome in batch)
-        current = [(owner, outcome) for owner, outcome in batch if outcome.fence == fences[outcome.id]]
-        for owner in {owner for owner, _ in current}:
-            mine = [outcome for whose, outcome in current if whose == owner]
+        current = [(item, outcome) for item, outcome in batch if outcome.fence == fences[outcome.id]]
+        for owner in {item.owner for item, _ in current}:
+            mine = [outcome for item, outcome in current if item.owner == owner]
             try:
                 done = await self._persist(owner, mine)
             except psycopg.DataError:
@@ -272,23 +329,30 @@ class AsyncJobs:
             written |= done.ids
             if done.moved:
                 self._notices.work(KIND)
-        ended = [o for _, o in current if isinstance(o, Ended) and o.id in written]
-        if ended:
-            self._notices.ended([end.id for end in ended])
-            self._left += len(ended)
-            if self._left >= _SWEEP_AFTER:
-                self._rubbish.set()
-        for outcome in (outcome for _, outcome in current):
-            if isinstance(outcome, PutBack) and outcome.id in written:
-                self._notices.work(KIND, outcome.delay_s)
-        if any(end.events for end in ended):
-            self._notices.work(envelope.KIND)
+        self._tell([(item, outcome) for item, outcome in current if outcome.id in written])
         return [
             None if outcome.id in written and outcome.fence == fences[outcome.id] else LeaseLost(outcome.id)
             for _, outcome in batch
         ]
 
-    async def _alone(self, item: tuple[str, Outcomes]) -> BaseException | None:
+    def _tell(self, written: Sequence[tuple[WorkItem, Outcomes]]) -> None:
+        ended = list[str]()
+        for item, outcome in written:
+            if isinstance(outcome, PutBack):
+                self._notices.work(KIND, outcome.delay_s)
+                continue
+            job: Job = item.noun
+            ended.append(outcome.id)
+            self._events.job_ended(job.scope, job.function, outcome.status)
+            if outcome.events:
+                self._notices.work(envelope.KIND)
+        if ended:
+            self._notices.ended(ended)
+            self._left += len(ended)
+            if self._left >= _SWEEP_AFTER:
+                self._rubbish.set()
+
+    async def _alone(self, item: tuple[WorkItem, Outcomes]) -> BaseException | None:
         try:
             (answer,) = await self._write([item])
         except (psycopg.DataError, NovaError) as error:
@@ -335,6 +399,19 @@ def _call(attempt: _Attempt) -> CallRequest:
         chain=chain_of(job.source),
         hops=job.depth,
     )
+
+
+def _pass_on(flying: _Flying, settled: "asyncio.Task[None]") -> None:
+    """What became of the task that took over is what became of the job."""
+    flying.call = None
+    if flying.done():
+        return
+    if settled.cancelled():
+        flying.cancel()
+    elif (error := settled.exception()) is not None:
+        flying.set_exception(error)
+    else:
+        flying.set_result(None)
 
 
 def _away(error: BaseException) -> bool:

@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nova.api.calls import InvokeQuery
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import LimitSettings
+from nova.domain import call as calls
 from nova.domain.call import SAMPLED, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope as Place
-from nova.domain.ports import Acceptor, Flight, Invoker, Starter
+from nova.domain.ports import Acceptor, Entrance, Flight, Invoker, Starter
 from nova.domain.trigger import HookDesk
 from nova.errors import NovaError, as_refusal, draining, internal
 from nova.gateway import calling
@@ -105,6 +106,7 @@ class Front:
     ) -> None:
         self._invoker = invoker
         self._acceptor = acceptor
+        self._entrance = acceptor if acceptor is not None and isinstance(acceptor, Entrance) else None
         self._begin = invoker.begin if isinstance(invoker, Starter) else None
         self._door = door
         self._entry = Entry(door, Trail(audit, door))
@@ -220,7 +222,7 @@ class Front:
             admitted = self._now()
             if checked is not None:
                 call = CallRequest(request_id, place, target.name, checked, caller.identity, received)
-                cycle.start(partial(self._put, call, extra))
+                self._queue_directly(cycle, call, extra)
                 return True
             call = self._accept(request_id, target, caller, place, body, received, None)
             accepted = Accepted(call, target.headers, extra, admitted, self._now())
@@ -238,6 +240,36 @@ class Front:
         else:
             cycle.hold(partial(self._called_off, cycle, request_id, flight))
         return True
+
+    def _queue_directly(self, cycle: Cycle, call: CallRequest, extra: bytes) -> None:
+        if self._entrance is None:
+            cycle.start(partial(self._put, call, extra))
+            return
+        accepted = self._entrance.enter(call, _NO_OPTIONS)
+        accepted.add_done_callback(partial(self._entered, cycle, call, extra))
+        cycle.hold(partial(self._not_awaited, cycle, call.request_id, accepted))
+
+    def _entered(
+        self, cycle: Cycle, call: CallRequest, extra: bytes, accepted: "asyncio.Future[calls.Accepted]"
+    ) -> None:
+        """A call that nobody waits for is in the queue, or cannot be."""
+        if accepted.cancelled():
+            return
+        error = accepted.exception()
+        if error is None:
+            status, lines, body = calling.accepted_response(accepted.result(), call.function)
+            cycle.respond(status, lines + b"x-request-id: %s\r\n" % call.request_id.encode() + extra, body)
+            return
+        refusal = error if isinstance(error, NovaError) else as_refusal(error) or internal()
+        if refusal is not error:
+            log.error("call failed", request_id=call.request_id, exc_info=error)
+        cycle.start(partial(self._refuse, call.request_id, None, refusal))
+
+    def _not_awaited(self, cycle: Cycle, request_id: str, accepted: "asyncio.Future[calls.Accepted]") -> None:
+        """The client left, or the server ends; what was being written may be in the queue all the same."""
+        accepted.cancel()
+        if not cycle.disconnected:
+            cycle.start(partial(self._refuse, request_id, None, draining()))
 
     def _plain_target(self, cycle: Cycle) -> Target | bool:
         """The target of a request that :meth:`direct` can serve, or False."""

@@ -12,13 +12,18 @@ from nova.service import Background
 T = TypeVar("T")
 R = TypeVar("R")
 
+CROWD = 12
+"""Fewer callers are not waited for."""
+
 
 class GroupCommit(Generic[T, R]):
     """``write`` takes a batch and returns one answer, or one exception, for each of its items in order.
 
     A writer that is free takes what is there at once; or, where nobody waits for items, when ``enough`` are there or
-    ``hold_s`` have passed, so that few items alone do not cost a transaction. While all are busy, items gather. An
-    exception of ``write`` itself is everybody's in the batch. A caller who is cancelled while he waits takes nothing back.
+    ``hold_s`` have passed, so that few items alone do not cost a transaction. While all are busy, items gather. With
+    ``crowd_s`` a crowd is written together: who was answered last mostly comes again, so the next batch waits, at most so
+    long, until most of those are there who were at the end of the last. An exception of ``write`` itself is everybody's in
+    the batch. A caller who is cancelled while he waits takes nothing back.
     """
 
     def __init__(
@@ -33,6 +38,7 @@ class GroupCommit(Generic[T, R]):
         max_weight: int = 8 << 20,
         hold_s: float = 0,
         enough: int = 1,
+        crowd_s: float = 0,
     ) -> None:
         """``batch`` items at most in one transaction and, beyond the first, ``max_weight`` bytes as ``weigh`` tells them;
         ``writers`` transactions at a time."""
@@ -45,28 +51,36 @@ class GroupCommit(Generic[T, R]):
         self._max_weight = max_weight
         self._hold_s = hold_s
         self._enough = enough
+        self._crowd_s = crowd_s
         self._full = asyncio.Event()
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._tasks = Background(name)
         self._drained = asyncio.Event()
         self._scheduled = False
         self._closing = False
+        self.unanswered = 0
+        """items that wait or are being written"""
 
     async def put(self, item: T) -> R:
         """Write ``item`` and return its answer. Raises ``queue_full``, ``draining``, or what the write raised."""
+        return await self.add(item)
+
+    def add(self, item: T, answer: "asyncio.Future[R] | None" = None) -> "asyncio.Future[R]":
+        """As :meth:`put` without a task: the answer is ``answer``'s, or a new future's. Raises ``queue_full``, ``draining``."""
         if self._closing:
             raise draining()
         if len(self._waiting) >= self._max_waiting:
             raise NovaError("queue_full", "too many requests wait to be written", retry_after_s=1)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
+        future: asyncio.Future[R] = loop.create_future() if answer is None else answer
         self._waiting.append((item, future))
+        self.unanswered += 1
         if len(self._waiting) >= self._enough:
             self._full.set()
         if self._running < self._writers and not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._begin)  # whoever comes in this turn of the loop is in the same batch
-        return await future
+        return future
 
     async def close(self) -> None:
         """Take nothing more and write what waits."""
@@ -86,7 +100,7 @@ class GroupCommit(Generic[T, R]):
     async def _work(self) -> None:
         try:
             while self._waiting:
-                if self._hold_s:
+                if self._enough > 1:
                     await self._gather()
                 await self._write_batch(self._next_batch())
         finally:
@@ -121,6 +135,11 @@ class GroupCommit(Generic[T, R]):
             raise
         except Exception as error:
             answers = [error] * len(batch)
+        finally:
+            self.unanswered -= len(batch)
+        if self._crowd_s:
+            crowd = len(batch) + len(self._waiting)
+            self._enough, self._hold_s = (crowd * 7 // 8, self._crowd_s) if crowd >= CROWD else (1, 0)
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 continue

@@ -51,6 +51,10 @@ class Claimed:
 Claim = Callable[[str, int, float], Awaitable[Claimed]]
 """Leases up to so many due items to an owner, for so many seconds."""
 
+Begin = Callable[[WorkItem], "asyncio.Future[None] | None"]
+"""Starts what :meth:`WorkHandler.run` does without a task, for its end to come to the future; cancelled, that stops the work.
+None, and nothing has happened: there is something to wait for first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -58,8 +62,9 @@ class Kind:
 
     ``concurrency`` as a callable is asked before each claim; whoever makes it grow meanwhile sets ``room``.
     ``max_attempts`` None: the handler counts for itself, and ``give_up`` is never called. ``claim`` replaces the queue's own,
-    which knows nothing of the noun's table. ``gap_s``: from a claim that found few items to the next, at least; short where
-    somebody waits for each item. ``ahead``: items that may be handed over beyond that, to wait here for a moment.
+    which knows nothing of the noun's table. ``begin`` is asked before the handler runs in a task. ``gap_s``: from a claim that
+    found few items to the next, at least; short where somebody waits for each item. ``ahead``: items that may be handed over
+    beyond that, to wait here for a moment.
     """
 
     handler: WorkHandler
@@ -69,6 +74,7 @@ class Kind:
     backoff_s: float = 1
     backoff_max_s: float = 60
     claim: Claim | None = None
+    begin: Begin | None = None
     gap_s: float = GAP_S
     ahead: int = 0
     room: Room = field(default_factory=Room)

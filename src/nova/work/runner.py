@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import psycopg
@@ -38,7 +39,8 @@ class Notifications(Protocol):
 @dataclass(slots=True)
 class _Running:
     item: WorkItem
-    task: asyncio.Task[None]
+    work: asyncio.Future[None]
+    """a task, or what its kind began without one"""
     lease_ends: float
     lost: bool = False
 
@@ -91,12 +93,11 @@ class Runner:
             await asyncio.wait(self._claims, timeout=self._grace_s)
         for lane in self._lanes.values():
             await self._release(await lane.close(self._grace_s))
-        tasks = [running.task for running in self._running.values()]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self._grace_s)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        if self._running:
+            await asyncio.wait([running.work for running in self._running.values()], timeout=self._grace_s)
+            late = [running for running in self._running.values() if running.work.cancel()]
+            await asyncio.gather(*(running.work for running in late), return_exceptions=True)
+            await self._release([running.item for running in late if not isinstance(running.work, asyncio.Task)])
         await self._loops.close()
 
     def _on_notify(self, payload: str) -> None:
@@ -165,12 +166,25 @@ class Runner:
 
     def _begin(self, lane: Lane, item: WorkItem, leased_at: float) -> None:
         lane.running += 1
-        task = asyncio.create_task(self._work(lane.kind, item), name=item.id)
-        self._running[item.claim] = _Running(item, task, leased_at + self.queue.lease_s)
-        task.add_done_callback(lambda _task: self._ended(lane, item))
+        kind = lane.kind
+        work = None if kind.begin is None or _worn(kind, item) else kind.begin(item)
+        self._follow(
+            lane, item, work or asyncio.create_task(self._work(lane.kind, item)), leased_at + self.queue.lease_s
+        )
 
-    def _ended(self, lane: Lane, item: WorkItem) -> None:
-        del self._running[item.claim]
+    def _follow(self, lane: Lane, item: WorkItem, work: "asyncio.Future[None]", lease_ends: float) -> None:
+        self._running[item.claim] = _Running(item, work, lease_ends)
+        work.add_done_callback(partial(self._ended, lane, item))
+
+    def _ended(self, lane: Lane, item: WorkItem, work: "asyncio.Future[None]") -> None:
+        running = self._running.pop(item.claim)
+        if not isinstance(work, asyncio.Task):
+            if work.cancelled():
+                if running.lost:
+                    log.warning("work was taken away", kind=item.kind, subject=item.subject)
+            elif (error := work.exception()) is not None:
+                self._follow(lane, item, asyncio.create_task(self._wrong(lane.kind, item, error)), running.lease_ends)
+                return
         lane.ended()
 
     def _return(self, items: Sequence[WorkItem]) -> None:
@@ -197,20 +211,23 @@ class Runner:
                 return
             await self._give_back(item, delay_s=0, counts=False)
             raise
-        except LeaseLost:
-            log.warning("work was taken away", kind=item.kind, subject=item.subject)
         except Exception as error:
+            await self._wrong(kind, item, error)
+
+    async def _wrong(self, kind: Kind, item: WorkItem, error: BaseException) -> None:
+        if isinstance(error, LeaseLost):
+            log.warning("work was taken away", kind=item.kind, subject=item.subject)
+        else:
             log.error("work failed", kind=item.kind, subject=item.subject, attempt=item.attempt, exc_info=error)
             await self._fail(kind, item, error)
 
     async def _attempt(self, kind: Kind, item: WorkItem) -> None:
-        if kind.max_attempts is not None and item.attempt > kind.max_attempts:
-            # it took its worker down with it every time: nobody was left to count
+        if _worn(kind, item):
             await kind.handler.give_up(item, f"the worker was lost in each of {kind.max_attempts} attempts")
         else:
             await kind.handler.run(item)
 
-    async def _fail(self, kind: Kind, item: WorkItem, error: Exception) -> None:
+    async def _fail(self, kind: Kind, item: WorkItem, error: BaseException) -> None:
         if kind.max_attempts is None or item.attempt < kind.max_attempts:
             await self._give_back(item, delay_s=_delay(kind, item.attempt), counts=True)
             return
@@ -251,7 +268,12 @@ class Runner:
                 running.lease_ends = sent + self.queue.lease_s
             elif ours is not None or self._clock.monotonic() >= running.lease_ends:
                 running.lost = True
-                running.task.cancel()
+                running.work.cancel()
+
+
+def _worn(kind: Kind, item: WorkItem) -> bool:
+    """It took its worker down with it every time: nobody was left to count."""
+    return kind.max_attempts is not None and item.attempt > kind.max_attempts
 
 
 def _delay(kind: Kind, attempt: int) -> float:
