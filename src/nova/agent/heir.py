@@ -5,14 +5,19 @@ has become this process's child. From then on it is a standing worker like any o
 """
 
 import array
+import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from nova.agent.config import AgentConfig
 from nova.agent.process import Worker
 from nova.agent.supervisor import Supervisor
+
+_GONE_S: Final = 1.0
+"""At most; then the worker serves all the same."""
 
 
 def run(control: socket.socket, config: AgentConfig, donor: socket.socket, entries: Sequence[int]) -> NoReturn:
@@ -56,13 +61,31 @@ def receive_worker(donor: socket.socket, number: int, entries: Sequence[int]) ->
     for fd in given[1:]:
         os.close(fd)
     told = donor.recv(512).decode()
-    pid = int(told) if told.isdigit() else 0
+    pid, *ways = map(int, told.split()) if told.replace(" ", "").isdigit() else [0]
+    for forker in ways:
+        _gone(forker)
     if pid not in _children():
         raise OSError(f"no worker came: {told or 'its fork ended early'}")
     line.setblocking(False)
     os.set_blocking(out_read, False)
     os.set_blocking(err_read, False)
     return Worker(number, pid, line, out_read, err_read)
+
+
+def _gone(pid: int) -> None:
+    """Wait until a process that is ending cannot be seen any more. It is a child of this one, or of the first process of the
+    place that it came from, which buries it in its own time."""
+    until = time.monotonic() + _GONE_S
+    while time.monotonic() < until:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        except PermissionError:
+            pass  # it is there
+        time.sleep(0.0002)
 
 
 def _children() -> list[int]:

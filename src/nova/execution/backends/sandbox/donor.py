@@ -81,26 +81,29 @@ def _arrive(agent: socket.socket, own_pid: int, worker: Callable[[], NoReturn]) 
             os.write(fd, b"0")
         kernel.drop_capabilities()
         kernel.load_seccomp(_program)
+        ways = [os.getpid()]
         if os.fork() == 0:
-            # OpenSSL tells forks apart by their pid.
-            if os.getpid() == own_pid and os.fork():
-                os._exit(0)
-            _settle(agent, line, stdout, stderr)
+            if os.getpid() == own_pid:  # OpenSSL tells forks apart by their pid
+                ways.append(own_pid)
+                if os.fork():
+                    os._exit(0)
+            _settle(agent, line, stdout, stderr, ways)
             worker()
     except OSError as error:
         agent.send(f"error: {error}".encode())
     os._exit(0)
 
 
-def _settle(agent: socket.socket, line: int, stdout: int, stderr: int) -> None:
-    """Have the descriptors of a worker and no other, be the agent's child and tell it."""
+def _settle(agent: socket.socket, line: int, stdout: int, stderr: int, ways: list[int]) -> None:
+    """Have the descriptors of a worker and no other, be the agent's child and tell it. ``ways``: the processes in here that
+    this one comes from, which nobody shall see when it serves."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
     lay_out({0: null, 1: stdout, 2: stderr, 3: line, 4: line, _DONOR_FD: agent.fileno()})
     os.closerange(_DONOR_FD + 1, os.sysconf("SC_OPEN_MAX"))
     set_dumpable(True)
     _wait_for_adoption()
-    os.write(_DONOR_FD, str(os.getpid()).encode())
+    os.write(_DONOR_FD, " ".join(map(str, [os.getpid(), *ways])).encode())
     os.close(_DONOR_FD)
     agent.detach()
 
