@@ -121,6 +121,15 @@ async def test_a_crowd_is_written_together_again() -> None:
     assert [future.result() for future in left] == [0, 10, 20]
 
 
+async def test_a_crowd_larger_than_a_batch_waits_for_no_more_than_fits() -> None:
+    writer = Writer()
+    writer.go.set()
+    group = GroupCommit("test", writer.write, batch=8, writers=1, crowd_s=60)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(group.add(item) for item in range(16)))
+    assert [len(batch) for batch in writer.batches] == [8, 8]
+
+
 async def test_a_crowd_that_has_gone_is_not_waited_for_again() -> None:
     writer = Writer()
     writer.go.set()

@@ -12,7 +12,7 @@ from nova.service import Background
 T = TypeVar("T")
 R = TypeVar("R")
 
-CROWD = 12
+_CROWD = 12
 """Fewer callers are not waited for."""
 
 
@@ -139,7 +139,8 @@ class GroupCommit(Generic[T, R]):
             self.unanswered -= len(batch)
         if self._crowd_s:
             crowd = len(batch) + len(self._waiting)
-            self._enough, self._hold_s = (crowd * 7 // 8, self._crowd_s) if crowd >= CROWD else (1, 0)
+            self._enough = min(crowd * 7 // 8, self._batch) if crowd >= _CROWD else 1
+            self._hold_s = self._crowd_s
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 continue
