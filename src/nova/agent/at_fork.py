@@ -2,7 +2,8 @@
 
 Locks that a fork may leave held are repaired by hooks of ``threading``, ``logging`` and ``concurrent.futures``. A zygote and
 an agent have one thread, so there is nothing to repair, and running those hooks copies 0.6 MB of shared memory in each
-child. A worker registers them for the forks of its own; what renews something (``random``) also runs in it at once.
+child. A worker registers them when it comes to fork itself, which few do; what renews something (``random``) runs in it at
+once.
 """
 
 import os
@@ -14,6 +15,7 @@ _REPAIRS: Final = ("threading", "logging", "concurrent.futures.thread")
 
 _register = os.register_at_fork
 _postponed: list[dict[str, Callable[[], Any]]] = []
+_renewals: list[Callable[[], Any]] = []
 
 
 def postpone() -> None:
@@ -23,6 +25,9 @@ def postpone() -> None:
 
 def _remember(**hooks: Callable[[], Any]) -> None:
     _postponed.append(hooks)
+    renew = hooks.get("after_in_child")
+    if renew is not None and getattr(renew, "__module__", None) not in (None, *_REPAIRS):
+        _renewals.append(renew)
 
 
 def resume() -> None:
@@ -30,8 +35,17 @@ def resume() -> None:
     if os.register_at_fork is not _remember:
         return
     os.register_at_fork = _register
+    _register(before=_register_all)
+    for renew in _renewals:
+        renew()
+
+
+def _register_all() -> None:
+    """Before the first fork of a worker: from now on the interpreter runs them all. It has a list of what to run before this
+    fork already, so that is done here."""
     for hooks in _postponed:
         _register(**hooks)
-        renew = hooks.get("after_in_child")
-        if renew is not None and getattr(renew, "__module__", None) not in _REPAIRS:
-            renew()
+    before = [hooks["before"] for hooks in reversed(_postponed) if "before" in hooks]
+    _postponed.clear()
+    for hook in before:
+        hook()

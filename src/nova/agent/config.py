@@ -1,9 +1,10 @@
 """What an agent is told before it starts, by the backend that isolates it. Plain data, so it crosses processes as JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Self
 
+GUEST_PORT: Final = 8399
 LaunchKind = Literal["fork", "exec", "none", "lambda"]
 
 
@@ -48,7 +49,8 @@ class WorkerLaunch:
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """``token_sha256`` is the digest of the token that the host's Hello must show; the token itself never comes inside.
+    """``token_sha256`` is the digest of the token that the host's Hello must show; the token itself never comes inside. It is
+    empty where nobody but the host can reach the agent, so that there is no Hello.
 
     ``reload_dir`` is a folder that the agent may make and write; without it the code cannot be replaced while it runs.
     """
@@ -59,8 +61,10 @@ class AgentConfig:
     worker: WorkerLaunch
     code_dir: str = "/code"
     reload_dir: str | None = None
-    guest_port: int = 8399
+    guest_port: int = GUEST_PORT
     """where code inside reaches the guest API, on loopback; 0: nowhere. Only for places with a network of their own."""
+    api_token: str = ""
+    """what processes inside show to the guest API, if the host chooses it"""
     relayed: bool = False
     """The host is behind a relay, which reads a worker's descriptors from the moment it gets them. So it gets them when the
     worker has loaded and not before, and the agent keeps copies for the next host."""
@@ -68,3 +72,17 @@ class AgentConfig:
     """Booted for nobody: no worker stands, and the first thing it is told is to be kept in a snapshot."""
     term_grace_ms: int = 0
     """What workers have to end in when the agent gets SIGTERM; 0: it ends at once, or not at all as the first process."""
+
+    def takes_init(self, entry_kind: str) -> bool:
+        """Whether the standing worker serves such a function, and can be loaded by its host on its line: it sets its own
+        limits then, which a program that was started with ``exec`` may not be able to."""
+        return self.worker.kind == "fork" and entry_kind != "script"
+
+    @property
+    def stands(self) -> bool:
+        """Whether a worker stands before a function is known."""
+        return self.worker.kind in ("fork", "exec") and not self.blank
+
+    def named(self, instance_id: str, api_token: str) -> Self:
+        """The same for one instance."""
+        return replace(self, instance_id=instance_id, api_token=api_token)

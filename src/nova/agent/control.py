@@ -98,22 +98,25 @@ class Control:
         *,
         on_frame: Callable[[Frame], None],
         standing: Callable[[], Worker | None],
+        greeted: bool = False,
     ) -> None:
-        """``standing`` gives the worker whose descriptors go with the answer to Hello."""
+        """``standing`` gives the worker whose descriptors go with the answer to Hello. ``greeted``: the host need not say it,
+        and its pings all have the same id."""
         self._config = config
         self._poller = poller
         self._on_frame = on_frame
         self._standing = standing
-        self._begin(sock)
+        self._pinged = greeted
+        self._begin(sock, greeted=greeted)
 
-    def _begin(self, sock: socket.socket) -> None:
+    def _begin(self, sock: socket.socket, *, greeted: bool = False) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._started = time.monotonic()
         self._decoder = FrameDecoder()
         self._partial_since: float | None = None
         self._outgoing: deque[_Outgoing] = deque()
-        self._greeted = False
+        self._greeted = greeted
         self._last_id = 0
         self._last_question = 0
         self._resting = False
@@ -180,7 +183,7 @@ class Control:
         if not self._greeted:
             self._greet(frame)
             return
-        if frame.type in frames.GUEST_ANSWERS:
+        if frame.type in frames.GUEST_ANSWERS or (self._pinged and frame.type == frames.PING):
             self._on_frame(frame)
             return
         if frame.id <= self._last_id or frame.id % 2 == 0:

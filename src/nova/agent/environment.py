@@ -1,7 +1,9 @@
 """A worker's environment, built from nothing: what the platform says, then what the function says."""
 
-from typing import Final
+import os
+from typing import Any, Final
 
+from nova.agent.config import AgentConfig
 from nova.agent.messages import InitHead
 
 GUEST_HOST: Final = "127.0.0.1"
@@ -92,3 +94,19 @@ def build(init: InitHead, code_dir: str) -> dict[str, str]:
         _HANDLER=init.handler,
     )
     return env
+
+
+def worker_init(config: AgentConfig, init: InitHead, api_token: str) -> dict[str, Any]:
+    """The object of the init line. ``api_token``: what the worker shows to the guest API."""
+    env = build(init, config.code_dir) | guest(config.guest_port, api_token)
+    if init.mode == "durable":
+        env = durable(config.guest_port) | env
+    return {
+        "handler": init.handler,
+        "entry": os.path.join(config.code_dir, init.entry),
+        "code_dir": config.code_dir,
+        "mode": init.mode,
+        "concurrency": init.concurrency,
+        "open_files": init.open_files,
+        "env": env,
+    }

@@ -128,3 +128,9 @@ class FrameDecoder:
             frames.append(decode(bytes(buffer[4 : 4 + length])))
             del buffer[: 4 + length]
         return frames
+
+
+PING_ID: Final = 1
+"""Of all pings where the host need not say Hello, so that a quiet agent knows them without parsing."""
+QUIET_PING: Final = encode(PING, PING_ID, {})
+QUIET_PONG: Final = encode(RESP, PING_ID, {"ok": True, "workers": 1})

@@ -40,13 +40,13 @@ class _Refused(Exception):
 class GuestApi:
     """Questions under way, by the id of their frame."""
 
-    def __init__(self, control: Control, poller: Poller, port: int) -> None:
-        """``port`` 0: there is none."""
+    def __init__(self, control: Control, poller: Poller, port: int, token: str = "") -> None:
+        """``port`` 0: there is none. ``token``: if the host has chosen it."""
         self._control = control
         self._port = port
         self._server = Server(poller, self._serve, _to_lambda)
         self._asked: dict[int, Exchange] = {}
-        self.token = os.urandom(24).hex()
+        self.token = token or os.urandom(24).hex()
         """what processes of this instance show in ``Authorization: Bearer``"""
 
     def renew(self) -> None:
@@ -54,10 +54,11 @@ class GuestApi:
         self.token = os.urandom(24).hex()
         self._asked.clear()
 
-    def open(self) -> None:
-        """Raises OSError when something else listens there, which nothing can before the code is loaded."""
+    def open(self, listener: socket.socket | None = None) -> None:
+        """``listener``: if it stands already. Raises OSError when something else listens there, which nothing can before the
+        code is loaded."""
         if self._port:
-            self._server.open(listen((GUEST_HOST, self._port)))
+            self._server.open(listener or listen((GUEST_HOST, self._port)))
 
     def answered(self, frame: Frame) -> None:
         exchange = self._asked.pop(frame.id, None)

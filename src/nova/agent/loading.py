@@ -58,10 +58,10 @@ class Loader:
         self._poller.watch(stderr, lambda: self._read_print(stderr, loading.stderr))
         set_open_files(worker.pid, loading.code.init.open_files)
         # Nothing of the user's runs in the worker yet, so it reads soon; if it is dead its exit tells the rest.
-        worker.line.setblocking(True)
+        os.set_blocking(worker.line, True)
         with contextlib.suppress(ConnectionError):
-            worker.line.sendall(line)
-        worker.line.setblocking(False)
+            _write_all(worker.line, line)
+        os.set_blocking(worker.line, False)
 
     def ended(self, worker: Worker, status: int) -> None:
         """A worker has died (its wait status); what it had written before still counts."""
@@ -77,13 +77,13 @@ class Loader:
 
     def _read_line(self, loading: Loading) -> None:
         try:
-            data = loading.worker.line.recv(_READ)
+            data = os.read(loading.worker.line, _READ)
         except BlockingIOError:
             return
         except ConnectionError:
             data = b""
         if not data:
-            self._poller.unwatch(loading.worker.line.fileno())
+            self._poller.unwatch(loading.worker.line)
             return  # the worker's end is reported by its exit
         for event in loading.session.feed(data):
             if isinstance(event, Ready):
@@ -128,6 +128,11 @@ class Loader:
             import_us=ready.import_us if ready else 0,
         )
         self._finished(loading, head)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def drain(fd: int, prints: PrintBuffer) -> None:

@@ -142,6 +142,8 @@ class InitHead:
     open_files: int
     layers: int = 0
     """mounted at ``/layers/0`` and so on; a later one comes first on the search paths"""
+    loaded: bool = False
+    """the host has loaded it into the standing worker; the agent needs to know for what is asked of it next"""
 
     def as_head(self) -> dict[str, Any]:
         return asdict(self) | {"env": dict(self.env)}
@@ -172,6 +174,7 @@ class InitHead:
             concurrency=take(head, "concurrency", int),
             open_files=take(head, "open_files", int),
             layers=take(head, "layers", int) if "layers" in head else 0,
+            loaded=take(head, "loaded", bool) if "loaded" in head else False,
         )
 
 

@@ -15,11 +15,13 @@ def warm_up(modules: Sequence[str]) -> None:
     collection is off; a worker turns it on again when its code is loaded.
     """
     sys.dont_write_bytecode = True
-    for name in modules:
-        module = bootstrap(name)
+    bootstraps = [bootstrap(name) for name in modules]
+    for module in bootstraps:
         module.preload()
         module.rehearse()
     rehearsal.codecs()
+    for module in bootstraps:
+        module.prepare()
     gc.collect()
     gc.freeze()
     gc.disable()

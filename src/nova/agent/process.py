@@ -1,12 +1,13 @@
 """Making and ending processes: what Linux offers and the standard library does not wrap, and the start of a worker."""
 
+import _signal  # type: ignore[import-not-found]  # what ``signal`` wraps: its enumerations are memory that every fork would touch
+import _socket
 import contextlib
 import ctypes
 import fcntl
 import os
 import resource
 import signal
-import socket
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SPARE_FD: Final = 64
 """Descriptors are moved above this number before 0–4 are laid out, so that no source is overwritten."""
+_MOST_FDS: Final = os.sysconf("SC_OPEN_MAX")
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 _prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
@@ -43,27 +45,27 @@ def adopt_orphans() -> None:
 
 @dataclass(slots=True)
 class Worker:
-    """A started worker and this side's ends: its line socket, and the read ends of its stdout and stderr."""
+    """A started worker and this side's descriptors: its line socket, and the read ends of its stdout and stderr."""
 
     number: int
     pid: int
-    line: socket.socket
+    line: int
     stdout: int
     stderr: int
 
     def descriptors(self) -> tuple[int, int, int]:
-        return self.line.fileno(), self.stdout, self.stderr
+        return self.line, self.stdout, self.stderr
 
     def copy(self) -> "Worker":
         """The same worker with descriptors of its own."""
-        return Worker(self.number, self.pid, self.line.dup(), os.dup(self.stdout), os.dup(self.stderr))
+        return Worker(self.number, self.pid, *map(os.dup, self.descriptors()))
 
     def close(self) -> None:
         """Forget the descriptors; the host, if it has copies, drives the worker alone from here on."""
-        if self.line.fileno() >= 0:
-            self.line.close()
-            os.close(self.stdout)
-            os.close(self.stderr)
+        if self.line >= 0:
+            for fd in self.descriptors():
+                os.close(fd)
+            self.line = -1
 
     def signal(self, number: int) -> None:
         """Signal the worker and its process group."""
@@ -74,33 +76,38 @@ class Worker:
 
 def start_worker(number: int, main: Callable[[], NoReturn]) -> Worker:
     """Fork a worker: its own session, descriptors 0–4 as the protocol says and no other, then ``main``."""
-    line, theirs = socket.socketpair()
-    out_read, out_write = os.pipe()
-    err_read, err_write = os.pipe()
+    ours, theirs = worker_ends()
     pid = os.fork()
     if pid == 0:
-        _in_child(theirs.fileno(), out_write, err_write, main)
-    for fd in (out_write, err_write):
+        _in_child(theirs, main)
+    for fd in theirs:
         os.close(fd)
-    theirs.close()
-    line.setblocking(False)
-    os.set_blocking(out_read, False)
-    os.set_blocking(err_read, False)
-    return Worker(number, pid, line, out_read, err_read)
+    return Worker(number, pid, *ours)
 
 
-def _in_child(line: int, stdout: int, stderr: int, main: Callable[[], NoReturn]) -> NoReturn:
+def worker_ends() -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The descriptors of a worker to be, line, stdout and stderr: this side's, which do not block, and its own."""
+    line, their_line = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
+    stdout, their_stdout = os.pipe()
+    stderr, their_stderr = os.pipe()
+    ours = line.detach(), stdout, stderr
+    for fd in ours:
+        os.set_blocking(fd, False)
+    return ours, (their_line.detach(), their_stdout, their_stderr)
+
+
+def _in_child(descriptors: tuple[int, int, int], main: Callable[[], NoReturn]) -> NoReturn:
+    """What runs here is the first thing that a worker does, each time: every function more is memory that it does not share."""
     try:
         os.setsid()
-        lay_out({0: os.open(os.devnull, os.O_RDONLY), 1: stdout, 2: stderr, 3: line, 4: line})
-        os.closerange(5, os.sysconf("SC_OPEN_MAX"))
+        line, stdout, stderr = descriptors
+        lay_out({0: os.open("/dev/null", os.O_RDONLY), 1: stdout, 2: stderr, 3: line, 4: line})
+        os.closerange(5, _MOST_FDS)
         default_signals()
         set_dumpable(True)
         at_fork.resume()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # A hint to the kernel, not a limit: where /proc is closed the memory limit still holds.
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-            score.write("1000")
+        _go_first()
         main()
     except BaseException:
         traceback.print_exc()
@@ -108,19 +115,32 @@ def _in_child(line: int, stdout: int, stderr: int, main: Callable[[], NoReturn])
         os._exit(1)
 
 
+def _go_first() -> None:
+    """Where the whole host runs out of memory. A hint to the kernel, not a limit: where /proc is closed the limit still holds."""
+    try:
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(score, b"1000")
+        os.close(score)
+    except OSError:
+        return
+
+
 def lay_out(wanted: dict[int, int]) -> None:
     """Make each descriptor ``wanted[n]`` also descriptor ``n``; 0–2 are inherited over exec, the others are not."""
-    spare = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _SPARE_FD) for target, source in wanted.items()}
-    for target, source in spare.items():
-        os.dup2(source, target, inheritable=target <= 2)
+    spare = []
+    for target in wanted:
+        spare.append(fcntl.fcntl(wanted[target], fcntl.F_DUPFD_CLOEXEC, _SPARE_FD))
+    for target in wanted:
+        source = spare.pop(0)
+        os.dup2(source, target, target <= 2)
         os.close(source)
 
 
 def default_signals() -> None:
     """Undo what the agent set for itself."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    _signal.set_wakeup_fd(-1)
+    for number in (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT):
+        _signal.signal(number, _signal.SIG_DFL)
 
 
 def exec_program(argv: Iterable[str], env: Mapping[str, str], inherit: Iterable[int] = (3, 4)) -> NoReturn:
@@ -148,7 +168,7 @@ def start_program(argv: Iterable[str], env: Mapping[str, str], cwd: str, fds: di
             if fd not in fds:
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        os.closerange(5, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(5, _MOST_FDS)
         os.chdir(cwd)
         exec_program(argv, env, [fd for fd in fds if fd > 2])
     finally:

@@ -1,28 +1,11 @@
-"""A run of the agent's code on made-up data: in the zygote to warm the code, in each agent to touch its memory early.
-
-A zygote that has seen what memory its agents write to (:mod:`nova.agent.pages`) spares them the second.
-"""
+"""A run of the agent's code on made-up data: in the zygote to warm the code, in each agent to touch its memory early."""
 
 import hashlib
 import hmac
-from collections.abc import Callable
 
 from nova.agent import environment, frames
 from nova.agent.messages import FunctionRef, HelloHead, InitHead, LoadedHead, WelcomeHead
 from nova.agent.worker import WorkerSession, init_line
-
-_have: Callable[[], None] | None = None
-
-
-def replace(have: Callable[[], None] | None) -> None:
-    """Agents that are forked from this process call ``have`` in place of rehearsing; None: they rehearse."""
-    global _have
-    _have = have
-
-
-def ready() -> None:
-    """In a new agent: have the memory early, before anybody waits for it."""
-    (_have or codecs)()
 
 
 def codecs() -> None:

@@ -7,7 +7,6 @@ worker like any other, seen from the host.
 
 import functools
 import importlib
-import os
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
@@ -26,12 +25,20 @@ class Bootstrap(Protocol):
 
     def rehearse(self) -> None: ...
 
+    def prepare(self) -> None: ...
+
     def replace_rehearsal(self, have: Callable[[], None] | None) -> None: ...
 
 
+_bootstraps: dict[str, Bootstrap] = {}
+
+
 def bootstrap(module: str) -> Bootstrap:
-    loaded: Any = importlib.import_module(module)
-    found: Bootstrap = loaded
+    """Kept here: a module that has prepared this process for functions cannot be imported any more."""
+    found = _bootstraps.get(module)
+    if found is None:
+        loaded: Any = importlib.import_module(module)
+        found = _bootstraps[module] = loaded
     return found
 
 
@@ -55,18 +62,3 @@ def runner_main(config: AgentConfig, init: InitHead) -> Callable[[], NoReturn] |
     if launch.kind == "exec" and init.mode == "process":
         return functools.partial(oneshot.main, launch)
     return None
-
-
-def worker_init(config: AgentConfig, init: InitHead, api_token: str) -> dict[str, Any]:
-    """The object of the init line. ``api_token``: what the worker shows to the guest API."""
-    env = environment.build(init, config.code_dir) | environment.guest(config.guest_port, api_token)
-    if init.mode == "durable":
-        env = environment.durable(config.guest_port) | env
-    return {
-        "handler": init.handler,
-        "entry": os.path.join(config.code_dir, init.entry),
-        "code_dir": config.code_dir,
-        "mode": init.mode,
-        "concurrency": init.concurrency,
-        "env": env,
-    }

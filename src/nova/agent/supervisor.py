@@ -13,11 +13,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from nova.agent import frames, rehearsal, reload
 from nova.agent.config import AgentConfig
 from nova.agent.control import Control, Ended, Poller
+from nova.agent.environment import worker_init
 from nova.agent.frames import Frame
 from nova.agent.guest import GuestApi
 from nova.agent.loading import Code, Loader, Loading
@@ -33,7 +34,7 @@ from nova.agent.messages import (
 )
 from nova.agent.process import Worker, adopt_orphans, kill_children, set_dumpable, start_worker
 from nova.agent.reload import Refused, Reload
-from nova.agent.runners import runner_main, standing_main, worker_init
+from nova.agent.runners import runner_main, standing_main
 from nova.agent.worker import init_line
 
 
@@ -50,9 +51,20 @@ def run(control: socket.socket, config: AgentConfig) -> NoReturn:
         os._exit(code)
 
 
+class Started(NamedTuple):
+    """What stands already: the worker, if there is one, whose descriptors the host has; the end of a pipe that is readable when
+    a child has died; the listening socket of the guest API."""
+
+    worker: Worker | None
+    children: int
+    listener: int
+
+
 class Supervisor:
-    def __init__(self, control: socket.socket, config: AgentConfig) -> None:
+    def __init__(self, control: socket.socket, config: AgentConfig, started: Started | None = None) -> None:
+        """``started``: the host is known by being at the other end of ``control``, so Hello is not asked for."""
         self._config = config
+        self._started = started
         self._poller = Poller()
         self._control = Control(
             control,
@@ -60,10 +72,11 @@ class Supervisor:
             self._poller,
             on_frame=self._receive,
             standing=lambda: None if config.relayed else self._workers.get(0),
+            greeted=started is not None,
         )
         self._loader = Loader(self._poller, self._loaded)
         self._reload = Reload(config.reload_dir)
-        self._guest = GuestApi(self._control, self._poller, config.guest_port)
+        self._guest = GuestApi(self._control, self._poller, config.guest_port, config.api_token)
         self._workers: dict[int, Worker] = {}
         self._serving: dict[int, Code] = {}
         self._ending: dict[int, int | None] = {}
@@ -76,12 +89,10 @@ class Supervisor:
 
     def run(self) -> int:
         """The loop; returns the exit code."""
-        self._settle()
-        if self._config.worker.kind in ("fork", "exec") and not self._config.blank:
-            self._start(standing_main(self._config))
-        rehearsal.ready()
-        self._control.open()
-        self._guest.open()
+        if self._started is None:
+            self._begin()
+        else:
+            self._go_on(self._started)
         try:
             while True:
                 waits = [at for at in (self._control.deadline(), self._stop_at or None) if at is not None]
@@ -93,6 +104,23 @@ class Supervisor:
         finally:
             for worker in self._workers.values():
                 worker.signal(signal.SIGKILL)
+
+    def _begin(self) -> None:
+        self._settle()
+        if self._config.stands:
+            self._start(standing_main(self._config))
+        rehearsal.codecs()  # its memory is touched now, before anybody waits for it
+        self._control.open()
+        self._guest.open()
+
+    def _go_on(self, started: Started) -> None:
+        if started.worker is not None:
+            self._workers[0] = started.worker
+            self._next_worker = 1
+        self._children_fd = started.children
+        self._poller.watch(self._children_fd, self._reap)
+        self._control.open()
+        self._guest.open(socket.socket(fileno=started.listener))
 
     def _settle(self) -> None:
         """Be the init process of this place: closed to the workers' eyes, parent of orphans, woken by their end."""
@@ -142,6 +170,9 @@ class Supervisor:
             self._refuse(frame, "Nova.InitError", "this instance has a function loaded already")
             return
         self._code = code = Code(self._config, init)
+        if init.loaded:
+            self._know(code, frame)
+            return
         runner = runner_main(self._config, init)
         standing = self._workers.get(0)
         if runner is not None and standing is not None:
@@ -149,6 +180,14 @@ class Supervisor:
             standing = None
         worker = standing or self._start(_worker_main(code))
         self._begin_loading(worker, code, frame.id, with_descriptors=standing is None or self._config.relayed)
+
+    def _know(self, code: Code, frame: Frame) -> None:
+        """The host has loaded the standing worker; it may have died since."""
+        worker = self._workers.get(0)
+        if worker is not None:
+            self._serving[0] = code
+            worker.close()
+        self._control.send(frames.RESP, frame.id, LoadedHead(ok=True, worker=0).as_head())
 
     def _add_worker(self, frame: Frame) -> None:
         """One more worker of the loaded function, for one more call at a time."""

@@ -136,7 +136,10 @@ class Booter:
         """Where an instance of this function is made, and what it is like. Raises NovaError."""
         backend = await self._backends.select(snapshot)
         trees = [snapshot.artifact, *(layer.artifact for layer in snapshot.layers)]
-        code, *layers = await asyncio.gather(*map(self._artifacts.materialise, trees))
+        if len(trees) > 1:
+            code, *layers = await asyncio.gather(*map(self._artifacts.materialise, trees))
+        else:  # here, mostly: on the path of a cold start no task is made for it
+            code, layers = await self._artifacts.materialise(snapshot.artifact), []
         spec = InstanceSpec(
             instance_id=new_id(),
             runtime=snapshot.runtime,

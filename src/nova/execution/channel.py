@@ -4,13 +4,17 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import structlog
 
 from nova.agent import frames
+from nova.agent.config import AgentConfig
+from nova.agent.environment import worker_init
 from nova.agent.frames import Frame
 from nova.agent.messages import (
     DoneHead,
@@ -22,6 +26,7 @@ from nova.agent.messages import (
     ThawHead,
     WorkerExitHead,
 )
+from nova.agent.worker import init_line
 from nova.errors import FunctionError
 from nova.execution import channel_reload
 from nova.execution.backends.base import InitDone, InitFailed, InitSpec, WorkerCall, WorkerResult
@@ -72,6 +77,10 @@ class DirectChannel:
         self.guests = GuestDesk(self._control, self._workers.find)
         self._workers.asked = self.guests.asked
         self._standing: tuple[int, int, int] | None = None
+        self._agent: AgentConfig | None = None
+        """of an agent that nobody else can reach"""
+        self._untold: InitHead | None = None
+        """what was loaded and the agent does not know"""
         self._asked = 1
         self._reloading = asyncio.Lock()
         self._stopping = False
@@ -102,17 +111,44 @@ class DirectChannel:
             deadlines=deadlines,
             init_timeout_s=init_timeout_s,
         )
-        try:
-            await channel._greet(token)
-        except BaseException:
-            channel.close()
-            raise
+        hello = HelloHead(token=token.hex(), instance_id=instance_id)
+        await channel._greet(channel._control.request(frames.HELLO, hello.as_head()))
         return channel
 
-    async def _greet(self, token: bytes) -> None:
-        hello = HelloHead(token=token.hex(), instance_id=self.instance_id)
-        async with asyncio.timeout(HELLO_TIMEOUT_S):
-            answer = await self._control.request(frames.HELLO, hello.as_head())
+    @classmethod
+    async def hear(
+        cls,
+        control_sock: socket.socket,
+        agent: AgentConfig,
+        *,
+        kill: Callable[[], None],
+        death_cause: Callable[[], Awaitable[DeathCause]],
+        deadlines: Deadlines,
+        init_timeout_s: float = 10.0,
+    ) -> Self:
+        """As :meth:`connect`, where nobody else can reach the agent behind ``control_sock``: it speaks first
+        (:mod:`nova.agent.quiet`). ``agent``: what it was told."""
+        channel = cls(
+            control_sock,
+            agent.instance_id,
+            kill=kill,
+            death_cause=death_cause,
+            deadlines=deadlines,
+            init_timeout_s=init_timeout_s,
+        )
+        channel._agent = agent
+        await channel._greet(channel._control.greeting())
+        return channel
+
+    async def _greet(self, greeting: asyncio.Future[Frame]) -> None:
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                self._welcomed(await greeting)
+        except BaseException:
+            self.close()
+            raise
+
+    def _welcomed(self, answer: Frame) -> None:
         welcome = welcome_head(answer)
         self._standing = self._control.take_fds(answer) if welcome.fds else None
         if "relayed" in welcome.features:
@@ -137,9 +173,12 @@ class DirectChannel:
         """Load the function. Raises :class:`InitFailed`; the instance is then only good for being stopped."""
         self._ends.memory_mb = spec.memory_mb
         self._asked = spec.concurrency
+        head = init_head(spec, self.instance_id)
         try:
             async with asyncio.timeout(self._init_timeout_s):
-                answer, loaded = await self._load(frames.INIT, init_head(spec, self.instance_id))
+                if self._agent is not None and self._agent.takes_init(spec.entry_kind):
+                    return await self._load_directly(self._agent, head)
+                answer, loaded = await self._load(frames.INIT, head)
         except TimeoutError:
             self._workers.give_up()
             text = f"loading the code took longer than {self._init_timeout_s:g} s"
@@ -150,6 +189,25 @@ class DirectChannel:
         if loaded.error is not None or not loaded.ok:
             raise InitFailed(await self._ends.of_load(loaded), loaded.stdout, loaded.stderr)
         return self._serve_from(answer, loaded)
+
+    async def _load_directly(self, agent: AgentConfig, head: InitHead) -> InitDone:
+        """Past the agent, which hears of it when it has to know."""
+        if head.runtime != agent.runtime:
+            raise InitFailed(FunctionError("Nova.InitError", f"this instance runs {agent.runtime}, not {head.runtime}"))
+        if self._standing is None or self._workers.lost:
+            raise ControlLost("the agent is gone, or did not hand over its worker")
+        descriptors, self._standing = self._standing, None
+        line = self._drive(0, descriptors, multiplex=False)
+        self._untold = replace(head, loaded=True)
+        began = time.monotonic()
+        loaded = await line.load(init_line(worker_init(agent, head, agent.api_token)))
+        took_us = int((time.monotonic() - began) * 1e6)
+        stdout, stderr = line.prints()
+        if isinstance(loaded, FunctionError):
+            raise InitFailed(loaded, stdout, stderr)
+        slots = min(loaded.concurrency, self._asked) if loaded.multiplex else self._asked
+        self._workers.replace(line, slots)
+        return InitDone(took_us, slots, stdout, stderr, min(loaded.import_us, took_us))
 
     async def _load(self, kind: int, head: InitHead | None) -> tuple[Frame, LoadedHead]:
         answer = await self._control.request(kind, head.as_head() if head else {})
@@ -170,10 +228,11 @@ class DirectChannel:
             if self._standing is None:
                 raise ControlLost("the agent did not hand over its worker")
             descriptors, self._standing = self._standing, None
-        line = WorkerLine(
-            self._workers, loaded.worker, descriptors, multiplex=loaded.multiplex, instance_id=self.instance_id
-        )
-        self._workers.lines[line.number] = line
+        return self._drive(loaded.worker, descriptors, multiplex=loaded.multiplex)
+
+    def _drive(self, number: int, descriptors: tuple[int, int, int], *, multiplex: bool) -> WorkerLine:
+        line = WorkerLine(self._workers, number, descriptors, multiplex=multiplex, instance_id=self.instance_id)
+        self._workers.lines[number] = line
         return line
 
     def _close_standing(self) -> None:
@@ -237,7 +296,7 @@ class DirectChannel:
         """Whether the agent answers in time and says that it has workers."""
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await self._control.request(frames.PING, {})
+                answer = await (self._control.ping() if self._agent else self._control.request(frames.PING, {}))
         except (ControlLost, TimeoutError):
             return False
         return answer.head.get("ok") is True and (not self._workers.lines or bool(answer.head.get("workers")))
@@ -247,6 +306,9 @@ class DirectChannel:
     async def add_worker(self) -> WorkerLine:
         """One more worker of the loaded function. Raises ControlLost or TimeoutError."""
         async with asyncio.timeout(self._init_timeout_s):
+            untold, self._untold = self._untold, None
+            if untold is not None:
+                await self._load(frames.INIT, untold)
             answer, loaded = await self._load(frames.ADD_WORKER, None)
         if not loaded.ok:
             text = loaded.error.message if loaded.error else "no reason given"

@@ -49,9 +49,30 @@ class ControlConnection:
             future.set_exception(ControlLost("the connection is closed"))
             return future
         number, self._next_id = self._next_id, self._next_id + 2
+        self._expect(number, future)
+        self._outgoing += frames.encode(kind, number, head, payload)
+        self._flush()
+        return future
+
+    def _expect(self, number: int, future: asyncio.Future[Frame]) -> None:
         self._answers[number] = future
         future.add_done_callback(lambda _done: self._answers.pop(number, None))
-        self._outgoing += frames.encode(kind, number, head, payload)
+
+    def greeting(self) -> asyncio.Future[Frame]:
+        """What an agent says first that need not be greeted. Called instead of the first request."""
+        future: asyncio.Future[Frame] = self._loop.create_future()
+        self._next_id = frames.PING_ID + 2
+        self._expect(0, future)
+        return future
+
+    def ping(self) -> asyncio.Future[Frame]:
+        """A ping to such an agent."""
+        future: asyncio.Future[Frame] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(ControlLost("the connection is closed"))
+            return future
+        self._expect(frames.PING_ID, future)
+        self._outgoing += frames.QUIET_PING
         self._flush()
         return future
 

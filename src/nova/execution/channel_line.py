@@ -15,6 +15,7 @@ import structlog
 
 from nova import payload
 from nova.agent.lines import PrintBuffer
+from nova.agent.messages import GuestError
 from nova.agent.worker import (
     Ask,
     Chunk,
@@ -22,6 +23,7 @@ from nova.agent.worker import (
     Event,
     Garbage,
     Log,
+    Ready,
     Result,
     TooLong,
     WorkerSession,
@@ -73,10 +75,46 @@ class WorkerLine:
         self.paused = False
         """whoever takes the pieces of its call is full: nothing is read until that has changed"""
         self._later: list[Event] = []
+        self._loading: asyncio.Future[Ready | FunctionError] | None = None
         self._loop.add_reader(line, self._on_line)
         for fd in self._pipes:
             self._loop.add_reader(fd, self._on_print, fd)
             self._unread.register(fd, select.POLLIN)
+
+    # -- loading -------------------------------------------------------------------------------------------------
+
+    def load(self, data: bytes) -> "asyncio.Future[Ready | FunctionError]":
+        """Send the init line to a worker that has none; what came of it. Until then the owner has it serve nobody."""
+        loading: asyncio.Future[Ready | FunctionError] = self._loop.create_future()
+        self._loading = loading
+        self._write(data)
+        return loading
+
+    def fail_load(self, error: FunctionError) -> None:
+        """The load that is under way, if one is, has ended otherwise."""
+        self._loaded(error)
+
+    def prints(self) -> tuple[str, str]:
+        """What was printed while it loaded."""
+        return self._stdout.take(), self._stderr.take()
+
+    def _take_load(self, event: Event) -> None:
+        match event:
+            case Ready():
+                self.multiplex = event.multiplex
+                self._loaded(event)
+            case Result():
+                error = event.error or GuestError("Nova.InitError", "the worker answered before it was asked")
+                self._loaded(FunctionError(error.type, error.message, error.stack))
+            case Ask() | Garbage() | TooLong():
+                self._loaded(FunctionError("Nova.InitError", "the worker does not speak the line protocol"))
+
+    def _loaded(self, outcome: Ready | FunctionError) -> None:
+        if self._loading is not None:
+            self._drain()
+            loading, self._loading = self._loading, None
+            if not loading.done():
+                loading.set_result(outcome)
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -213,6 +251,8 @@ class WorkerLine:
                 return False
             if self.paused:
                 self._later.append(event)
+            elif self._loading is not None:
+                self._take_load(event)
             else:
                 self._take(event)
         return not self.paused
@@ -318,6 +358,8 @@ class WorkerLine:
             self._pipes[fd].add(data)
             if isinstance(self._current.pieces, Stream):
                 self._current.pieces.printed(self._pipes[fd] is self._stderr, data)
+        elif self._loading is not None:
+            self._pipes[fd].add(data)
         else:
             self._outside(len(data))
         return True

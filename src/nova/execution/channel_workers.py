@@ -284,6 +284,7 @@ class Workers:
         if line is None:
             self.lose(error)
         elif line.number in self.lines:
+            line.fail_load(error)
             for call in line.in_flight():
                 line.finish(call, None, error)
             if line.retiring:
@@ -311,6 +312,7 @@ class Workers:
             return
         self.lost = True
         for line in self.lines.values():
+            line.fail_load(error)
             for call in line.in_flight():
                 line.finish(call, None, error)
         while self._waiting:

@@ -16,11 +16,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
-from nova.runtimes.python import answers, durable, multiplex, pieces
+from nova.runtimes.python import answers, durable, loading, multiplex, pieces
 from nova.runtimes.python.context import Context
 from nova.runtimes.python.durable_line import HostLine
 from nova.runtimes.python.forking import FORKS
-from nova.runtimes.python.loading import Function, become, load, note_modules, rehearse_becoming, settle
+from nova.runtimes.python.loading import Function, become, load, rehearse_becoming, settle
 from nova.runtimes.python.resumed import Resumed
 
 INPUT_FD: Final = 3
@@ -81,7 +81,11 @@ def rehearse() -> None:
     """Load and call a dummy function in this process, so that workers start with warm code; leaves no trace."""
     for _ in range(20):
         _rehearse_once()
-    note_modules()
+
+
+def prepare() -> None:
+    """Be what every worker is, whatever its function."""
+    loading.prepare()
 
 
 def _rehearse_once() -> None:
@@ -91,7 +95,7 @@ def _rehearse_once() -> None:
     try:
         with open(file, "w") as source:
             source.write("def handler(event, context):\n    return [event, context.request_id]\n")
-        worker = Worker(load(f"{_REHEARSAL}.handler", Context('{"request_id": ""}')), folder)
+        worker = Worker(load(f"{_REHEARSAL}.handler", lambda: Context('{"request_id": ""}')), folder)
         line = f'{_INPUT}{{"a": [1, 2.5, "x"]}}{_CONTEXT}{{"request_id": "{"0" * _ID_BYTES}", "tenant": "default"}}}}\n'
         worker.answer(line.encode())
         answers.of_exception(ValueError("x"), folder)
@@ -124,7 +128,7 @@ def main() -> NoReturn:
     """Serve the host's lines until it goes away."""
     _warm_pages()
     line = _read_line()
-    init: dict[str, Any] = json.loads(line)["init"]
+    init: dict[str, Any] = parse_init(line)
     code_dir: str = init["code_dir"]
     current = Current()
     request_id = multiplex.request_id if init["concurrency"] > 1 else current.request_id
@@ -133,7 +137,7 @@ def main() -> NoReturn:
         began = time.monotonic_ns()
         if init["mode"] == "process":
             FORKS.watch()
-        function = load(init["handler"], _init_context(init))
+        function = load(init["handler"], lambda: init_context(init))
         import_us = (time.monotonic_ns() - began) // 1000
     except BaseException as error:
         _flush()
@@ -142,6 +146,12 @@ def main() -> NoReturn:
     settle()
     _flush()
     serve(function, init, current, import_us)
+
+
+def parse_init(line: bytes) -> dict[str, Any]:
+    """By what parses calls, too."""
+    init: dict[str, Any] = _scan(line.decode(), 0)[0]["init"]
+    return init
 
 
 def serve(function: Function, init: dict[str, Any], current: "Current", import_us: int) -> NoReturn:
@@ -162,10 +172,14 @@ def serve(function: Function, init: dict[str, Any], current: "Current", import_u
     Context.sender = worker.pieces.send
     if init["mode"] == "process":
         _serve_forked(worker)
-    resumed = Resumed(function.module, init["env"], code_dir)
+    resumed: Resumed | None = None
     while True:
         line = _read_line()
-        answer = worker.answer(line) if line.startswith(_CALL) else resumed.answer(line)
+        if line.startswith(_CALL):
+            answer = worker.answer(line)
+        else:
+            resumed = resumed or Resumed(function.module, init["env"], code_dir)
+            answer = resumed.answer(line)
         _flush()
         _write(answer)
 
@@ -310,7 +324,7 @@ def _set_variable(request_id: bytes) -> None:
     os.environ._data[_VARIABLE] = request_id  # type: ignore[attr-defined]
 
 
-def _init_context(init: dict[str, Any]) -> Context:
+def init_context(init: dict[str, Any]) -> Context:
     """What an ``on_init`` hook may look at: everything but what belongs to a call."""
     env = init["env"]
     members = {

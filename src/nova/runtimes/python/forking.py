@@ -29,6 +29,7 @@ class Forks:
     def watch(self) -> None:
         """The code is going to be loaded: remember what it registers."""
         self._watching = True
+        self._register = os.register_at_fork
         os.register_at_fork = self._remember  # type: ignore[assignment]
 
     def _remember(self, **hooks: Callable[[], Any]) -> None:

@@ -36,13 +36,13 @@ def main(
     handler write to is not foreseen: they run in instances that serve, alone.
     """
     bootstrap._warm_pages()
-    init: dict[str, Any] = json.loads(bootstrap._read_line())["init"]
+    init: dict[str, Any] = bootstrap.parse_init(bootstrap._read_line())
     current = bootstrap.Current()
     request_id = multiplex.request_id if init["concurrency"] > 1 else current.request_id
     try:
         become(init, request_id)
         began = time.monotonic_ns()
-        function = load(init["handler"], bootstrap._init_context(init))
+        function = load(init["handler"], lambda: bootstrap.init_context(init))
         import_us = (time.monotonic_ns() - began) // 1000
         run_hook(function.module, "before_snapshot")
         reason = obstacle()
@@ -60,7 +60,7 @@ def main(
     def worker() -> NoReturn:
         os.chdir(here)
         have()
-        own: dict[str, Any] = json.loads(bootstrap._read_line())["init"]
+        own: dict[str, Any] = bootstrap.parse_init(bootstrap._read_line())
         try:
             take_over(init["env"], own["env"])
             renew()
@@ -78,7 +78,7 @@ def main(
 
 
 def _rehearse(init: dict[str, Any]) -> None:
-    json.loads(json.dumps({"init": init}))
+    bootstrap.parse_init(json.dumps({"init": init}).encode())
     take_over(init["env"], dict(init["env"]))
     renew()
     bootstrap.rehearse_call(init["code_dir"])

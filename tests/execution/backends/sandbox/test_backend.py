@@ -37,6 +37,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.root]
 REPOSITORY = Path(__file__).parents[4]
 ECHO = "def handler(event):\n    return event"
 ONLINE = NetworkPolicy()
+ZYGOTE = 1
+"""the launcher's one process that is no instance's"""
 
 
 async def until(condition: Any, limit_s: float = 10) -> None:
@@ -52,6 +54,16 @@ async def fresh(tmp_path: Path) -> AsyncIterator[SandboxBackend]:
     await backend.start()
     yield backend
     await backend.close()
+
+
+def zygotes(backend: SandboxBackend) -> list[int]:
+    """What the launcher has forked and is in no place of its own."""
+    found = []
+    for pid in descendants(backend._launcher.pid):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{backend._launcher.pid}/ns/pid"):
+                found.append(pid)
+    return found
 
 
 def ready(backend: SandboxBackend) -> int:
@@ -132,7 +144,7 @@ async def test_a_cancelled_create_leaves_nothing(fresh: SandboxBackend, tmp_path
         except asyncio.CancelledError:
             continue
     await fresh._templates.close()
-    await until(lambda: not fresh._cells._ends and not descendants(fresh._launcher.pid))
+    await until(lambda: not fresh._cells._ends and len(descendants(fresh._launcher.pid)) == ZYGOTE)
 
 
 async def test_an_instance_that_dies_is_noticed(fresh: SandboxBackend, tmp_path: Path) -> None:
@@ -154,6 +166,22 @@ async def test_a_dead_template_is_replaced(fresh: SandboxBackend, tmp_path: Path
     await until(lambda: victim.ended.done() and ready(fresh) == 2)
     function = await load(fresh, tmp_path, ECHO, network=ONLINE)
     assert await function.value("served") == "served"
+
+
+async def test_the_zygote_is_replaced(fresh: SandboxBackend, tmp_path: Path) -> None:
+    """BE2: whoever asks for an instance when it is dead gets one; those that came from it live on, and no stray is left."""
+    await until(lambda: ready(fresh) == 2)
+    function = await load(fresh, tmp_path, ECHO)
+    for _ in range(3):
+        await until(lambda: all(count == wanted for count, wanted in fresh._templates.counts().values()))
+        os.kill(*zygotes(fresh), signal.SIGKILL)
+        offline = await load(fresh, tmp_path, ECHO, network=OFFLINE)
+        assert await offline.value("after") == "after"
+        await offline.stop()
+    assert await function.value("as before") == "as before"
+    await function.stop()
+    await fresh._templates.close()
+    await until(lambda: not fresh._cells._ends and len(descendants(fresh._launcher.pid)) <= ZYGOTE)
 
 
 async def test_the_launcher_is_replaced(fresh: SandboxBackend, tmp_path: Path) -> None:

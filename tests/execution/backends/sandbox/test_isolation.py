@@ -323,6 +323,24 @@ async def test_environment_and_descriptors(sandbox: SandboxBackend, tmp_path: Pa
     await function.stop()
 
 
+async def test_a_function_may_look_at_itself(sandbox: SandboxBackend, tmp_path: Path) -> None:
+    """Tools that measure memory or print stacks read a process's own files; those of process 1 stay closed."""
+    function = await load(
+        sandbox,
+        tmp_path,
+        """
+        import os
+        def handler():
+            for name in ("pagemap", "maps", "environ"):
+                with open(f"/proc/self/{name}", "rb") as file:
+                    file.read(8)
+            return os.path.exists("/proc/1/status")
+        """,
+    )
+    assert await function.value() is False
+    await function.stop()
+
+
 async def test_time_out_leaves_no_descendant(sandbox: SandboxBackend, tmp_path: Path) -> None:
     """AG10: a handler that forked twice, left its session and ignores SIGTERM is gone once its call has timed out."""
     function = await load(

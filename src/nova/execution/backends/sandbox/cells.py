@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import os
 import secrets
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from nova.agent.config import WorkerLaunch
+from nova.agent.config import AgentConfig, WorkerLaunch
 from nova.domain.call import StartSource
 from nova.domain.function import Limits
 from nova.errors import NovaError
@@ -178,7 +177,8 @@ class Cells:
         Raises LauncherLost, LauncherRefused, NovaError, OSError.
         """
         launch, _ = self._toolchains.launch(above.kind.runtime, above.kind.version)
-        name, token = new_id(), secrets.token_bytes(32)
+        name = new_id()
+        config = self._agent(name, above.kind, launch_inside(launch))
         ended, ready = self.expect(name), asyncio.Event()
         self._ready[name] = ready
         async with contextlib.AsyncExitStack() as undo:
@@ -189,11 +189,8 @@ class Cells:
                 reply = await self._launcher.request(
                     "heir",
                     fds=[theirs.fileno(), taken.fileno()],
-                    instance=name,
                     beneath=above.name,
-                    token_sha256=hashlib.sha256(token).hexdigest(),
-                    runtime=above.kind.runtime,
-                    worker=launch_inside(launch).as_dict(),
+                    **_told(config),
                     root=above.kind.root,
                     tmp_bytes=TEMPLATE_TMP_MB << 20,
                     uid=above.uid,
@@ -213,7 +210,7 @@ class Cells:
                     _send_fds(line, [given.fileno(), *spaces.fds])
                 finally:
                     spaces.close()
-            cell.link = cell.channel = await self._connect(cell, ours, token)
+            cell.link = cell.channel = await self._connect(cell, ours, config)
             undo.pop_all()
         return cell
 
@@ -228,18 +225,15 @@ class Cells:
         donor: bool = False,
     ) -> Cell:
         name = new_id()
-        token = secrets.token_bytes(32)
+        config = self._agent(name, kind, launch)
         ended = self.expect(name)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             reply = await self._launcher.request(
                 "spawn",
                 fds=[theirs.fileno(), *([slot.namespace] if slot else [])],
-                instance=name,
-                token_sha256=hashlib.sha256(token).hexdigest(),
                 donor=donor,
-                runtime=kind.runtime,
-                worker=launch.as_dict(),
+                **_told(config),
                 root=kind.root,
                 tmp_bytes=TEMPLATE_TMP_MB << 20,
                 uid=uid,
@@ -252,16 +246,20 @@ class Cells:
         cell = Cell(name, kind, reply.body["pid"], reply.fds[0], uid, slot, ended)
         undo.push_async_callback(self._reap, cell)
         began = time.monotonic()
-        cell.link = cell.channel = await self._connect(cell, ours, token)
+        cell.link = cell.channel = await self._connect(cell, ours, config)
         cell.runtime_us = int((time.monotonic() - began) * 1e6)
         return cell
 
-    async def _connect(self, cell: Cell, ours: socket.socket, token: bytes) -> DirectChannel:
+    @staticmethod
+    def _agent(name: str, kind: Kind, launch: WorkerLaunch) -> AgentConfig:
+        """What the agent of a place is told. It needs no token: nobody else has the other end of its control socket."""
+        return AgentConfig(b"", name, kind.runtime, launch, api_token=secrets.token_hex(24))
+
+    async def _connect(self, cell: Cell, ours: socket.socket, config: AgentConfig) -> DirectChannel:
         try:
-            return await DirectChannel.connect(
+            return await DirectChannel.hear(
                 ours,
-                token,
-                cell.name,
+                config,
                 kill=cell.kill,
                 death_cause=lambda: self.death_cause(cell),
                 deadlines=self._deadlines,
@@ -326,6 +324,16 @@ class Cells:
 
     async def _build_root(self, plan: dict[str, Any]) -> None:
         await self._launcher.request("root", plan=plan)
+
+
+def _told(config: AgentConfig) -> dict[str, Any]:
+    """The launcher's words for it."""
+    return {
+        "instance": config.instance_id,
+        "runtime": config.runtime,
+        "worker": config.worker.as_dict(),
+        "api_token": config.api_token,
+    }
 
 
 def _send_fds(line: int, fds: Sequence[int]) -> None:

@@ -15,10 +15,10 @@ from typing import Final, NoReturn
 
 from nova.agent import pages
 from nova.agent.process import lay_out, set_dumpable
-from nova.execution.backends.sandbox import kernel
+from nova.execution.backends.sandbox import calls, kernel
+from nova.execution.backends.sandbox.calls import Call
 from nova.execution.backends.sandbox.seccomp import build_filter
 from nova.runtimes.python import sealed
-from nova.runtimes.python.loading import note_modules
 
 _KINDS: Final = (
     kernel.CLONE_NEWUSER,
@@ -33,7 +33,7 @@ _KINDS: Final = (
 _DONOR_FD: Final = 5
 _MAX_DESCRIPTORS: Final = 16
 
-_program = b""
+_weakening: list[Call] = []
 
 
 def preload() -> None:
@@ -41,9 +41,11 @@ def preload() -> None:
 
 
 def rehearse() -> None:
-    global _program
-    _program = build_filter()
-    note_modules()
+    _weakening[:] = [*calls.drop_capabilities(), calls.load_seccomp(build_filter())]
+
+
+def prepare() -> None:
+    """Nothing that the bootstrap does not do."""
 
 
 def replace_rehearsal(have: Callable[[], None] | None) -> None:
@@ -79,8 +81,7 @@ def _arrive(agent: socket.socket, own_pid: int, worker: Callable[[], NoReturn]) 
         line, stdout, stderr, *entries = _receive(agent)
         for fd in entries:
             os.write(fd, b"0")
-        kernel.drop_capabilities()
-        kernel.load_seccomp(_program)
+        calls.make(_weakening)
         ways = [os.getpid()]
         if os.fork() == 0:
             if os.getpid() == own_pid:  # OpenSSL tells forks apart by their pid

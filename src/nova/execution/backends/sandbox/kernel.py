@@ -86,7 +86,7 @@ MACHINE = platform.machine()
 SUPPORTED_MACHINES = frozenset(_COLUMN)
 
 with open("/proc/sys/kernel/cap_last_cap") as _file:
-    _LAST_CAPABILITY = int(_file.read())
+    LAST_CAPABILITY = int(_file.read())
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -109,9 +109,13 @@ def _check(result: int, what: str) -> int:
     return result
 
 
+def syscall_number(name: str) -> int:
+    """On this machine."""
+    return _SYSCALLS[name][_COLUMN[MACHINE]]
+
+
 def _syscall(name: str, *args: object) -> int:
-    number = _SYSCALLS[name][_COLUMN[MACHINE]]
-    return _check(_libc.syscall(ctypes.c_long(number), *args), name)
+    return _check(_libc.syscall(ctypes.c_long(syscall_number(name)), *args), name)
 
 
 def clone(flags: int, child: Callable[[], NoReturn]) -> int:
@@ -121,7 +125,7 @@ def clone(flags: int, child: Callable[[], NoReturn]) -> int:
     """
     ctypes.pythonapi.PyOS_BeforeFork()
     sigchld = 17
-    pid: int = _libpy.syscall(_SYSCALLS["clone"][_COLUMN[MACHINE]], flags | sigchld, 0, 0, 0, 0)
+    pid: int = _libpy.syscall(syscall_number("clone"), flags | sigchld, 0, 0, 0, 0)
     if pid == 0:
         try:
             ctypes.pythonapi.PyOS_AfterFork_Child()
@@ -141,7 +145,7 @@ def fork_bare(child: Callable[[], NoReturn]) -> int:
     The child may run plain Python and fork again; it must not start threads.
     """
     sigchld = 17
-    pid: int = _libpy.syscall(_SYSCALLS["clone"][_COLUMN[MACHINE]], sigchld, 0, 0, 0, 0)
+    pid: int = _libpy.syscall(syscall_number("clone"), sigchld, 0, 0, 0, 0)
     if pid == 0:
         try:
             child()
@@ -185,13 +189,6 @@ def umount(target: str, flags: int = MNT_DETACH) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
 
 
-def pivot_root_here() -> None:
-    """Make the current directory (a mount point) the root and drop everything that was mounted before."""
-    _syscall("pivot_root", ctypes.c_char_p(b"."), ctypes.c_char_p(b"."))
-    umount(".")
-    os.chdir("/")
-
-
 def open_tree(path: str, *, recursive: bool = False) -> int:
     """A detached copy of the mount at ``path``, as a descriptor that :func:`move_mount` attaches somewhere."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
@@ -233,22 +230,3 @@ def prctl(option: int, value: int, extra: int = 0) -> None:
 def close_fds_from(first: int) -> None:
     """Close every descriptor numbered ``first`` or higher."""
     _syscall("close_range", ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0))
-
-
-def drop_capabilities() -> None:
-    """Give up every capability for good: bounding and ambient sets, secure bits, then the sets in force."""
-    for capability in range(_LAST_CAPABILITY + 1):
-        prctl(PR_CAPBSET_DROP, capability)
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    prctl(PR_SET_SECUREBITS, SECBITS_LOCKED_DOWN)
-    header = struct.pack("=Ii", 0x20080522, 0)
-    _syscall("capset", ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
-
-
-def load_seccomp(program: bytes) -> None:
-    """Install a BPF program (8 bytes per instruction) for this thread and all its descendants."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog { unsigned short len; struct sock_filter *filter; } with native padding.
-    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    set_mode_filter = 1
-    _syscall("seccomp", ctypes.c_uint(set_mode_filter), ctypes.c_uint(0), ctypes.c_char_p(fprog))

@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
@@ -23,13 +23,15 @@ if __name__ == "__main__":
 
     at_fork.postpone()
 
-from nova.agent import heir, preload, supervisor
+from nova.agent import heir, preload, quiet
 from nova.agent.config import AgentConfig, WorkerLaunch
-from nova.execution.backends.sandbox import command, kernel, mounts, namespaces, practice, soft
+from nova.agent.process import Worker
+from nova.execution.backends.sandbox import calls, command, kernel, mounts, namespaces, soft
 from nova.execution.backends.sandbox.cgroup_layout import Layout
 from nova.execution.backends.sandbox.cgroups import Group, Groups
 from nova.execution.backends.sandbox.protocol import Message, receive, send
 from nova.execution.backends.sandbox.seccomp import build_filter
+from nova.execution.backends.sandbox.zygote import Zygote, ZygoteLost
 
 RETRY_MS = 20
 """How long to wait before another try to remove a control group that the kernel still holds."""
@@ -62,16 +64,15 @@ class Launcher:
         self._sock = sock
         self._unprivileged: bool = config["unprivileged"]
         self._base: str = config["base"]
-        self._practised: str | None = next(iter(config["modules"]), None)
-        self._filter = build_filter()
-        self._donor_filter = build_filter(donor=True)
+        self._sealings = {donor: namespaces.sealing(build_filter(donor=donor)) for donor in (False, True)}
         self._groups: Groups = Layout.of(config["cgroups"]).open(config["node"])
         self._children: dict[str, Child] = {}
         self._dying: list[Group] = []
         self._handlers: dict[int, Callable[[], None]] = {}
         self._poll = select.poll()
         self._own_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        self._own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._zygote = Zygote(own_network, self._sealings, next(iter(config["modules"]), None))
         self._roots: set[str] = set()
         kernel.mount("tmpfs", self._base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=700,size=1m")
 
@@ -81,8 +82,7 @@ class Launcher:
         """Work until the daemon closes its end, then end every instance."""
         self._watch(self._sock.fileno(), self._read_request)
         send(self._sock, {"event": "started", "swept": self._sweep(), "hard_limits": self._groups.hard})
-        if self._practised is not None:
-            practice.practise(self._practised)
+        self._zygote.start()
         try:
             while True:
                 for fd, _events in self._poll.poll(RETRY_MS if self._dying else None):
@@ -103,6 +103,7 @@ class Launcher:
         return names
 
     def _end_all(self) -> None:
+        self._zygote.end()
         for child in self._children.values():
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         # In the order in which they die: one from which others came ends only when those below it are buried.
@@ -157,25 +158,18 @@ class Launcher:
         """A sealed instance: agent and standing worker, no code yet. Descriptors: control socket[, network]."""
         body = message.body
         control, *network = message.fds
-        config = AgentConfig(
-            token_sha256=bytes.fromhex(body["token_sha256"]),
-            instance_id=body["instance"],
-            runtime=body["runtime"],
-            worker=WorkerLaunch.of(body["worker"]),
-        )
-        program = self._donor_filter if body["donor"] else self._filter
-        root = f"{self._base}/{body['root']}"
+        kind = {name: body[name] for name in ("tmp_bytes", "donor", "runtime", "worker")}
+        kind |= {"root": f"{self._base}/{body['root']}", "online": bool(network)}
 
-        def main(files: list[int], status: int) -> NoReturn:
-            confinement = namespaces.Confinement(root, body["tmp_bytes"], not network, tuple(files))
-            namespaces.confine(confinement)
-            namespaces.keep_only([control, status])
-            namespaces.seal(program)
-            os.write(namespaces.STATUS_FD, b"ready\n")
-            os.close(namespaces.STATUS_FD)
-            supervisor.run(socket.socket(fileno=namespaces.FIRST_FD), config)
+        def clone(start: Start) -> int:
+            files = [control, start.status, start.go, *network, *start.files]
+            try:
+                return self._zygote.spawn(kind, body["instance"], body["api_token"], files)
+            except ZygoteLost:
+                self._end_strays()
+                return self._zygote.spawn(kind, body["instance"], body["api_token"], files)
 
-        child = self._start(body["instance"], body["uid"], main, network[0] if network else None)
+        child = self._start(body["instance"], body["uid"], clone)
         reply["pid"] = child.pid
         return [child.pidfd]
 
@@ -185,37 +179,38 @@ class Launcher:
         body = message.body
         control, donor = message.fds
         above = self._child(body["beneath"])
-        config = AgentConfig(
-            token_sha256=bytes.fromhex(body["token_sha256"]),
-            instance_id=body["instance"],
-            runtime=body["runtime"],
-            worker=WorkerLaunch.of(body["worker"]),
-        )
-        program = self._filter
-        root = f"{self._base}/{body['root']}"
+        config = AgentConfig(b"", "", body["runtime"], WorkerLaunch.of(body["worker"]))
+        config = config.named(body["instance"], body["api_token"])
+        hello = quiet.greeting(config.runtime, stands=True)
+        confinement = namespaces.confinement(f"{self._base}/{body['root']}", body["tmp_bytes"], own_network=True)
+        sealing = self._sealings[False]
         entries: list[int] = []
 
         def main(files: list[int], status: int) -> NoReturn:
-            namespaces.confine(namespaces.Confinement(root, body["tmp_bytes"], True, tuple(files)))
+            namespaces.join(files)
+            calls.make(confinement)
             namespaces.keep_only([control, status, donor, *entries])
-            namespaces.seal(program)
+            calls.make(sealing)
             os.write(namespaces.STATUS_FD, b"ready\n")
             os.close(namespaces.STATUS_FD)
             first = namespaces.STATUS_FD + 1
-            line = socket.socket(fileno=first)
-            heir.run(
-                socket.socket(fileno=namespaces.FIRST_FD), config, line, range(first + 1, first + 1 + len(entries))
-            )
+            handed_over = range(first + 1, first + 1 + len(entries))
+
+            def start() -> Worker:
+                with socket.socket(fileno=first) as line:
+                    return heir.receive_worker(line, handed_over)
+
+            quiet.run(namespaces.FIRST_FD, hello, start, lambda: config)
 
         spaces = [os.open(f"/proc/{above.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "pid")]
         user, pids = spaces
 
-        def clone(child_main: Callable[[], NoReturn], group: Group) -> int:
-            entries.extend(group.entry_files())
-            return namespaces.clone_beneath(user, pids, body["uid"], child_main)
+        def clone(start: Start) -> int:
+            entries.extend(start.group.entry_files())
+            return namespaces.clone_beneath(user, pids, body["uid"], _waiting(start, main))
 
         try:
-            child = self._start(body["instance"], body["uid"], main, clone=clone)
+            child = self._start(body["instance"], None, clone)
         finally:
             for fd in (*spaces, *entries):
                 os.close(fd)
@@ -251,19 +246,22 @@ class Launcher:
         """A command in a place of its own. Descriptors: where its stdout and stderr go."""
         body = message.body
         output = message.fds[0]
-        program = self._filter
         root = f"{self._base}/{body['instance']}"
+        confinement = namespaces.confinement(root, body["tmp_bytes"], own_network=True)
+        sealing = self._sealings[False]
 
         def main(files: list[int], status: int) -> NoReturn:
-            namespaces.confine(namespaces.Confinement(root, body["tmp_bytes"], True, tuple(files)))
+            namespaces.join(files)
+            calls.make(confinement)
             namespaces.keep_only([output, status])
-            namespaces.seal(program)
+            calls.make(sealing)
             os.write(namespaces.STATUS_FD, b"ready\n")
             command.run(body["argv"], body["env"], body["cwd"], namespaces.FIRST_FD, namespaces.STATUS_FD)
 
         mounts.build_root(mounts.RootPlan.of(body["plan"]), root)
         try:
-            child = self._start(body["instance"], body["uid"], main)
+            flags = namespaces.INSTANCE_NAMESPACES | kernel.CLONE_NEWNET
+            child = self._start(body["instance"], body["uid"], lambda start: kernel.clone(flags, _waiting(start, main)))
         except OSError:
             mounts.drop_root(root)
             raise
@@ -300,39 +298,21 @@ class Launcher:
 
     # -- children ------------------------------------------------------------------------------------------------
 
-    def _start(
-        self,
-        name: str,
-        uid: int,
-        main: Callable[[list[int], int], NoReturn],
-        network: int | None = None,
-        clone: Callable[[Callable[[], NoReturn], Group], int] | None = None,
-    ) -> Child:
-        """Fork a child into new namespaces; it runs ``main`` once its user (``uid`` out here) and its group exist.
-
-        ``clone`` forks in another way and gives it its user itself.
-        """
+    def _start(self, name: str, uid: int | None, clone: Callable[["Start"], int]) -> Child:
+        """Fork a child into new namespaces, by ``clone``. It does what it is for once its user (``uid`` out here; None: it has
+        one already) and its group exist."""
         group = self._groups.create(name)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         files: list[int] = []
-
-        def child_main() -> NoReturn:
-            try:
-                os.read(go_read, 1)
-                main(files, status_write)
-            except BaseException as error:
-                os.write(status_write if _is_open(status_write) else namespaces.STATUS_FD, f"error {error}\n".encode())
-            os._exit(70)
-
         pid = -1
         kept: list[int] = [status_read]
         try:
             files += group.entry_files()
-            pid = clone(child_main, group) if clone is not None else self._clone(child_main, network)
+            pid = clone(Start(go_read, status_write, files, group))
             _write(f"/proc/{pid}/oom_score_adj", str(OOM_SCORE))
-            # An ordinary user's launcher is root of a user namespace that knows no one else.
-            if clone is None:
+            if uid is not None:
+                # An ordinary user's launcher is root of a user namespace that knows no one else.
                 namespaces.map_user(pid, 0 if self._unprivileged else uid)
             kept.append(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
             kept.append(os.pidfd_open(pid))
@@ -357,15 +337,14 @@ class Launcher:
             self._watch(group.oom_event, lambda: self._out_of_memory(child))
         return child
 
-    def _clone(self, child_main: Callable[[], NoReturn], network: int | None) -> int:
-        flags = namespaces.INSTANCE_NAMESPACES
-        if network is None:
-            return kernel.clone(flags | kernel.CLONE_NEWNET, child_main)
-        kernel.setns(network, kernel.CLONE_NEWNET)
-        try:
-            return kernel.clone(flags, child_main)
-        finally:
-            kernel.setns(self._own_network, kernel.CLONE_NEWNET)
+    def _end_strays(self) -> None:
+        """Children that nobody has been told of."""
+        known = {child.pid for child in self._children.values()}
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            strays = set(map(int, file.read().split())) - known
+        for pid in strays:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
     def _read_status(self, child: Child) -> None:
         data = os.read(child.status_fd, 65536)
@@ -415,6 +394,30 @@ class Launcher:
                 child.status += data
         except BlockingIOError:
             return
+
+
+class Start(NamedTuple):
+    """Of a child: where it waits for the word to go on, where it reports, the files by which it joins its group, and that."""
+
+    go: int
+    status: int
+    files: list[int]
+    group: Group
+
+
+def _waiting(start: Start, main: Callable[[list[int], int], NoReturn]) -> Callable[[], NoReturn]:
+    """What a child does that is forked from the launcher itself."""
+
+    def child() -> NoReturn:
+        try:
+            if not os.read(start.go, 1):
+                os._exit(0)
+            main(start.files, start.status)
+        except BaseException as error:
+            os.write(start.status if _is_open(start.status) else namespaces.STATUS_FD, f"error {error}\n".encode())
+        os._exit(70)
+
+    return child
 
 
 def _is_open(fd: int) -> bool:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from nova.execution.backends.sandbox import kernel
+from nova.execution.backends.sandbox import calls, kernel
+from nova.execution.backends.sandbox.calls import Call
 
 BindKind = str
 """``ro``: read-only, no devices. ``rw``: writable, no devices. ``dev``: a device node."""
@@ -149,18 +150,19 @@ def attach(source: str, target: str, kind: BindKind) -> None:
         os.close(tree)
 
 
-def enter_root(root: str, tmp_bytes: int) -> None:
-    """Called in a child's own mount and pid namespaces: make ``root`` the whole world, with its own /proc and /tmp."""
-    # The inherited mount is locked in place; a bind of it is not, and pivot_root wants one that can move.
-    kernel.mount(root, root, None, kernel.MS_BIND | kernel.MS_REC)
-    os.chdir(root)
+def entering(root: str, tmp_bytes: int) -> list[Call]:
+    """In a child's own mount and pid namespaces: make ``root`` the whole world, with its own /proc and /tmp."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV
-    kernel.mount("proc", "proc", "proc", flags | kernel.MS_NOEXEC, "hidepid=invisible")
-    kernel.mount("tmpfs", "tmp", "tmpfs", flags, f"mode=1777,uid=65534,gid=65534,{tmp_size(tmp_bytes)}")
-    for name in _HIDDEN_IN_PROC:
-        if os.path.exists(f"proc/{name}"):
-            kernel.mount("dev/null", f"proc/{name}", None, kernel.MS_BIND)
-    kernel.pivot_root_here()
+    hidden = [name for name in _HIDDEN_IN_PROC if os.path.exists(f"/proc/{name}")]
+    return [
+        # The inherited mount is locked in place; a bind of it is not, and pivot_root wants one that can move.
+        calls.mount(root, root, None, kernel.MS_BIND | kernel.MS_REC),
+        calls.chdir(root),
+        calls.mount("proc", "proc", "proc", flags | kernel.MS_NOEXEC, "hidepid=invisible"),
+        calls.mount("tmpfs", "tmp", "tmpfs", flags, f"mode=1777,uid=65534,gid=65534,{tmp_size(tmp_bytes)}"),
+        *(calls.mount("dev/null", f"proc/{name}", None, kernel.MS_BIND) for name in hidden),
+        *calls.pivot_root_here(),
+    ]
 
 
 def tmp_size(size: int) -> str:

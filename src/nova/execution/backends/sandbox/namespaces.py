@@ -3,17 +3,19 @@
 Guest-side code: standard library only.
 """
 
+import _socket
 import fcntl
+import functools
 import os
 import resource
 import signal
 import socket
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-from nova.execution.backends.sandbox import kernel, mounts
+from nova.execution.backends.sandbox import calls, kernel, mounts
+from nova.execution.backends.sandbox.calls import Call
 
 GUEST_UID = 65534
 """The only user and group that exist inside."""
@@ -27,21 +29,10 @@ FIRST_FD = 3
 STATUS_FD = 4
 MAX_FILE_BYTES = 16 << 30
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
-
-
-@dataclass(frozen=True, slots=True)
-class Confinement:
-    """How to confine one child. ``root`` is where its root is mounted.
-
-    ``join_files``: see :meth:`Group.entry_files`. The child has one thread and moves itself: to move a process takes the
-    kernel 14 ms, in which nobody on the host can fork.
-    """
-
-    root: str
-    tmp_bytes: int
-    own_network: bool
-    join_files: tuple[int, ...] = ()
+_MOST_FDS = os.sysconf("SC_OPEN_MAX")
+_SIOCSIFFLAGS = 0x8914
+_LOOPBACK_UP = struct.pack("16sh22x", b"lo", 0x1 | 0x8)
+"""IFF_UP and IFF_LOOPBACK"""
 
 
 def enter_user_namespace() -> None:
@@ -124,48 +115,59 @@ def _outer_pid(pidfd: int) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
-def confine(plan: Confinement) -> None:
-    """Everything up to and including the loss of every privilege but loading the filter. Called in the child."""
-    for descriptor in plan.join_files:
+@functools.lru_cache(64)
+def confinement(root: str, tmp_bytes: int, *, own_network: bool) -> Sequence[Call]:
+    """What a child has to do, up to and including the loss of every privilege but loading the filter. ``root`` is where its
+    root is mounted. To be made after :func:`join`."""
+    return (
+        calls.unshare(kernel.CLONE_NEWCGROUP),
+        calls.hostname(b"nova"),
+        *([("bringing lo up", loopback_up)] if own_network else []),
+        # Still with the launcher's user, which the new namespace does not know: the way to the root may be closed to others.
+        *mounts.entering(root, tmp_bytes),
+        *calls.become(GUEST_UID),
+        calls.umask(0o022),
+    )
+
+
+def join(files: Iterable[int]) -> None:
+    """Be in a control group: see :meth:`Group.entry_files`. The child has one thread and moves itself: to move a process takes
+    the kernel 14 ms, in which nobody on the host can fork."""
+    for descriptor in files:
         os.write(descriptor, b"0")
-    kernel.unshare(kernel.CLONE_NEWCGROUP)
-    socket.sethostname("nova")
-    if plan.own_network:
-        loopback_up()
-    # Still with the launcher's user, which the new namespace does not know: the way to the root may be closed to others.
-    mounts.enter_root(plan.root, plan.tmp_bytes)
-    os.setresgid(GUEST_UID, GUEST_UID, GUEST_UID)
-    os.setresuid(GUEST_UID, GUEST_UID, GUEST_UID)
-    os.umask(0o022)
 
 
-def seal(program: bytes) -> None:
+def sealing(program: bytes) -> Sequence[Call]:
     """Drop all capabilities and load the filter: after this the child is as weak as the guest."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
-    kernel.drop_capabilities()
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    # A second line only: the truth about a dead host is the end of file on the control socket.
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    kernel.load_seccomp(program)
+    return (
+        calls.limit(resource.RLIMIT_CORE, 0),
+        calls.limit(resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
+        *calls.drop_capabilities(),
+        calls.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1),
+        # A second line only: the truth about a dead host is the end of file on the control socket.
+        calls.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL),
+        calls.load_seccomp(program),
+    )
 
 
-def loopback_up() -> None:
-    """Bring up ``lo`` in the caller's network namespace."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = bytearray(struct.pack("16sh22x", b"lo", 0))
-        fcntl.ioctl(sock, _SIOCGIFFLAGS, request)
-        flags = struct.unpack_from("h", request, 16)[0]
-        struct.pack_into("h", request, 16, flags | _IFF_UP)
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, request)
+def loopback_up() -> int:
+    """Bring up ``lo`` in the caller's network namespace; returns 0. Raises OSError."""
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
+    fcntl.ioctl(sock, _SIOCSIFFLAGS, _LOOPBACK_UP)
+    sock.close()
+    return 0
 
 
 def keep_only(descriptors: list[int]) -> None:
     """Renumber ``descriptors`` from 3 on in that order, point 0–2 at ``/dev/null`` and close everything else."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64 + len(descriptors)) for fd in descriptors]
+    high = []
+    for fd in descriptors:
+        high.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64 + len(descriptors)))
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    for number in range(3):
+    for number in (0, 1, 2):
         os.dup2(null, number)
-    for number, fd in enumerate(high, start=FIRST_FD):
-        os.dup2(fd, number, inheritable=False)
-    kernel.close_fds_from(FIRST_FD + len(descriptors))
+    number = FIRST_FD
+    for fd in high:
+        os.dup2(fd, number, False)
+        number += 1
+    os.closerange(number, _MOST_FDS)

@@ -1,27 +1,25 @@
-"""One instance that serves nobody, before any other: what its processes touch, those of later ones are given beforehand.
+"""One instance that serves nobody, before any other: what its worker touches, those of later ones are given beforehand.
 
-Runs in the launcher at its start. The practice place has namespaces of its own, and runs the platform's code alone.
+Runs in the zygote at its start. The practice place has namespaces of its own, and runs the platform's code alone.
 Guest-side code: standard library only.
 """
 
-import hashlib
 import os
 import shutil
 import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Final, NoReturn
 
-from nova.agent import frames, pages, rehearsal
+from nova.agent import frames, pages, quiet
 from nova.agent.config import AgentConfig, WorkerLaunch
-from nova.agent.messages import FunctionRef, HelloHead, InitHead
+from nova.agent.environment import worker_init
+from nova.agent.messages import FunctionRef, InitHead
 from nova.agent.pages import Pages
-from nova.agent.process import Worker
-from nova.agent.runners import bootstrap
-from nova.agent.supervisor import Supervisor
-from nova.agent.worker import call_line
+from nova.agent.process import Worker, start_worker
+from nova.agent.runners import bootstrap, standing_main
+from nova.agent.worker import call_line, init_line
 from nova.execution.backends.sandbox import kernel, namespaces
 
 TIMEOUT_S: Final = 5.0
@@ -32,24 +30,21 @@ _READ: Final = 1 << 16
 
 
 def practise(module: str) -> None:
-    """Learn what an agent and its worker (``module``) touch up to the first answer; all later forks of this process have it
-    beforehand. Where it cannot be seen (an ordinary user may not look into an agent) they go on to rehearse."""
+    """Learn what a worker (``module``) touches up to the first answer; all later forks of this process have it beforehand.
+    Where it cannot be seen they go on to rehearse."""
     folder = tempfile.mkdtemp(prefix="nova-practice-", dir="/tmp")
     worker = bootstrap(module)
     # Nothing is had beforehand in practice: it must touch what others will, and no more.
-    rehearsal.replace(_nothing)
     worker.replace_rehearsal(_nothing)
     try:
         os.chmod(folder, 0o755)
         with open(f"{folder}/main.py", "w") as file:
             file.write(_CODE)
-        of_agent, of_worker = watch(module, folder)
+        touched = watch(module, folder)
     except (OSError, frames.FrameError, EOFError, ValueError):
-        rehearsal.replace(None)
         worker.replace_rehearsal(None)
     else:
-        rehearsal.replace(of_agent.have)
-        worker.replace_rehearsal(of_worker.have)
+        worker.replace_rehearsal(touched.have)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -58,57 +53,51 @@ def _nothing() -> None:
     """As a rehearsal: none."""
 
 
-def watch(module: str, folder: str) -> tuple[Pages, Pages]:
-    """What the agent and the worker of a new instance touch that runs the code in ``folder``.
+def watch(module: str, folder: str) -> Pages:
+    """What the worker of a new instance touches that runs the code in ``folder``, after it has begun to wait.
 
     Raises OSError, EOFError, FrameError or ValueError when that cannot be seen.
     """
     known = pages.mappings()
-    token = bytes(32)
     ours, theirs = socket.socketpair()
-    config = AgentConfig(hashlib.sha256(token).digest(), "practice", "python", WorkerLaunch("fork", module), folder)
+    config = AgentConfig(b"", "practice", "python", WorkerLaunch("fork", module), folder, api_token="practice")
+    hello = quiet.greeting(config.runtime, stands=True)
+
+    def start() -> Worker:
+        """Beside a child that only keeps what it was forked with: a page that the worker has to itself is then one that it
+        wrote to, and not one that the others have left to it."""
+        if os.fork() == 0:
+            while True:
+                signal.pause()
+        return start_worker(0, standing_main(config))
 
     def main() -> NoReturn:
         ours.close()
         namespaces.loopback_up()
-        os._exit(Practice(theirs, config).run())
+        quiet.run(theirs.detach(), hello, start, lambda: config)
 
     with ours:
         with theirs:
             pid = kernel.clone(namespaces.INSTANCE_NAMESPACES | kernel.CLONE_NEWNET, main)
         try:
             ours.settimeout(TIMEOUT_S)
-            with _greet(ours, token) as line:
+            with _greeted(ours) as line:
                 with open(f"/proc/{pid}/task/{pid}/children") as children:
                     _witness, worker = map(int, children.read().split())
                 _until_asleep(worker)
-                # What each of them had when it began to wait was touched before anybody waited for it, or left by others.
-                before = [pages.touched(each, known).written for each in (pid, worker)]
-                _play(ours, line)
-                after = [pages.touched(each, known) for each in (pid, worker)]
-            for each, had in zip(after, before, strict=True):
-                each.written = pages.less(each.written, had)
-            return after[0], after[1]
+                # What it had when it began to wait was touched before anybody waited for it, or left by others.
+                before = pages.touched(worker, known).written
+                _play(line, config)
+                after = pages.touched(worker, known)
+            after.written = pages.less(after.written, before)
+            return after
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
 
-class Practice(Supervisor):
-    """With a child beside the worker that only keeps what it was forked with: a page that the agent or the worker has to
-    itself is then one that it wrote to, and not one that the other has left to it."""
-
-    def _start(self, main: Callable[[], NoReturn]) -> Worker:
-        if os.fork() == 0:
-            while True:
-                signal.pause()
-        return super()._start(main)
-
-
-def _greet(control: socket.socket, token: bytes) -> socket.socket:
+def _greeted(control: socket.socket) -> socket.socket:
     """Be the host of one short life; returns the worker's line, at whose end it ends."""
-    hello = HelloHead(token=token.hex(), instance_id="practice").as_head()
-    control.sendall(frames.encode(frames.HELLO, 1, hello))
     data, fds, _, _ = socket.recv_fds(control, _READ, 8)
     if len(fds) != 3 or not frames.FrameDecoder().feed(data):
         raise EOFError
@@ -127,13 +116,12 @@ def _until_asleep(pid: int) -> None:
     raise EOFError
 
 
-def _play(control: socket.socket, line: socket.socket) -> None:
+def _play(line: socket.socket, config: AgentConfig) -> None:
     """Init, and a first call up to its answer."""
-    decoder = frames.FrameDecoder()
-    control.sendall(frames.encode(frames.INIT, 3, _init().as_head()))
-    while not decoder.feed(_some(control)):
-        continue
     line.settimeout(TIMEOUT_S)
+    line.sendall(init_line(worker_init(config, _init(), config.api_token)))
+    if not _some(line).startswith(b'{"ready"'):
+        raise EOFError
     line.sendall(call_line(b'{"name": "practice"}', b'{"request_id": "%b", "tenant": "x"}' % _ID.encode()))
     if not _some(line).startswith(b'{"output"'):
         raise EOFError

@@ -15,6 +15,10 @@ MAX_MESSAGE = 512 * 1024
 MAX_DESCRIPTORS = 8
 
 
+_buffer = bytearray(MAX_MESSAGE)
+"""One for all: a new one of this size would be mapped and unmapped for each message."""
+
+
 @dataclass(slots=True)
 class Message:
     """``fds`` belong to whoever received the message."""
@@ -48,10 +52,10 @@ def receive(sock: socket.socket) -> Message | None:
     # Not socket.recv_fds: in Python 3.11 it drops the flags, and the descriptors would be inherited over exec.
     fds = array("i")
     space = socket.CMSG_SPACE(MAX_DESCRIPTORS * fds.itemsize)
-    data, ancillary, _flags, _address = sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
+    size, ancillary, _flags, _address = sock.recvmsg_into([_buffer], space, socket.MSG_CMSG_CLOEXEC)
     for level, kind, received in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(received[: len(received) - len(received) % fds.itemsize])
-    if not data:
+    if not size:
         return None
-    return Message(json.loads(data), list(fds))
+    return Message(json.loads(_buffer[:size]), list(fds))

@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
 
-from nova.execution.backends.sandbox import kernel, mounts, namespaces
+from nova.execution.backends.sandbox import calls, kernel, mounts, namespaces
 from nova.execution.backends.sandbox.seccomp import build_filter
 
 T = TypeVar("T")
@@ -40,8 +40,8 @@ def attempt(root: str) -> None:
     def child() -> NoReturn:
         os.read(go_read, 1)
         try:
-            _step("confining a process", lambda: namespaces.confine(namespaces.Confinement(place, 1 << 20, True)))
-            _step("loading a system-call filter", lambda: namespaces.seal(build_filter()))
+            _step("confining a process", lambda: calls.make(namespaces.confinement(place, 1 << 20, own_network=True)))
+            _step("loading a system-call filter", lambda: calls.make(namespaces.sealing(build_filter())))
             os.write(report, b"ok")
         except StepFailed as failure:
             os.write(report, str(failure).encode())
