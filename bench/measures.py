@@ -188,7 +188,7 @@ def instance_memory(run: Run, nova: Nova, language: Language, count: int) -> Non
         before, before_mb = nova.guests(), total_pss_mb(nova.guests())
         for target in targets:
             run.caller.series(target, 3)
-        nova.settle()
+        nova.rest()
         after, after_mb = nova.guests(), total_pss_mb(nova.guests())
         if len(after) - len(before) < count:
             raise DriveError(f"{count} instances, but only {len(after) - len(before)} new processes under the daemon")

@@ -66,8 +66,8 @@ def density(run: Run) -> None:
             step = min(_TOGETHER, run.plan.dense_functions - warm)
             volley(_deploy(run, nova, f"dense-{warm}", step, idle_ttl_s=_KEPT_S), run.plan.cold_call_limit_s)
             warm += step
-        nova.settle()
-        run.say(f"memory of {warm} warm instances")
+        run.say(f"{warm} warm instances come to rest")
+        nova.rest()
         now = nova.guests()
         if len(now) - guests < warm:
             raise DriveError(f"{warm} instances, but only {len(now) - guests} new processes under the daemon")

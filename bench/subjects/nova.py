@@ -16,6 +16,7 @@ from bench.subjects.control import Control
 
 READY_LIMIT_S = 60.0
 POSTGRES_STOP_LIMIT_S = 10.0
+REST_S = 65.0
 NAME = "nova"
 
 
@@ -51,6 +52,11 @@ class Nova(Control):
     def settle(self) -> bool:
         """Wait until the platform is idle, templates refilled; False if it never was within the limit."""
         return quiet(self.server.pid)
+
+    def rest(self) -> None:
+        """Wait until demand is forgotten: templates beyond those that are always kept go a minute after the last was missed."""
+        sleep(REST_S)
+        self.settle()
 
     def processes(self) -> list[Process]:
         """Everything the platform runs but PostgreSQL: daemon, zygotes, templates, instances."""

@@ -161,7 +161,7 @@ async def test_a_stopped_agent_does_not_answer(quiet: Start) -> None:
     ],
 )
 async def test_code_that_does_not_load_says_why(code: str, kind: str, printed: str, quiet: Start) -> None:
-    """AG5."""
+    """AG21, while it loads: the right type, and what it had printed."""
     one = await quiet(code)
     with pytest.raises(InitFailed) as failed:
         await one.init()

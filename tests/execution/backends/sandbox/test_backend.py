@@ -169,7 +169,7 @@ async def test_a_dead_template_is_replaced(fresh: SandboxBackend, tmp_path: Path
 
 
 async def test_the_zygote_is_replaced(fresh: SandboxBackend, tmp_path: Path) -> None:
-    """BE2: whoever asks for an instance when it is dead gets one; those that came from it live on, and no stray is left."""
+    """Whoever asks for an instance when it is dead gets one; those that came from it live on, and no stray is left."""
     await until(lambda: ready(fresh) == 2)
     function = await load(fresh, tmp_path, ECHO)
     for _ in range(3):

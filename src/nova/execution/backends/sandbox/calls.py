@@ -6,6 +6,7 @@ that it does not share any more, for as long as the instance lives. Guest-side c
 
 import ctypes
 import os
+import signal
 import struct
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -22,6 +23,10 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.syscall.restype = ctypes.c_long
+# A fork must not happen with the interpreter's lock released, so it goes through a PyDLL.
+_libpy: Final = ctypes.PyDLL(None, use_errno=True)
+_libpy.syscall.argtypes = [ctypes.c_long, *[ctypes.c_ulong] * 5]
+_libpy.syscall.restype = ctypes.c_long
 
 
 def make(calls: Iterable[Call]) -> None:
@@ -30,6 +35,19 @@ def make(calls: Iterable[Call]) -> None:
         if call() < 0:
             code = ctypes.get_errno()
             raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def clone_bare(flags: int) -> Callable[[], int]:
+    """To fork into new namespaces, as a child of the caller's own parent, without running any hook: 0 in the child, its pid in
+    the parent, negative if it failed. The child may run plain Python and fork again; it must not start threads."""
+    number = kernel.syscall_number("clone")
+    return partial(_libpy.syscall, number, flags | kernel.CLONE_PARENT | signal.SIGCHLD.value, 0, 0, 0, 0)
+
+
+def enter_network(fd: int) -> int:
+    """0, or negative if it failed."""
+    entered: int = _libc.setns(fd, kernel.CLONE_NEWNET)
+    return entered
 
 
 def unshare(flags: int) -> Call:

@@ -22,7 +22,9 @@ from nova.execution.backends.sandbox.calls import Call
 
 _READ: Final = 1 << 14
 _MAX_DESCRIPTORS: Final = 16
-_OFFLINE, _ONLINE = b"offline", b"online"
+_MAX_PLANS: Final = 200
+_NEW_PLAN: Final = 255
+"""The first byte of a message that is a plan; of a request it is the number of one."""
 
 
 class Plan(NamedTuple):
@@ -33,6 +35,8 @@ class Plan(NamedTuple):
     hello: bytes
     start: Callable[[], Worker] | None
     config: AgentConfig
+    clone: Callable[[], int]
+    online: bool
 
     @classmethod
     def of(cls, body: Mapping[str, Any], sealings: Mapping[bool, Sequence[Call]]) -> "Plan":
@@ -43,6 +47,8 @@ class Plan(NamedTuple):
             quiet.greeting(config.runtime, stands=config.stands),
             _starter(config) if config.stands else None,
             config,
+            calls.clone_bare(namespaces.INSTANCE_NAMESPACES | (0 if body["online"] else kernel.CLONE_NEWNET)),
+            body["online"],
         )
 
 
@@ -79,11 +85,13 @@ class Zygote:
         try:
             sock = self._sock or self.start()
             if text not in self._plans:
-                self._ask(sock, text.encode(), ())
+                if len(self._plans) == _MAX_PLANS:  # kinds that are not asked for any more cannot be told from others
+                    self.end()
+                    sock = self.start()
+                self._ask(sock, bytes([_NEW_PLAN]) + text.encode(), ())
                 self._plans[text] = len(self._plans)
-            way = _ONLINE if kind["online"] else _OFFLINE
-            words = (b"%d" % self._plans[text], way, name.encode(), api_token.encode())
-            return int(self._ask(sock, b" ".join(words), fds))
+            request = bytes([self._plans[text]]) + f"{name} {api_token}".encode()
+            return int(self._ask(sock, request, fds))
         except (EOFError, ConnectionError) as error:
             self.end()
             raise ZygoteLost(0, "the process that instances are forked from has died") from error
@@ -124,7 +132,8 @@ class Zygote:
 def _serve(
     sock: socket.socket, own_network: int, sealings: Mapping[bool, Sequence[Call]], practised: str | None
 ) -> NoReturn:
-    """Ends with the launcher. Nothing here keeps what it makes: forks would keep it, too."""
+    """Ends with the launcher. Each function that the loop runs is memory that the next fork has for itself: it is one function,
+    and does nothing that can be done by others."""
     _keep_two(sock.fileno(), own_network)
     plans: list[Plan] = []
     gc.collect()
@@ -132,21 +141,35 @@ def _serve(
     holes.fill()
     if practised is not None:
         practice.practise(practised)
+    enter = calls.enter_network
+    space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array("i").itemsize)
     while True:
-        message, fds = _receive(sock)
+        message, ancillary, _, _ = sock.recvmsg(_READ, space, socket.MSG_CMSG_CLOEXEC)
         if not message:
             os._exit(0)
-        try:
-            if message.startswith(b"{"):
-                plans.append(Plan.of(json.loads(message), sealings))
-                answer = b"0"
-            else:
-                answer = b"%d" % _spawn(plans, message, fds, own_network)
-        except OSError as error:
-            answer = f"{error}".encode()
+        if message[0] == _NEW_PLAN:
+            sock.send(_take_plan(plans, message[1:], sealings))
+            continue
+        fds = memoryview(ancillary[0][2]).cast("i").tolist()
+        plan = plans[message[0]]
+        pid = -1
+        if not plan.online or enter(fds[3]) == 0:
+            pid = plan.clone()
+            if pid == 0:
+                _be_first(plan, message, fds)
+            if plan.online and enter(own_network) != 0:
+                os._exit(70)
         for fd in fds:
             os.close(fd)
-        sock.send(answer)
+        sock.send(b"%d" % pid if pid > 0 else b"no process could be forked")
+
+
+def _take_plan(plans: list[Plan], text: bytes, sealings: Mapping[bool, Sequence[Call]]) -> bytes:
+    try:
+        plans.append(Plan.of(json.loads(text), sealings))
+    except OSError as error:
+        return f"{error}".encode()
+    return b"0"
 
 
 def _keep_two(*descriptors: int) -> None:
@@ -158,41 +181,14 @@ def _keep_two(*descriptors: int) -> None:
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
-def _receive(sock: socket.socket) -> tuple[bytes, "array[int]"]:
-    fds = array("i")
-    space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * fds.itemsize)
-    message, ancillary, _, _ = sock.recvmsg(_READ, space, socket.MSG_CMSG_CLOEXEC)
-    for _, _, received in ancillary:
-        fds.frombytes(received)
-    return message, fds
-
-
-def _spawn(plans: Sequence[Plan], message: bytes, fds: Sequence[int], own_network: int) -> int:
-    number, way, name, token = message.split()
-    plan = plans[int(number)]
-    control, status, go, *rest = fds
-    flags = namespaces.INSTANCE_NAMESPACES | kernel.CLONE_PARENT
-    if way == _OFFLINE:
-        return kernel.clone(
-            flags | kernel.CLONE_NEWNET, lambda: _be_first(plan, name, token, control, status, go, rest)
-        )
-    network, *files = rest
-    kernel.setns(network, kernel.CLONE_NEWNET)
-    try:
-        return kernel.clone(flags, lambda: _be_first(plan, name, token, control, status, go, files))
-    finally:
-        kernel.setns(own_network, kernel.CLONE_NEWNET)
-
-
-def _be_first(
-    plan: Plan, name: bytes, token: bytes, control: int, status: int, go: int, files: Sequence[int]
-) -> NoReturn:
+def _be_first(plan: Plan, message: bytes, fds: Sequence[int]) -> NoReturn:
     """The first process of an instance, from its first moment on."""
+    control, status, go, *files = fds
     said = False
     try:
         if not os.read(go, 1):
             os._exit(0)
-        namespaces.join(files)
+        namespaces.join(files[plan.online :])
         calls.make(plan.confinement)
         namespaces.keep_only([control, status])
         status = namespaces.STATUS_FD
@@ -200,12 +196,7 @@ def _be_first(
         os.write(status, b"ready\n")
         os.close(status)
         said = True
-        quiet.run(
-            namespaces.FIRST_FD,
-            plan.hello,
-            plan.start,
-            lambda: plan.config.named(name.decode(), token.decode()),
-        )
+        quiet.run(namespaces.FIRST_FD, plan.hello, plan.start, lambda: plan.config.named(*message[1:].decode().split()))
     except BaseException as error:
         if not said:
             os.write(status, f"error {error}\n".encode())
