@@ -185,6 +185,8 @@ class Burst:
     """An exact number of good answers. ``wrong`` counts the others, which were asked for again."""
 
     calls: int
+    began: float
+    """when the first was asked for, on the monotonic clock of this machine"""
     seconds: float
     wrong: int
     first_wrong: str

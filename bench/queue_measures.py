@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from time import perf_counter, sleep
+from time import monotonic, perf_counter, sleep
 
 import psycopg
 
@@ -108,10 +108,9 @@ def _drain(run: Run, shape: Control, target: Target) -> Drain:
 
     def drain() -> tuple[float, dict[str, float]]:
         before = shape.jobs()["succeeded"]
-        start = perf_counter()
         accepted = burst(target, plan.job_callers, plan.jobs, max_s=plan.job_limit_s)
         after = shape.await_jobs(plan.job_limit_s)
-        took = perf_counter() - start
+        took = monotonic() - accepted.began
         facts = {"jobs": plan.jobs, "accepted_per_s": plan.jobs / accepted.seconds, "dead": after["dlq"]}
         return (after["succeeded"] - before) / took, facts
 

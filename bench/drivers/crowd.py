@@ -8,7 +8,7 @@ end, and servers that go away in between. Runs as ``python -I -S crowd.py`` with
      "calls": <end after exactly so many good answers; default: only the time ends it>,
      "collect": <a key of the answers, which are JSON; its values are returned>,
      "until_eof": <end as well when stdin is closed>}
-    → {"calls", "wrong", "seconds", "first_wrong", "collected": [...]}
+    → {"calls", "wrong", "began": <monotonic clock of the first request>, "seconds", "first_wrong", "collected": [...]}
 
 Each connection sends its next request as soon as its answer is complete. What was answered wrongly, or not at all, is
 counted and sent again; a connection that cannot be made is counted too. Slower than wrk by the cost of Python per call,
@@ -44,6 +44,7 @@ class Crowd:
         self.missing = command["connections"]
         self.calls = self.wrong = self.asked = 0
         self.first_wrong = ""
+        self.began = 0.0
         self.collected: list[object] = []
 
     def connect(self) -> None:
@@ -121,8 +122,8 @@ class Crowd:
         end = sys.stdin.fileno() if until_eof else -1
         if until_eof:
             self.poll.register(end, select.EPOLLIN | select.EPOLLHUP)
+        self.began = start = now = heard = monotonic()
         self.connect()
-        start = now = heard = monotonic()
         while now - start < seconds and self.calls < self.limit:
             events = self.poll.poll(RECONNECT_S if self.missing else 1.0)
             if any(fd == end for fd, _ in events):
@@ -155,8 +156,8 @@ def main() -> None:
     command = json.loads(sys.stdin.readline())
     crowd = Crowd(command)
     took = crowd.run(command["seconds"], command.get("until_eof", False))
-    answer = {"calls": crowd.calls, "wrong": crowd.wrong, "seconds": took, "first_wrong": crowd.first_wrong}
-    print(json.dumps({**answer, "collected": crowd.collected}))
+    answer = {"calls": crowd.calls, "wrong": crowd.wrong, "began": crowd.began, "seconds": took}
+    print(json.dumps({**answer, "first_wrong": crowd.first_wrong, "collected": crowd.collected}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from time import monotonic
 import psycopg
 from procrastinate_app import app, hello  # type: ignore[import-not-found]
 
-POLL_S = 0.05
+POLL_S = 0.02
 DONE = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"
 
 

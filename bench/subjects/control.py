@@ -11,7 +11,7 @@ import httpx
 from bench.driving import Target
 
 BUILD_LIMIT_S = 120.0
-POLL_S = 0.05
+POLL_S = 0.02
 FUNCTIONS = Path(__file__).parent.parent / "functions"
 
 

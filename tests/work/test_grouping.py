@@ -99,25 +99,28 @@ async def test_few_items_wait_for_company_and_enough_do_not() -> None:
     assert (await last, writer.batches[1:]) == (40, [[4]])
 
 
-async def test_a_crowd_is_written_together_again() -> None:
+async def test_a_crowd_is_written_in_halves() -> None:
     writer = Writer()
     writer.go.set()
     group = GroupCommit("test", writer.write, writers=1, crowd_s=60)
-    assert len(await asyncio.gather(*(group.add(item) for item in range(16)))) == 16
+    assert len(await asyncio.gather(*(group.add(item) for item in range(32)))) == 32
     back = [group.add(item) for item in range(13)]
     for _ in range(20):
         await asyncio.sleep(0)
-    assert len(writer.batches) == 1, "three of sixteen are still on their way"
+    assert len(writer.batches) == 1, "not yet half of those who were answered"
     back.append(group.add(13))
+    for _ in range(2):
+        await asyncio.sleep(0)
+    back += [group.add(item) for item in range(18)]  # while the first half is written
     await asyncio.gather(*back)
-    assert [len(batch) for batch in writer.batches] == [16, 14]
+    assert [len(batch) for batch in writer.batches] == [32, 14, 18]
 
     left = [group.add(item) for item in range(3)]
     for _ in range(20):
         await asyncio.sleep(0)
-    assert len(writer.batches) == 2
+    assert len(writer.batches) == 3
     await group.close()
-    assert [len(batch) for batch in writer.batches] == [16, 14, 3]
+    assert [len(batch) for batch in writer.batches] == [32, 14, 18, 3]
     assert [future.result() for future in left] == [0, 10, 20]
 
 

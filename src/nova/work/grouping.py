@@ -21,8 +21,8 @@ class GroupCommit(Generic[T, R]):
 
     A writer that is free takes what is there at once; or, where nobody waits for items, when ``enough`` are there or
     ``hold_s`` have passed, so that few items alone do not cost a transaction. While all are busy, items gather. With
-    ``crowd_s`` a crowd is written together: who was answered last mostly comes again, so the next batch waits, at most so
-    long, until most of those are there who were at the end of the last. An exception of ``write`` itself is everybody's in
+    ``crowd_s`` a crowd is written in halves: who was answered last mostly comes again, so the next batch waits, at most so
+    long, until half of those are there who were at the end of the last; so one half is written while the other is answered. An exception of ``write`` itself is everybody's in
     the batch. A caller who is cancelled while he waits takes nothing back.
     """
 
@@ -139,7 +139,7 @@ class GroupCommit(Generic[T, R]):
             self.unanswered -= len(batch)
         if self._crowd_s:
             crowd = len(batch) + len(self._waiting)
-            self._enough = min(crowd * 7 // 8, self._batch) if crowd >= _CROWD else 1
+            self._enough = min(crowd * 7 // 16, self._batch) if crowd >= _CROWD else 1
             self._hold_s = self._crowd_s
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
