@@ -22,7 +22,8 @@ class GroupCommit(Generic[T, R]):
     A writer that is free takes what is there at once; or, where nobody waits for items, when ``enough`` are there or
     ``hold_s`` have passed, so that few items alone do not cost a transaction. While all are busy, items gather. With
     ``crowd_s`` a crowd is written in halves: who was answered last mostly comes again, so the next batch waits, at most so
-    long, until half of those are there who were at the end of the last; so one half is written while the other is answered. An exception of ``write`` itself is everybody's in
+    long, until half of those are there who were at the end of the last; so one half is written while the
+    other is answered. An exception of ``write`` itself is everybody's in
     the batch. A caller who is cancelled while he waits takes nothing back.
     """
 
