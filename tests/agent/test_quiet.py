@@ -1,6 +1,7 @@
 """The agent whose host alone can reach it: it speaks first, and is asked for nothing until something has to be done."""
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 CHILD = """
 import socket, sys
-source, control, folder = sys.argv[1:]
+source, control, folder, port, digest = sys.argv[1:]
 sys.path.insert(0, source)
 from nova.agent import at_fork
 at_fork.postpone()
@@ -35,14 +36,12 @@ from nova.agent.config import AgentConfig, WorkerLaunch
 from nova.agent.process import adopt_orphans, start_worker
 from nova.agent.runners import standing_main
 module = "nova.runtimes.python.bootstrap"
-with socket.create_server(("127.0.0.1", 0)) as free:
-    port = free.getsockname()[1]
-config = AgentConfig(b"", "one", "python", WorkerLaunch("fork", module), folder, guest_port=port, api_token="t0k3n")
+config = AgentConfig(b"", "one", "python", WorkerLaunch("fork", module), folder, guest_port=int(port), api_digest=digest)
 preload.warm_up([module])
 adopt_orphans()
 hello = quiet.greeting("python", stands=True)
 main = standing_main(config)
-quiet.run(int(control), hello, lambda: start_worker(0, main), lambda: config, port)
+quiet.run(int(control), hello, lambda: start_worker(0, main), lambda: config, int(port))
 """
 
 
@@ -63,6 +62,18 @@ class Quiet:
         return await self.channel.call(call)
 
 
+TOKEN = "t0k3n"
+ASKS = """
+import os, time, urllib.error, urllib.request
+def handler(event):
+    time.sleep(0.3)
+    token = event or os.environ["NOVA_API_TOKEN"]
+    request = urllib.request.Request(os.environ["NOVA_API_URL"] + "/v1/none", headers={"Authorization": "Bearer " + token})
+    try:
+        urllib.request.urlopen(request)
+    except urllib.error.HTTPError as refused:
+        return refused.code
+"""
 ORPHANS = """
 import os
 def handler():
@@ -76,10 +87,11 @@ CONTEXT = b'{"request_id": "0199aaaa-0000-7000-8000-000000000001", "tenant": "ac
 Start = Callable[..., Awaitable[Quiet]]
 
 
-def begin(control: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
+def begin(control: socket.socket, config: AgentConfig) -> subprocess.Popen[bytes]:
     source = str(Path(nova.__file__).parent.parent)
     with control:
-        command = [sys.executable, "-I", "-S", "-c", CHILD, source, str(control.fileno()), str(folder)]
+        told = [str(control.fileno()), config.code_dir, str(config.guest_port), config.api_digest]
+        command = [sys.executable, "-I", "-S", "-c", CHILD, source, *told]
         return subprocess.Popen(command, pass_fds=[control.fileno()], start_new_session=True)
 
 
@@ -91,15 +103,12 @@ async def quiet(tmp_path: Path) -> AsyncIterator[Start]:
     async def start(code: str = "def handler(event):\n    return event\n") -> Quiet:
         write_files(tmp_path, {"main.py": code})
         ours, theirs = socket.socketpair()
-        process = begin(theirs, tmp_path)
-        config = AgentConfig(
-            b"",
-            "one",
-            "python",
-            WorkerLaunch("fork", "nova.runtimes.python.bootstrap"),
-            str(tmp_path),
-            api_token="t0k3n",
-        )
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        launch = WorkerLaunch("fork", "nova.runtimes.python.bootstrap")
+        digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+        config = AgentConfig(b"", "one", "python", launch, str(tmp_path), guest_port=port, api_digest=digest)
+        process = begin(theirs, config)
 
         async def unknown() -> Any:
             return "unknown"
@@ -107,6 +116,7 @@ async def quiet(tmp_path: Path) -> AsyncIterator[Start]:
         channel = await DirectChannel.hear(
             ours,
             config,
+            TOKEN,
             kill=lambda: kill_session(process.pid),
             death_cause=unknown,
             deadlines=deadlines,
@@ -195,6 +205,14 @@ async def test_its_worker_sets_its_own_limits(quiet: Start) -> None:
     one = await quiet("import resource\ndef handler():\n    return resource.getrlimit(resource.RLIMIT_NOFILE)\n")
     await one.init(open_files=77)
     assert json.loads((await one.call()).output or b"") == [77, 77]
+
+
+async def test_whoever_shows_the_token_may_ask(quiet: Start) -> None:
+    """The agent knows its digest from the start, and all of its workers are told it: also those that it starts itself."""
+    one = await quiet(ASKS)
+    await one.init(concurrency=2)
+    answers = await asyncio.gather(one.call(), one.call(), one.call("another"))
+    assert [answer.output for answer in answers] == [b"404", b"404", b"401"]
 
 
 async def test_orphans_of_a_call_are_buried(quiet: Start) -> None:

@@ -63,8 +63,9 @@ class AgentConfig:
     reload_dir: str | None = None
     guest_port: int = GUEST_PORT
     """where code inside reaches the guest API, on loopback; 0: nowhere. Only for places with a network of their own."""
-    api_token: str = ""
-    """what processes inside show to the guest API, if the host chooses it"""
+    api_digest: str = ""
+    """SHA-256, in hex, of what processes inside show to the guest API, if the host has chosen it: the token itself comes with
+    Init, and so into no memory that other instances are forked from"""
     relayed: bool = False
     """The host is behind a relay, which reads a worker's descriptors from the moment it gets them. So it gets them when the
     worker has loaded and not before, and the agent keeps copies for the next host."""
@@ -83,6 +84,6 @@ class AgentConfig:
         """Whether a worker stands before a function is known."""
         return self.worker.kind in ("fork", "exec") and not self.blank
 
-    def named(self, instance_id: str, api_token: str) -> Self:
+    def named(self, instance_id: str, api_digest: str) -> Self:
         """The same for one instance."""
-        return replace(self, instance_id=instance_id, api_token=api_token)
+        return replace(self, instance_id=instance_id, api_digest=api_digest)

@@ -5,6 +5,7 @@ Who asks, whether the call it names is in flight, and what it may do are the hos
 """
 
 import base64
+import hashlib
 import hmac
 import json
 import os
@@ -40,18 +41,20 @@ class _Refused(Exception):
 class GuestApi:
     """Questions under way, by the id of their frame."""
 
-    def __init__(self, control: Control, poller: Poller, port: int, token: str = "") -> None:
-        """``port`` 0: there is none. ``token``: if the host has chosen it."""
+    def __init__(self, control: Control, poller: Poller, port: int, digest: str = "") -> None:
+        """``port`` 0: there is none. ``digest``: of the token, if the host has chosen it and says it later."""
         self._control = control
         self._port = port
         self._server = Server(poller, self._serve, _to_lambda)
         self._asked: dict[int, Exchange] = {}
-        self.token = token or os.urandom(24).hex()
+        self.token = "" if digest else os.urandom(24).hex()
         """what processes of this instance show in ``Authorization: Bearer``"""
+        self._digest = digest or _digest(self.token)
 
     def renew(self) -> None:
         """Another token. Questions under way were asked of a host that has gone."""
         self.token = os.urandom(24).hex()
+        self._digest = _digest(self.token)
         self._asked.clear()
 
     def open(self, listener: socket.socket | None = None) -> None:
@@ -84,12 +87,16 @@ class GuestApi:
 
     def _admit(self, exchange: Exchange) -> None:
         given = exchange.request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.token.encode()):
+        if not hmac.compare_digest(_digest(given), self._digest):
             raise _Refused(401, "unauthenticated", "send NOVA_API_TOKEN as Authorization: Bearer")
 
     def _give_up(self, number: int) -> None:
         if self._asked.pop(number, None) is not None:
             self._control.tell(frames.CANCEL, {"target": number, "reason": "client"})
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _question(exchange: Exchange) -> tuple[int, dict[str, Any], bytes]:

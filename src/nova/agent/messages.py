@@ -144,6 +144,8 @@ class InitHead:
     """mounted at ``/layers/0`` and so on; a later one comes first on the search paths"""
     loaded: bool = False
     """the host has loaded it into the standing worker; the agent needs to know for what is asked of it next"""
+    api_token: str = ""
+    """what workers show to the guest API, if the host has chosen it"""
 
     def as_head(self) -> dict[str, Any]:
         return asdict(self) | {"env": dict(self.env)}
@@ -175,6 +177,7 @@ class InitHead:
             open_files=take(head, "open_files", int),
             layers=take(head, "layers", int) if "layers" in head else 0,
             loaded=take(head, "loaded", bool) if "loaded" in head else False,
+            api_token=take(head, "api_token", str) if "api_token" in head else "",
         )
 
 

@@ -76,7 +76,7 @@ class Supervisor:
         )
         self._loader = Loader(self._poller, self._loaded)
         self._reload = Reload(config.reload_dir)
-        self._guest = GuestApi(self._control, self._poller, config.guest_port, config.api_token)
+        self._guest = GuestApi(self._control, self._poller, config.guest_port, config.api_digest)
         self._workers: dict[int, Worker] = {}
         self._serving: dict[int, Code] = {}
         self._ending: dict[int, int | None] = {}
@@ -170,6 +170,8 @@ class Supervisor:
             self._refuse(frame, "Nova.InitError", "this instance has a function loaded already")
             return
         self._code = code = Code(self._config, init)
+        if init.api_token:
+            self._guest.token = init.api_token
         if init.loaded:
             self._know(code, frame)
             return

@@ -79,6 +79,8 @@ class DirectChannel:
         self._standing: tuple[int, int, int] | None = None
         self._agent: AgentConfig | None = None
         """of an agent that nobody else can reach"""
+        self._api_token = ""
+        """what that one's workers show to its guest API"""
         self._untold: InitHead | None = None
         """what was loaded and the agent does not know"""
         self._asked = 1
@@ -120,6 +122,7 @@ class DirectChannel:
         cls,
         control_sock: socket.socket,
         agent: AgentConfig,
+        api_token: str,
         *,
         kill: Callable[[], None],
         death_cause: Callable[[], Awaitable[DeathCause]],
@@ -127,7 +130,7 @@ class DirectChannel:
         init_timeout_s: float = 10.0,
     ) -> Self:
         """As :meth:`connect`, where nobody else can reach the agent behind ``control_sock``: it speaks first
-        (:mod:`nova.agent.quiet`). ``agent``: what it was told."""
+        (:mod:`nova.agent.quiet`). ``agent``: what it was told; of ``api_token`` it knows the digest."""
         channel = cls(
             control_sock,
             agent.instance_id,
@@ -136,7 +139,7 @@ class DirectChannel:
             deadlines=deadlines,
             init_timeout_s=init_timeout_s,
         )
-        channel._agent = agent
+        channel._agent, channel._api_token = agent, api_token
         await channel._greet(channel._control.greeting())
         return channel
 
@@ -173,7 +176,7 @@ class DirectChannel:
         """Load the function. Raises :class:`InitFailed`; the instance is then only good for being stopped."""
         self._ends.memory_mb = spec.memory_mb
         self._asked = spec.concurrency
-        head = init_head(spec, self.instance_id)
+        head = replace(init_head(spec, self.instance_id), api_token=self._api_token)
         try:
             async with asyncio.timeout(self._init_timeout_s):
                 if self._agent is not None and self._agent.takes_init(spec.entry_kind):
@@ -200,7 +203,7 @@ class DirectChannel:
         line = self._drive(0, descriptors, multiplex=False)
         self._untold = replace(head, loaded=True)
         began = time.monotonic()
-        loaded = await line.load(init_line(worker_init(agent, head, agent.api_token)))
+        loaded = await line.load(init_line(worker_init(agent, head, head.api_token)))
         took_us = int((time.monotonic() - began) * 1e6)
         stdout, stderr = line.prints()
         if isinstance(loaded, FunctionError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import os
 import secrets
@@ -178,7 +179,7 @@ class Cells:
         """
         launch, _ = self._toolchains.launch(above.kind.runtime, above.kind.version)
         name = new_id()
-        config = self._agent(name, above.kind, launch_inside(launch))
+        config, api_token = self._agent(name, above.kind, launch_inside(launch))
         ended, ready = self.expect(name), asyncio.Event()
         self._ready[name] = ready
         async with contextlib.AsyncExitStack() as undo:
@@ -210,7 +211,7 @@ class Cells:
                     _send_fds(line, [given.fileno(), *spaces.fds])
                 finally:
                     spaces.close()
-            cell.link = cell.channel = await self._connect(cell, ours, config)
+            cell.link = cell.channel = await self._connect(cell, ours, config, api_token)
             undo.pop_all()
         return cell
 
@@ -225,7 +226,7 @@ class Cells:
         donor: bool = False,
     ) -> Cell:
         name = new_id()
-        config = self._agent(name, kind, launch)
+        config, api_token = self._agent(name, kind, launch)
         ended = self.expect(name)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -246,20 +247,24 @@ class Cells:
         cell = Cell(name, kind, reply.body["pid"], reply.fds[0], uid, slot, ended)
         undo.push_async_callback(self._reap, cell)
         began = time.monotonic()
-        cell.link = cell.channel = await self._connect(cell, ours, config)
+        cell.link = cell.channel = await self._connect(cell, ours, config, api_token)
         cell.runtime_us = int((time.monotonic() - began) * 1e6)
         return cell
 
     @staticmethod
-    def _agent(name: str, kind: Kind, launch: WorkerLaunch) -> AgentConfig:
-        """What the agent of a place is told. It needs no token: nobody else has the other end of its control socket."""
-        return AgentConfig(b"", name, kind.runtime, launch, api_token=secrets.token_hex(24))
+    def _agent(name: str, kind: Kind, launch: WorkerLaunch) -> tuple[AgentConfig, str]:
+        """What the agent of a place is told, and the token of its guest API. For its control socket it needs none: nobody else
+        has the other end."""
+        token = secrets.token_hex(24)
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        return AgentConfig(b"", name, kind.runtime, launch, api_digest=digest), token
 
-    async def _connect(self, cell: Cell, ours: socket.socket, config: AgentConfig) -> DirectChannel:
+    async def _connect(self, cell: Cell, ours: socket.socket, config: AgentConfig, api_token: str) -> DirectChannel:
         try:
             return await DirectChannel.hear(
                 ours,
                 config,
+                api_token,
                 kill=cell.kill,
                 death_cause=lambda: self.death_cause(cell),
                 deadlines=self._deadlines,
@@ -332,7 +337,7 @@ def _told(config: AgentConfig) -> dict[str, Any]:
         "instance": config.instance_id,
         "runtime": config.runtime,
         "worker": config.worker.as_dict(),
-        "api_token": config.api_token,
+        "api_digest": config.api_digest,
     }
 
 

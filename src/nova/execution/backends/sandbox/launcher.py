@@ -164,10 +164,10 @@ class Launcher:
         def clone(start: Start) -> int:
             files = [control, start.status, start.go, *network, *start.files]
             try:
-                return self._zygote.spawn(kind, body["instance"], body["api_token"], files)
+                return self._zygote.spawn(kind, body["instance"], body["api_digest"], files)
             except ZygoteLost:
                 self._end_strays()
-                return self._zygote.spawn(kind, body["instance"], body["api_token"], files)
+                return self._zygote.spawn(kind, body["instance"], body["api_digest"], files)
 
         child = self._start(body["instance"], body["uid"], clone)
         reply["pid"] = child.pid
@@ -180,7 +180,7 @@ class Launcher:
         control, donor = message.fds
         above = self._child(body["beneath"])
         config = AgentConfig(b"", "", body["runtime"], WorkerLaunch.of(body["worker"]))
-        config = config.named(body["instance"], body["api_token"])
+        config = config.named(body["instance"], body["api_digest"])
         hello = quiet.greeting(config.runtime, stands=True)
         confinement = namespaces.confinement(f"{self._base}/{body['root']}", body["tmp_bytes"], own_network=True)
         sealing = self._sealings[False]

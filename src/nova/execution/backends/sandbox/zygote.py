@@ -73,7 +73,7 @@ class Zygote:
         self._sock: socket.socket | None = None
         self._plans: dict[str, int] = {}
 
-    def spawn(self, kind: Mapping[str, Any], name: str, api_token: str, fds: Sequence[int]) -> int:
+    def spawn(self, kind: Mapping[str, Any], name: str, api_digest: str, fds: Sequence[int]) -> int:
         """Fork the first process of an instance; its pid. ``kind``: ``root`` (the path of it), ``tmp_bytes``, ``online``,
         ``donor``, ``runtime`` and ``worker`` (:meth:`WorkerLaunch.as_dict`).
 
@@ -90,7 +90,7 @@ class Zygote:
                     sock = self.start()
                 self._ask(sock, bytes([_NEW_PLAN]) + text.encode(), ())
                 self._plans[text] = len(self._plans)
-            request = bytes([self._plans[text]]) + f"{name} {api_token}".encode()
+            request = bytes([self._plans[text]]) + f"{name} {api_digest}".encode()
             return int(self._ask(sock, request, fds))
         except (EOFError, ConnectionError) as error:
             self.end()
