@@ -72,6 +72,7 @@ def _begin(control: int, start: Callable[[], Worker] | None, guest_port: int) ->
     server.bind((environment.GUEST_HOST, guest_port))
     server.listen(_BACKLOG)
     listener = server.detach()
+    os.set_blocking(listener, False)
     poll = select.poll()
     for fd in (control, children, listener):
         poll.register(fd, select.POLLIN)

@@ -34,13 +34,14 @@ class Function:
     module: types.ModuleType
 
 
-def prepare(code_dir: str = "/code") -> None:
+def prepare() -> None:
     """Make this process, which workers are forked from, look like a plain interpreter as far as that does not depend on the
-    function. What is done here once, no worker has to touch memory for. Nothing of the platform can be imported afterwards."""
+    function. What is done here once, no worker has to touch memory for. Nothing of the platform can be imported afterwards,
+    and nothing of a function: agents are forked from here, too."""
     os.environ["TZ"] = "UTC"
     time.tzset()
     del os.environ["TZ"]
-    sys.path[:] = _search_path(f"{code_dir}:{code_dir}/deps")
+    sys.path[:] = _STDLIB_PATH
     sys.argv = [""]
     _hide_modules()
     _open_streams()
@@ -53,19 +54,13 @@ def become(init: dict[str, Any], request_id: Callable[[], str]) -> None:
     _set_environment(env)
     if env["TZ"] != "UTC":
         time.tzset()
-    path = _search_path(env["PYTHONPATH"])
-    if path != sys.path:
-        sys.path[:] = path
+    sys.path[:] = [*env["PYTHONPATH"].split(":"), *_STDLIB_PATH]
     _limit_open_files(init["open_files"])
     os.chdir(init["code_dir"])
     _HANDLER.call = request_id
     deps = init["code_dir"] + "/deps"
     if os.access(deps, os.F_OK):
         site.addsitedir(deps)  # for the .pth files of installed packages; the folder itself is on the path already
-
-
-def _search_path(first: str) -> list[str]:
-    return [*first.split(":"), *_STDLIB_PATH]
 
 
 def _set_environment(env: dict[str, str]) -> None:

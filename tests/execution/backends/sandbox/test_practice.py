@@ -52,3 +52,20 @@ def test_a_loaded_function_knows_what_its_instances_will_write_to() -> None:
     command = [sys.executable, "-I", "-S", "-c", KEPT, source]
     told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert 200 < int(told) < 8000
+
+
+PREPARED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from nova.agent import preload
+preload.warm_up(["nova.runtimes.python.bootstrap"])
+print([path for path in sys.path if not path.startswith("/usr/lib/python")], [name for name in sys.modules if "nova" in name])
+"""
+
+
+def test_what_agents_are_forked_from_finds_no_code_of_a_function_and_a_function_none_of_the_platform() -> None:
+    """AG23: a module of the standard library that an agent imports late is not the function's of that name."""
+    source = str(Path(nova.__file__).parent.parent)
+    command = [sys.executable, "-I", "-S", "-c", PREPARED, source]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert told == "[] []\n"
