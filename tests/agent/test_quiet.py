@@ -215,6 +215,22 @@ async def test_whoever_shows_the_token_may_ask(quiet: Start) -> None:
     assert [answer.output for answer in answers] == [b"404", b"404", b"401"]
 
 
+HOOKS = """
+import os, threading, time
+seen = []
+os.register_at_fork(after_in_child=lambda: seen.append("early"))
+threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+def handler():
+    return seen
+"""
+
+
+async def test_fork_hooks_of_a_function_with_threads_run_before_each_of_its_calls(quiet: Start) -> None:
+    one = await quiet(HOOKS)
+    await one.init(mode="process")
+    assert [(await one.call()).output for _ in range(2)] == [b'["early"]', b'["early"]']
+
+
 async def test_orphans_of_a_call_are_buried(quiet: Start) -> None:
     one = await quiet(ORPHANS)
     await one.init()
