@@ -362,5 +362,7 @@ class DirectChannel:
     def _on_frame(self, frame: Frame) -> None:
         if frame.type == frames.WORKER_EXIT:
             self._workers.exited(WorkerExitHead.of(frame.head))
+            if self._agent is not None and self._agent.takes_init("handler") and self._standing is not None:
+                self._workers.give_up()  # it was to load the function, and no other can be had from a quiet agent
         elif frame.type in frames.GUEST_QUESTIONS or frame.type == frames.CANCEL:
             self.guests.heard(frame)

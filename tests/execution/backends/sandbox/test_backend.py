@@ -168,6 +168,19 @@ async def test_a_dead_template_is_replaced(fresh: SandboxBackend, tmp_path: Path
     assert await function.value("served") == "served"
 
 
+async def test_a_template_whose_worker_died_is_replaced(fresh: SandboxBackend, tmp_path: Path) -> None:
+    """It would fail whoever got it: the function is loaded by that worker."""
+    await until(lambda: ready(fresh) == 2)
+    templates = list(next(iter(fresh._templates._shelves.values())).ready)
+    for victim in templates:
+        (worker,) = descendants(victim.pid)
+        os.kill(worker, signal.SIGKILL)
+    await until(lambda: all(victim.ended.done() for victim in templates) and ready(fresh) == 2)
+    function = await load(fresh, tmp_path, ECHO, network=ONLINE)
+    assert await function.value("served") == "served"
+    await function.stop()
+
+
 async def test_the_zygote_is_replaced(fresh: SandboxBackend, tmp_path: Path) -> None:
     """Whoever asks for an instance when it is dead gets one; those that came from it live on, and no stray is left."""
     await until(lambda: ready(fresh) == 2)
