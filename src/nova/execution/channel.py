@@ -84,6 +84,8 @@ class DirectChannel:
         self._untold: InitHead | None = None
         """what was loaded and the agent does not know"""
         self._asked = 1
+        self._begun = False
+        """a function has been, or is being, loaded"""
         self._reloading = asyncio.Lock()
         self._stopping = False
         self._tasks: set[asyncio.Task[object]] = set()
@@ -175,7 +177,7 @@ class DirectChannel:
     async def init(self, spec: InitSpec) -> InitDone:
         """Load the function. Raises :class:`InitFailed`; the instance is then only good for being stopped."""
         self._ends.memory_mb = spec.memory_mb
-        self._asked = spec.concurrency
+        self._asked, self._begun = spec.concurrency, True
         head = replace(init_head(spec, self.instance_id), api_token=self._api_token)
         try:
             async with asyncio.timeout(self._init_timeout_s):
@@ -362,7 +364,7 @@ class DirectChannel:
     def _on_frame(self, frame: Frame) -> None:
         if frame.type == frames.WORKER_EXIT:
             self._workers.exited(WorkerExitHead.of(frame.head))
-            if self._agent is not None and self._agent.takes_init("handler") and self._standing is not None:
+            if self._agent is not None and self._agent.takes_init("handler") and not self._begun:
                 self._workers.give_up()  # it was to load the function, and no other can be had from a quiet agent
         elif frame.type in frames.GUEST_QUESTIONS or frame.type == frames.CANCEL:
             self.guests.heard(frame)

@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.execution.backends.sandbox.harness import (
     ROOMY,
     PythonOnly,
     descendants,
+    described,
     load,
     options,
     pid_is_alive,
@@ -179,6 +181,19 @@ async def test_a_template_whose_worker_died_is_replaced(fresh: SandboxBackend, t
     function = await load(fresh, tmp_path, ECHO, network=ONLINE)
     assert await function.value("served") == "served"
     await function.stop()
+
+
+async def test_a_script_takes_the_place_of_a_template_s_worker(fresh: SandboxBackend, tmp_path: Path) -> None:
+    """That worker ends while its agent loads the script, and the instance goes on."""
+    await until(lambda: ready(fresh) == 2)
+    for _ in range(5):
+        spec, init = described(tmp_path, "print('by a script')", network=ONLINE)
+        instance = await fresh.create(spec)
+        assert instance.source == "template"
+        await instance.channel.init(replace(init, entry_kind="script"))
+        assert instance.channel.usable
+        await fresh.stop(instance, reason="test")
+        await until(lambda: ready(fresh) == 2)
 
 
 async def test_the_zygote_is_replaced(fresh: SandboxBackend, tmp_path: Path) -> None:
