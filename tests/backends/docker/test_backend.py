@@ -115,7 +115,7 @@ async def test_what_the_engine_shows_has_every_wall_and_no_secret(seer: Maker) -
         TIGHT.memory_mb << 20,
     )
     assert host["SecurityOpt"][0] == "no-new-privileges:true"
-    assert all(bind.endswith(":ro") for bind in host["Binds"])
+    assert all(mount["ReadOnly"] for mount in host["Mounts"])
 
 
 async def test_a_function_with_rules_by_name_asks_the_name_server_of_its_own(seer: Maker) -> None:

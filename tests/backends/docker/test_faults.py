@@ -84,6 +84,29 @@ async def test_a_step_that_fails(faulty: tuple[Maker, Path, str], step: str, mon
     assert left(folder, node) == before
 
 
+async def test_what_a_successor_clears_away_is_not_made_anew_as_a_folder(
+    faulty: tuple[Maker, Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BE2: a container of a killed daemon may start while the next daemon empties the folder that both use."""
+    maker, folder, node = faulty
+    before = left(folder, node)
+    file = folder / "docker" / "offline.conf"
+    start = Engine.start
+
+    async def start_late(engine: Engine, container: str) -> None:
+        file.unlink()
+        await start(engine, container)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "start", start_late)
+        with pytest.raises(NovaError, match=r"offline\.conf") as refused:
+            await maker.backend.create(maker.spec())
+    assert (refused.value.code, file.exists()) == ("capacity", False)
+    file.write_text("")
+    assert left(folder, node) == before
+    await (await maker.load()).stop()
+
+
 def _failing(method: Callable[..., Any], error: Exception) -> Callable[..., Any]:
     async def fail_later(*_args: object, **_more: object) -> None:
         raise error

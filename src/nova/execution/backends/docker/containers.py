@@ -31,8 +31,10 @@ class Bind:
     target: str
     read_only: bool = True
 
-    def __str__(self) -> str:
-        return f"{self.source}:{self.target}:{'ro' if self.read_only else 'rw'}"
+    def mount(self) -> dict[str, Any]:
+        """For the engine, in the form with which it makes no folder in the place of a source that is gone: a killed daemon's
+        container may be about to start while its successor clears away what it needed."""
+        return {"Type": "bind", "Source": str(self.source), "Target": self.target, "ReadOnly": self.read_only}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Plan:
         doors = [Bind(self.door, DOOR)] if self.door is not None else []
         binds = [*doors, Bind(self.resolv_conf, "/etc/resolv.conf"), *self.binds]
         return {
-            "Binds": [str(bind) for bind in binds],
+            "Mounts": [bind.mount() for bind in binds],
             # A network comes later, from the host, with its rules in force; or never.
             **(self.published.ports() if self.published is not None else {"NetworkMode": "none"}),
             "ReadonlyRootfs": True,
