@@ -17,12 +17,13 @@ _AGE_S = 2 * 86_400
 """How old the youngest of the past is: no rule of retention takes it by itself, and one of a day takes it all."""
 _SPACING_S = 0.2
 _NOW = "now() - make_interval(secs => %(age)s + n * %(spacing)s)"
+_ID = "uuidv7(make_interval(secs => -(%(age)s + n * %(spacing)s)))"
 _JOB = dict.fromkeys(("created_at", "queued_at", "next_run_at", "started_at", "finished_at"), _NOW)
 
 
 def finished_jobs(conn: psycopg.Connection[Any], count: int, say: Callable[[str], None]) -> None:
     """So many succeeded jobs with the records of their calls. Raises DriveError if no job has succeeded yet."""
-    _copy(conn, "async_invocations", "status = 'succeeded'", count, {"id": "gen_random_uuid()", **_JOB}, say)
+    _copy(conn, "async_invocations", "status = 'succeeded'", count, {"id": _ID, **_JOB}, say)
     # Records keep their place in the order: they count as rolled up, as old ones are. All are of this day, the only one
     # that surely has a partition.
     today = "date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'"

@@ -1,6 +1,8 @@
 """Identifiers. Every id of the platform is a UUIDv7 (RFC 9562) in text form: sortable by time, unique without a server."""
 
 import secrets
+from datetime import datetime
+from uuid import UUID
 
 from uuid_utils import uuid7
 
@@ -8,6 +10,11 @@ from uuid_utils import uuid7
 def new_id() -> str:
     """A fresh UUIDv7 as 36 characters of text."""
     return str(uuid7())
+
+
+def first_id(at: datetime) -> str:
+    """What no id that was made at ``at``, to the millisecond, or later is smaller than."""
+    return str(UUID(int=int(at.timestamp() * 1000) << 80))
 
 
 def new_token(nbytes: int = 32) -> str:

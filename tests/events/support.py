@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
+from uuid_utils import uuid7
 
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import EgressSettings
@@ -60,11 +62,22 @@ async def tenant(db: Database, name: str) -> Scope:
     return Scope(name)
 
 
+def id_at(at: datetime) -> str:
+    """As it was made then."""
+    return str(uuid7(nanoseconds=int(at.timestamp()) * 10**9))
+
+
 def job(
-    payload: bytes = b"{}", *, function: str = "f", scope: Scope = Scope(), depth: int = 0, **options: object
+    payload: bytes = b"{}",
+    *,
+    function: str = "f",
+    scope: Scope = Scope(),
+    depth: int = 0,
+    id: str | None = None,
+    **options: object,
 ) -> NewJob:
     return NewJob(
-        id=new_id(),
+        id=id or new_id(),
         scope=scope,
         function=function,
         payload=payload,

@@ -13,9 +13,9 @@ from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.payload import decode
 from nova.store import turns
-from nova.store.asyncs import delete_finished
 from nova.store.asyncs_admin import AsyncStore, BulkFilter
 from nova.store.db import Database
+from nova.store.retention import JobRetention
 from tests.events.support import Calls, Nebula, function, nebula, result
 
 pytestmark = pytest.mark.anyio
@@ -218,11 +218,8 @@ async def test_a_result_is_kept_as_long_as_the_job_said(database: Database) -> N
             await plane.accept(b"{}", **options) for options in ({"keep_s": 60}, {"keep_s": 3600}, {})
         ]
         await finish(plane, [short, long, plain])
-        await database.run(
-            "UPDATE async_invocations SET finished_at = finished_at - interval '2 min',"
-            " keep_until = keep_until - interval '2 min'"
-        )
-        ago = SYSTEM_CLOCK.now() - timedelta(minutes=1)
-        assert await delete_finished(database, ago, ago, 100) == 2
+        await database.run("UPDATE async_invocations SET keep_until = keep_until - interval '2 min'")
+        soon = SYSTEM_CLOCK.now() + timedelta(minutes=1)
+        assert await JobRetention(database).delete(soon, soon, 100) == 2
         rows = await database.fetch("SELECT id::text AS id FROM async_invocations")
         assert [row["id"] for row in rows] == [long]

@@ -32,8 +32,8 @@ async def _read(database: Database, *tenants: str) -> dict[tuple[str, ...], floa
 async def _job(database: Database, tenant: str, status: str) -> None:
     await database.run(
         "INSERT INTO async_invocations (id, tenant_id, namespace, function_id, function_name, payload, status,"
-        " max_attempts, backoff_base_ms, backoff_max_ms, max_age_s, source, caller)"
-        " VALUES (%(id)s, %(tenant)s, 'default', %(id)s, 'f', '{}', %(status)s, 3, 1, 1, 1, 'api', 'operator')",
+        " max_attempts, backoff_base_ms, backoff_max_ms, max_age_s, source, caller, error)"
+        " VALUES (%(id)s, %(tenant)s, 'default', %(id)s, 'f', '{}', %(status)s, 3, 1, 1, 1, 'api', 'operator', '{}')",
         id=new_id(),
         tenant=tenant,
         status=status,

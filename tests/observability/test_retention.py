@@ -14,6 +14,7 @@ from nova.observability import retention
 from nova.observability.retention import BATCH, BEHIND_S, DAYS_AHEAD, INTERVAL_S, SLOW_S, Retention, Rule, rules
 from nova.store.db import Database
 from nova.store.invocations import InvocationStore
+from tests.events.support import id_at
 from tests.execution.fakes import make_snapshot
 from tests.mock_clock import MockClock, settle
 from tests.observability.records import Free, row, write
@@ -138,9 +139,9 @@ async def test_finished_jobs_and_deliveries_go_and_dead_ones_later(database: Dat
     ):
         await database.run(
             "INSERT INTO async_invocations (id, tenant_id, namespace, function_id, function_name, payload, status,"
-            " max_attempts, backoff_base_ms, backoff_max_ms, max_age_s, source, caller, finished_at)"
-            " VALUES (%(id)s, 'default', 'default', %(id)s, 'f', '{}', %(status)s, 3, 1, 1, 1, 'api', 'o', %(at)s)",
-            id=new_id(),
+            " max_attempts, backoff_base_ms, backoff_max_ms, max_age_s, source, caller, finished_at, error)"
+            " VALUES (%(id)s, 'default', 'default', %(id)s, 'f', '{}', %(status)s, 3, 1, 1, 1, 'api', 'o', %(at)s, '{}')",
+            id=id_at(at or ago(days=40)),
             status=status,
             at=at,
         )

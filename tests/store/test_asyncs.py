@@ -11,7 +11,8 @@ from nova.errors import NovaError
 from nova.store import asyncs
 from nova.store.asyncs import NewJob
 from nova.store.db import Database
-from tests.events.support import function, job, tenant
+from nova.store.retention import JobRetention
+from tests.events.support import function, id_at, job, tenant
 
 pytestmark = pytest.mark.anyio
 
@@ -140,23 +141,24 @@ async def test_a_key_is_free_again_when_it_has_expired_or_its_job_is_deleted(dat
 async def test_finished_jobs_are_kept_as_long_as_they_should_be(database: Database) -> None:
     """DB6: what succeeded and what is dead have times of their own; what is queued is never too old."""
     await function(database)
-    outcomes = [accepted(outcome) for outcome in await add(database, *(job(idempotency_key=key) for key in "abcde"))]
-    ages = [("succeeded", 8), ("cancelled", 6), ("dlq", 8), ("dlq", 31)]
-    for outcome, (status, days) in zip(outcomes, ages, strict=False):
+    ages = {"a": ("succeeded", 8), "b": ("cancelled", 6), "c": ("dlq", 8), "d": ("dlq", 31), "e": ("cancelled", 40)}
+    now = datetime.now(UTC)
+    jobs = [job(idempotency_key=key, id=id_at(now - timedelta(days=days))) for key, (_, days) in ages.items()]
+    await add(database, *jobs, job(idempotency_key="f", id=id_at(now - timedelta(days=50))))
+    for made, (status, days) in zip(jobs, ages.values(), strict=True):
         await database.run(
-            "UPDATE async_invocations SET status = %(status)s, finished_at = now() - make_interval(days => %(days)s)"
-            " WHERE id = %(id)s",
+            "UPDATE async_invocations SET status = %(status)s, error = '{}',"
+            " finished_at = now() - make_interval(days => %(days)s) WHERE id = %(id)s",
             status=status,
             days=days,
-            id=outcome.invocation_id,
+            id=made.id,
         )
-    now = datetime.now(UTC)
     before = (now - timedelta(days=7), now - timedelta(days=30))
-    assert await asyncs.delete_finished(database, *before, limit=1) == 1
-    assert await asyncs.delete_finished(database, *before, limit=9) == 1
-    assert await asyncs.delete_finished(database, *before, limit=9) == 0
+    kept = JobRetention(database)
+    assert [await kept.delete(*before, limit=2), await kept.delete(*before, limit=2)] == [2, 1]
+    assert await kept.delete(*before, limit=9) == 0
     left = await database.fetch("SELECT idempotency_key AS key FROM async_invocations ORDER BY key")
-    assert [row["key"] for row in left] == ["b", "c", "e"]
+    assert [row["key"] for row in left] == ["b", "c", "f"]
     assert left == await database.fetch("SELECT key FROM idempotency_keys ORDER BY key")
 
 
@@ -164,7 +166,7 @@ async def test_the_jobs_of_a_deleted_function_go_with_it(database: Database) -> 
     function_id = await function(database)
     await function(database, "g")
     await add(database, job(idempotency_key="k"), job(), job(function="g"))
-    await database.run("UPDATE async_invocations SET status = 'dlq' WHERE idempotency_key = 'k'")
+    await database.run("UPDATE async_invocations SET status = 'dlq', error = '{}' WHERE idempotency_key = 'k'")
     async with database.transaction() as conn:
         await asyncs.delete_of_function(conn, Scope(), "f", function_id)
     assert [row["function_name"] for row in await database.fetch("SELECT * FROM async_invocations")] == ["g"]
@@ -186,7 +188,7 @@ async def test_counts_follow_every_change(database: Database) -> None:
     """The numbers per status are kept by the table itself, whoever changes it."""
     await function(database)
     outcomes = [accepted(outcome) for outcome in await add(database, job(), job(), job())]
-    await database.run("UPDATE async_invocations SET status = 'dlq' WHERE id = %(id)s", id=outcomes[0].invocation_id)
+    await database.run("UPDATE async_invocations SET status = 'dlq', error = '{}' WHERE id = %(id)s", id=outcomes[0].invocation_id)
     await database.run("DELETE FROM async_invocations WHERE id = %(id)s", id=outcomes[1].invocation_id)
     rows = await database.fetch("SELECT status, sum(jobs)::int AS n FROM async_counts GROUP BY 1")
     assert {row["status"]: row["n"] for row in rows} == {"queued": 1, "dlq": 1}

@@ -5,11 +5,13 @@ import pytest
 
 from nova.store import asyncs
 from nova.store.durable_commits import STEP
+from nova.store.jobs import END
 from nova.store.lines import LINE_OPTIONS, Prepared
 
 KEYS = {
     STEP: {"durable_operations": "durable_operations_pkey", "durable_executions": "durable_executions_pkey"},
     asyncs.ADD: {"functions": "functions_tenant_id_namespace_name_key", "tenants": "tenants_pkey"},
+    END: {"work": "work_pkey", "async_invocations": "async_invocations_pkey"},
 }
 
 

@@ -132,7 +132,16 @@ class AsyncJobs:
             return at_once + min(self._group.unanswered, at_once * _WAITING)
 
         begin = None if self._start_call is None else self.begin
-        return Kind(self, limit, max_attempts=None, claim=self.claim, begin=begin, room=self._room, ahead=_AHEAD)
+        return Kind(
+            self,
+            limit,
+            max_attempts=None,
+            claim=self.claim,
+            next_due=self._store.next_due_s,
+            begin=begin,
+            room=self._room,
+            ahead=_AHEAD,
+        )
 
     async def start(self) -> None:
         self._tasks.spawn("tidy", self._tidy())

@@ -14,7 +14,6 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.config import Settings
 from nova.errors import NovaError
 from nova.observability.rollup import Fence
-from nova.store import asyncs
 from nova.store.builds import BuildStore
 from nova.store.bus_deliveries import DeliveryStore
 from nova.store.bus_outbox import BusOutboxStore
@@ -23,7 +22,7 @@ from nova.store.durable import DurableStore
 from nova.store.invocations import InvocationStore
 from nova.store.messages import MessageRetention
 from nova.store.outbox import OutboxStore
-from nova.store.retention import AgedTable, RetentionStore
+from nova.store.retention import AgedTable, JobRetention, RetentionStore
 from nova.store.state import StateStore
 from nova.store.workflow_runs import RunStore
 
@@ -68,6 +67,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
     store, builds, outbox = RetentionStore(db), BuildStore(db), OutboxStore(db)
     messages, bus_outbox, bus_deliveries = MessageRetention(db), BusOutboxStore(db), DeliveryStore(db)
     runs, durable = RunStore(db), DurableStore(db)
+    jobs = JobRetention(db)
     states = StateStore(db, lambda: settings.limits.state_mb << 20)
 
     def aged(table: AgedTable, age: Callable[[], timedelta]) -> Rule:
@@ -77,7 +77,7 @@ def rules(settings: Settings, db: Database) -> list[Rule]:
         return Rule(table, sweep)
 
     async def old_jobs(now: datetime, limit: int) -> int:
-        return await asyncs.delete_finished(db, *ended(now), limit)
+        return await jobs.delete(*ended(now), limit)
 
     async def old_deliveries(now: datetime, limit: int) -> int:
         return await outbox.delete_finished(*ended(now), limit)

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
@@ -191,13 +190,6 @@ async def add_plain(db: Database, jobs: Sequence[NewJob], taker: Taker) -> tuple
 async def delete(conn: Connection, scope: Scope, ids: Sequence[str]) -> int:
     """Delete finished jobs and free their idempotency keys; how many there were."""
     row = await conn.one(sql.delete, ids=list(ids), tenant=scope.tenant, namespace=scope.namespace)
-    return int(row["deleted"]) if row else 0
-
-
-async def delete_finished(db: Database, before_ok: datetime, before_dlq: datetime, limit: int) -> int:
-    """Delete jobs that succeeded or were cancelled before ``before_ok``, and letters that are dead since before
-    ``before_dlq``; how many, at most ``limit``."""
-    row = await db.one(sql.delete_finished, before_ok=before_ok, before_dlq=before_dlq, limit=limit)
     return int(row["deleted"]) if row else 0
 
 

@@ -23,7 +23,7 @@ ATTEMPTS_KEPT = 200
 
 sql = Queries("jobs")
 _CLAIM = Prepared.of("nova_claim", sql.claim)
-_END = Prepared.of("nova_end", sql.end)
+END = Prepared.of("nova_end", sql.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,11 @@ class JobStore:
         more = rows[0]["lanes"] > batch or max(taken.values()) >= share
         return [_job_of(row) for row in rows], more
 
+    async def next_due_s(self) -> float | None:
+        """Seconds until the next job that waits for its time; None: there is none."""
+        row = await self._db.one(sql.next_due)
+        return None if row is None or row["seconds"] is None else max(0.0, row["seconds"])
+
     async def tidy(self) -> bool:
         """Once a minute; see :func:`nova.store.asyncs.tidy`. Is something due that was not?"""
         await tidy(self._db)
@@ -156,7 +161,7 @@ class JobStore:
         further = any(end.events or end.gated for end in ended) or any(back.gated for back in put_back)
         if not further and not (ended and put_back):
             if ended:
-                rows = await self._db.quick(_END, **_ends(owner, ended))
+                rows = await self._db.quick(END, **_ends(owner, ended))
                 return Written(frozenset(row["id"] for row in rows))
             async with self._db.connection() as conn:  # one statement is a transaction
                 return await _write(conn, owner, ended, put_back)

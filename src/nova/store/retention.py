@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Literal, cast
 
+from nova.ids import first_id
 from nova.store.db import Database, Queries
 
 _InOrder = Literal["metrics_minute", "metrics_hour", "trace_spans"]
@@ -10,6 +11,7 @@ _InOrder = Literal["metrics_minute", "metrics_hour", "trace_spans"]
 AgedTable = Literal["audit_logs", "cluster_nodes", "schedule_runs", "idempotency_keys"] | _InOrder
 _IN_ORDER = frozenset({"metrics_minute", "metrics_hour", "trace_spans"})
 _START = "(0,0)"
+_NO_ID = "00000000-0000-0000-0000-000000000000"
 _q = Queries("retention")
 
 
@@ -33,3 +35,31 @@ class RetentionStore:
         if row and gone == limit:
             self._ends[table] = row["upto"]
         return gone
+
+
+class JobRetention:
+    """Jobs that have ended. Knows how far the last batch got, as :class:`RetentionStore` does."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._after = _NO_ID
+
+    async def delete(self, before_ok: datetime, before_dlq: datetime, limit: int) -> int:
+        """Remove jobs that succeeded or were cancelled before ``before_ok``, letters that are dead since before ``before_dlq``, and
+        those whose own time is over; at most ``limit``. Returns how many went; fewer mean that there are no more."""
+        row = await self._db.one(_q.jobs_kept_until, limit=limit)
+        gone = int(row["rows"]) if row else 0
+        if gone == limit:
+            return gone
+        after, self._after, limit = self._after, _NO_ID, limit - gone
+        row = await self._db.one(
+            _q.jobs,
+            after=after,
+            first=first_id(max(before_ok, before_dlq)),
+            before_ok=before_ok,
+            before_dlq=before_dlq,
+            limit=limit,
+        )
+        if row and row["rows"] == limit:
+            self._after = row["upto"]
+        return gone + (int(row["rows"]) if row else 0)

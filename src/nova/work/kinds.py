@@ -51,6 +51,9 @@ class Claimed:
 Claim = Callable[[str, int, float], Awaitable[Claimed]]
 """Leases up to so many due items to an owner, for so many seconds."""
 
+NextDue = Callable[[], Awaitable[float | None]]
+"""Seconds until the next item that waits for its time; None: there is none."""
+
 Begin = Callable[[WorkItem], "asyncio.Future[None] | None"]
 """Starts what :meth:`WorkHandler.run` does without a task, for its end to come to the future; cancelled, that stops the work.
 None, and nothing has happened: there is something to wait for first."""
@@ -61,8 +64,8 @@ class Kind:
     """How work of one kind is run here. ``backoff_s`` is about the first retry's delay; it doubles each time.
 
     ``concurrency`` as a callable is asked before each claim; whoever makes it grow meanwhile sets ``room``.
-    ``max_attempts`` None: the handler counts for itself, and ``give_up`` is never called. ``claim`` replaces the queue's own,
-    which knows nothing of the noun's table. ``begin`` is asked before the handler runs in a task. ``gap_s``: from a claim that
+    ``max_attempts`` None: the handler counts for itself, and ``give_up`` is never called. ``claim`` and
+    ``next_due`` replace the queue's own, which know nothing of the noun's table and indexes. ``begin`` is asked before the handler runs in a task. ``gap_s``: from a claim that
     found few items to the next, at least; short where somebody waits for each item. ``ahead``: items that may be handed over
     beyond that, to wait here for a moment.
     """
@@ -74,6 +77,7 @@ class Kind:
     backoff_s: float = 1
     backoff_max_s: float = 60
     claim: Claim | None = None
+    next_due: NextDue | None = None
     begin: Begin | None = None
     gap_s: float = GAP_S
     ahead: int = 0

@@ -160,7 +160,8 @@ class Runner:
 
     async def _look_ahead(self, name: str, lane: Lane) -> None:
         """Nobody notified for a while. What becomes due before the next poll is to start in its time."""
-        due_s = await self.queue.next_due_s(name)
+        own = lane.kind.next_due
+        due_s = await (self.queue.next_due_s(name) if own is None else own())
         if due_s is not None and due_s < self._poll_s:
             lane.look_after(due_s)
 

@@ -96,25 +96,6 @@ WITH gone AS (
 )
 SELECT count(*) AS deleted FROM gone
 
--- name: delete_finished -- what is past its time, oldest first, with the keys it holds
-WITH gone AS (
-    DELETE FROM async_invocations
-    WHERE id IN ((SELECT id FROM async_invocations WHERE keep_until < now() ORDER BY keep_until LIMIT %(limit)s)
-                 UNION ALL
-                 (SELECT id FROM async_invocations
-                 WHERE keep_until IS NULL AND ((status IN ('succeeded', 'cancelled') AND finished_at < %(before_ok)s)
-                                               OR (status = 'dlq' AND finished_at < %(before_dlq)s))
-                  ORDER BY finished_at LIMIT %(limit)s)
-                 LIMIT %(limit)s)
-      AND status <> 'queued'
-    RETURNING id, tenant_id, namespace, 'async/' || function_name AS realm, idempotency_key
-), keys AS (
-    DELETE FROM idempotency_keys k USING gone g
-    WHERE k.tenant_id = g.tenant_id AND k.namespace = g.namespace AND k.realm = g.realm AND k.key = g.idempotency_key
-      AND k.subject = g.id
-)
-SELECT count(*) AS deleted FROM gone
-
 -- name: page
 SELECT a.id::text AS id, a.function_id::text AS function_id, a.function_name, a.qualifier,
        CASE WHEN a.status = 'queued' AND w.lease_until > now() THEN 'running' ELSE a.status END AS status,
@@ -140,7 +121,7 @@ SELECT a.id::text AS id, a.function_id::text AS function_id, a.function_name, a.
        a.idempotency_key, a.error, a.request_id::text AS request_id, a.version, a.created_at, a.started_at,
        a.finished_at, NULL::timestamptz AS next_run_at
 FROM async_invocations a
-WHERE a.status = 'dlq' AND a.tenant_id = %(tenant)s AND a.namespace = %(namespace)s
+WHERE a.status = 'dlq' AND a.error IS NOT NULL AND a.tenant_id = %(tenant)s AND a.namespace = %(namespace)s
   AND (%(function)s::text IS NULL OR a.function_name = %(function)s)
   AND (%(before)s::uuid IS NULL OR a.id < %(before)s::uuid)
   AND (%(since)s::timestamptz IS NULL OR a.created_at >= %(since)s)
@@ -260,7 +241,7 @@ UPDATE async_gate SET paused = %(paused)s, reason = %(reason)s, changed_by = %(b
 
 -- name: matching_dead -- dead letters for retry-all and purge
 SELECT id::text AS id FROM async_invocations
-WHERE status = 'dlq' AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+WHERE status = 'dlq' AND error IS NOT NULL AND tenant_id = %(tenant)s AND namespace = %(namespace)s
   AND (%(functions)s::text[] IS NULL OR function_name = ANY (%(functions)s))
   AND (%(since)s::timestamptz IS NULL OR finished_at >= %(since)s)
   AND finished_at <= coalesce(%(until)s::timestamptz, now())
@@ -270,7 +251,7 @@ ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 
 -- name: count_dead
 SELECT count(*) AS total, now() AS moment FROM async_invocations
-WHERE status = 'dlq' AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+WHERE status = 'dlq' AND error IS NOT NULL AND tenant_id = %(tenant)s AND namespace = %(namespace)s
   AND (%(functions)s::text[] IS NULL OR function_name = ANY (%(functions)s))
   AND (%(since)s::timestamptz IS NULL OR finished_at >= %(since)s)
   AND finished_at <= coalesce(%(until)s::timestamptz, now())
@@ -321,7 +302,7 @@ ON CONFLICT (tenant_id, namespace, function_id, key) DO UPDATE SET job_id = excl
 
 -- name: functions_with_dead
 SELECT DISTINCT function_name AS name FROM async_invocations
-WHERE status = 'dlq' AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+WHERE status = 'dlq' AND error IS NOT NULL AND tenant_id = %(tenant)s AND namespace = %(namespace)s
 
 -- name: counts
 SELECT status, sum(jobs)::bigint AS jobs FROM async_counts

@@ -39,6 +39,21 @@ SELECT c.id::text AS id, c.attempt, c.fence, c.lanes, a.tenant_id, a.namespace, 
                                                         AND p.function_id = a.function_id) AS held
 FROM claimed c JOIN async_invocations a ON a.id = c.id LEFT JOIN functions f ON f.id = a.function_id
 
+-- name: next_due -- of every tenant and priority the first that waits for its time
+WITH RECURSIVE found AS (
+    (SELECT tenant_id FROM work WHERE kind = 'async' ORDER BY tenant_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT w.tenant_id FROM work w WHERE w.kind = 'async' AND w.tenant_id > f.tenant_id
+            ORDER BY w.tenant_id LIMIT 1)
+    FROM found f WHERE f.tenant_id IS NOT NULL
+)
+SELECT extract(epoch FROM min(d.run_at) - clock_timestamp())::float8 AS seconds
+FROM found f, (VALUES (0::smallint), (1::smallint), (2::smallint)) AS p (priority), LATERAL (
+    SELECT w.run_at FROM work w
+    WHERE w.kind = 'async' AND w.tenant_id = f.tenant_id AND w.priority = p.priority
+      AND w.run_at > now() AND w.run_at < 'infinity'
+    ORDER BY w.run_at LIMIT 1) d
+
 -- name: tell_lost -- of attempts of which nobody was left to tell
 UPDATE async_invocations a
 SET attempts = a.attempts || jsonb_build_array(jsonb_build_object(
@@ -56,7 +71,7 @@ WITH given AS (
                          %(attempts)b::text[], %(started)b::timestamptz[])
          AS g (id, fence, status, attempt, request_id, version, output, error, attempts, started_at)
 ), held AS (
-    DELETE FROM work w USING given g WHERE w.id = g.id AND w.fence = g.fence AND w.owner = %(owner)s RETURNING w.id
+    DELETE FROM work w USING given g WHERE w.id = g.id AND w.fence = g.fence AND w.owner = %(owner)s RETURNING g.*
 )
 UPDATE async_invocations a
 SET status = g.status, attempt = g.attempt, request_id = g.request_id, version = g.version, output = g.output::json,
@@ -65,8 +80,7 @@ SET status = g.status, attempt = g.attempt, request_id = g.request_id, version =
                || g.attempts::jsonb,
     started_at = coalesce(a.started_at, g.started_at), finished_at = now(),
     keep_until = now() + make_interval(secs => a.keep_s)
-FROM given g JOIN held h USING (id)
-WHERE a.id = g.id
+FROM held g WHERE a.id = g.id
 RETURNING a.id::text AS id
 
 -- name: send_on -- to the outbox, for jobs whose end this transaction has written
@@ -97,14 +111,13 @@ WITH given AS (
                       THEN 'infinity' ELSE now() + make_interval(secs => g.delay_s) END
     FROM given g JOIN async_invocations a ON a.id = g.id
     WHERE w.id = g.id AND w.fence = g.fence AND w.owner = %(owner)s
-    RETURNING w.id
+    RETURNING g.*
 )
 UPDATE async_invocations a
 SET attempts = (CASE WHEN jsonb_array_length(a.attempts) >= %(kept)s THEN a.attempts - 0 ELSE a.attempts END)
                || g.attempts::jsonb,
     started_at = coalesce(a.started_at, g.started_at), next_run_at = now() + make_interval(secs => g.delay_s)
-FROM given g JOIN released r USING (id)
-WHERE a.id = g.id
+FROM released g WHERE a.id = g.id
 RETURNING a.id::text AS id
 
 -- name: sweep

@@ -53,3 +53,32 @@ DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM idempotency_keys
      WHERE expires_at < %(before)s AND (state = 'done' OR lease_until IS NULL OR lease_until < %(before)s)
      ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED));
+
+-- name: jobs_kept_until -- those that said themselves how long they are kept, with the keys they hold
+WITH gone AS (
+    DELETE FROM async_invocations
+    WHERE id = ANY (ARRAY(SELECT id FROM async_invocations WHERE keep_until < now() ORDER BY keep_until LIMIT %(limit)s))
+      AND status <> 'queued'
+    RETURNING id, tenant_id, namespace, 'async/' || function_name AS realm, idempotency_key
+), keys AS (
+    DELETE FROM idempotency_keys k USING gone g
+    WHERE k.tenant_id = g.tenant_id AND k.namespace = g.namespace AND k.realm = g.realm AND k.key = g.idempotency_key
+      AND k.subject = g.id
+) SELECT count(*) AS rows FROM gone;
+
+-- name: jobs -- in the order of their ids, which is that of their beginnings: none ends before it begins
+WITH gone AS (
+    DELETE FROM async_invocations
+    WHERE id = ANY (ARRAY(
+        SELECT id FROM async_invocations
+        WHERE id > %(after)s::uuid AND id < %(first)s::uuid AND keep_until IS NULL
+          AND ((status IN ('succeeded', 'cancelled') AND finished_at < %(before_ok)s)
+               OR (status = 'dlq' AND finished_at < %(before_dlq)s))
+        ORDER BY id LIMIT %(limit)s))
+      AND status <> 'queued'
+    RETURNING id, tenant_id, namespace, 'async/' || function_name AS realm, idempotency_key
+), keys AS (
+    DELETE FROM idempotency_keys k USING gone g
+    WHERE k.tenant_id = g.tenant_id AND k.namespace = g.namespace AND k.realm = g.realm AND k.key = g.idempotency_key
+      AND k.subject = g.id
+) SELECT count(*) AS rows, max(id::text COLLATE "C") AS upto FROM gone;

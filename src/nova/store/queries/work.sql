@@ -1,4 +1,5 @@
--- Work of every kind: see nova.work.queue. Times are the database's own, so that hosts with other clocks agree.
+-- Work of every kind: see nova.work.queue. Jobs, the kind 'async', are claimed by jobs.sql; what says that it is not for them may
+-- use indexes that they are not in. Times are the database's own, so that hosts with other clocks agree.
 
 -- name: enqueue
 INSERT INTO work (id, kind, tenant_id, namespace, subject, payload, run_at)
@@ -8,11 +9,12 @@ VALUES (%(id)s, %(kind)s, %(tenant)s, %(namespace)s, %(subject)s, %(payload)s,
 -- name: withdraw
 DELETE FROM work
 WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND kind = %(kind)s AND subject = %(subject)s
+  AND kind <> 'async'
 
 -- name: claim
 WITH due AS (
     SELECT id FROM work
-    WHERE kind = %(kind)s AND run_at <= now() AND (lease_until IS NULL OR lease_until <= now())
+    WHERE kind = %(kind)s AND kind <> 'async' AND run_at <= now() AND (lease_until IS NULL OR lease_until <= now())
     ORDER BY run_at, id LIMIT %(batch)s
     FOR UPDATE SKIP LOCKED
 )
@@ -27,11 +29,11 @@ SELECT pg_advisory_xact_lock(hashtextextended('nova.work.' || %(kind)s, 0))
 -- name: claim_capped -- the due row is checked again when it is locked: it may have been claimed since the snapshot
 WITH busy AS (
     SELECT tenant_id, count(*) AS running FROM work
-    WHERE kind = %(kind)s AND lease_until > now() GROUP BY tenant_id
+    WHERE kind = %(kind)s AND kind <> 'async' AND lease_until > now() GROUP BY tenant_id
 ), ranked AS (
     SELECT w.id, coalesce(b.running, 0) + row_number() OVER (PARTITION BY w.tenant_id ORDER BY w.run_at, w.id) AS place
     FROM work w LEFT JOIN busy b USING (tenant_id)
-    WHERE w.kind = %(kind)s AND w.run_at <= now() AND (w.lease_until IS NULL OR w.lease_until <= now())
+    WHERE w.kind = %(kind)s AND w.kind <> 'async' AND w.run_at <= now() AND (w.lease_until IS NULL OR w.lease_until <= now())
 ), due AS (
     SELECT w.id FROM work w JOIN ranked r USING (id)
     WHERE r.place <= %(per_tenant)s AND (w.lease_until IS NULL OR w.lease_until <= now())
@@ -45,7 +47,7 @@ RETURNING work.id, kind, tenant_id, namespace, subject, payload, attempt, fence
 
 -- name: next_due
 SELECT extract(epoch FROM run_at - clock_timestamp())::float8 AS seconds FROM work
-WHERE kind = %(kind)s AND run_at > now() AND run_at < 'infinity'
+WHERE kind = %(kind)s AND kind <> 'async' AND run_at > now() AND run_at < 'infinity'
 ORDER BY run_at LIMIT 1
 
 -- name: heartbeat
