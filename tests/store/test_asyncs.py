@@ -188,7 +188,9 @@ async def test_counts_follow_every_change(database: Database) -> None:
     """The numbers per status are kept by the table itself, whoever changes it."""
     await function(database)
     outcomes = [accepted(outcome) for outcome in await add(database, job(), job(), job())]
-    await database.run("UPDATE async_invocations SET status = 'dlq', error = '{}' WHERE id = %(id)s", id=outcomes[0].invocation_id)
+    await database.run(
+        "UPDATE async_invocations SET status = 'dlq', error = '{}' WHERE id = %(id)s", id=outcomes[0].invocation_id
+    )
     await database.run("DELETE FROM async_invocations WHERE id = %(id)s", id=outcomes[1].invocation_id)
     rows = await database.fetch("SELECT status, sum(jobs)::int AS n FROM async_counts GROUP BY 1")
     assert {row["status"]: row["n"] for row in rows} == {"queued": 1, "dlq": 1}
