@@ -3,15 +3,19 @@
 import psycopg
 import pytest
 
-from nova.store import asyncs
+from nova.store import asyncs, durable, durable_runs, jobs
 from nova.store.durable_commits import STEP
-from nova.store.jobs import END
 from nova.store.lines import LINE_OPTIONS, Prepared
+from nova.work import queue
 
 KEYS = {
     STEP: {"durable_operations": "durable_operations_pkey", "durable_executions": "durable_executions_pkey"},
     asyncs.ADD: {"functions": "functions_tenant_id_namespace_name_key", "tenants": "tenants_pkey"},
-    END: {"work": "work_pkey", "async_invocations": "async_invocations_pkey"},
+    jobs.END: {"work": "work_pkey", "async_invocations": "async_invocations_pkey"},
+    durable.GET: {"durable_executions": "durable_executions_pkey"},
+    durable_runs.BEGIN: {"durable_executions": "durable_executions_pkey"},
+    durable_runs.END: {"work": "work_pkey", "durable_executions": "durable_executions_pkey"},
+    queue.CLAIM: {"work": "work_claim work_pkey"},
 }
 
 
@@ -32,5 +36,5 @@ def test_rows_are_found_by_their_keys(pg_dsn: str, statement: Prepared) -> None:
         if "Index Name" in node:
             used.setdefault(node["Relation Name"], set()).add(node["Index Name"])
     assert {table: used[table] for table in KEYS[statement]} == {
-        table: {index} for table, index in KEYS[statement].items()
+        table: set(indexes.split()) for table, indexes in KEYS[statement].items()
     }

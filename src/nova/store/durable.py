@@ -13,7 +13,11 @@ from nova.store import work
 from nova.store.db import Connection, Database, Row
 from nova.store.durable_rows import KIND, execution_of, of_scope, operation_of, settle
 from nova.store.durable_rows import sql as _sql
+from nova.store.lines import Prepared
 from nova.store.listen import Channel
+
+_START = Prepared.of("nova_durable_start", _sql.start)
+GET = Prepared.of("nova_durable_get", _sql.get)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,8 @@ class DurableStore:
             if one.name is not None:
                 names.setdefault((one.scope, one.function_id, one.name), one.id)
         begin = [one for one in new if one.name is None or names[one.scope, one.function_id, one.name] == one.id]
-        rows = await self._db.fetch(
-            _sql.start,
+        rows = await self._db.quick(
+            _START,
             kind=KIND,
             ids=[one.id for one in begin],
             work_ids=[new_id() for _ in begin],
@@ -80,10 +84,10 @@ class DurableStore:
 
     async def get(self, scope: Scope, execution_id: str) -> Execution:
         """Raises ``not_found``."""
-        row = await self._db.one(_sql.get, **of_scope(scope), id=execution_id)
-        if row is None:
+        rows = await self._db.quick(GET, **of_scope(scope), id=execution_id)
+        if not rows:
             raise no_execution(execution_id)
-        return execution_of(row)
+        return execution_of(rows[0])
 
     # Outsiders
 

@@ -16,7 +16,11 @@ from nova.store import work
 from nova.store.db import Connection, Database, Row
 from nova.store.durable_rows import CALL_KIND, execution_of, operation_of, settle
 from nova.store.durable_rows import sql as _sql
+from nova.store.lines import Prepared
 from nova.store.listen import Channel
+
+BEGIN = Prepared.of("nova_durable_begin", _sql.begin)
+END = Prepared.of("nova_durable_end", _sql.end_run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +185,10 @@ class DurableRunStore:
 
     async def begin(self, execution_id: str, epoch: int, limit: int) -> Begun | None:
         """Take an execution for a run. None: it has ended, or a later run owns it."""
-        row = await self._db.one(_sql.begin, id=execution_id, epoch=epoch)
-        if row is None:
+        begun = await self._db.quick(BEGIN, id=execution_id, epoch=epoch)
+        if not begun:
             return None
+        row = begun[0]
         if row["steps"] == 0:  # only runs record, and none has
             return Begun(execution_of(row), row["expired"], (), more=False)
         # what comes in between these statements is told to the run by its next checkpoint
@@ -197,8 +202,8 @@ class DurableRunStore:
     ) -> bool:
         """The end of an execution by its run, and of its work (id, owner, fence); False: another run owns it."""
         work_id, owner, fence = work
-        row = await self._db.one(
-            _sql.end_run,
+        ended = await self._db.quick(
+            END,
             work=work_id,
             owner=owner,
             fence=fence,
@@ -208,9 +213,9 @@ class DurableRunStore:
             error=error,
             channel=Channel.DURABLE.value,
         )
-        if row is not None and self._db.on_commit is not None:
+        if ended and self._db.on_commit is not None:
             self._db.on_commit(Channel.DURABLE, execution.id)
-        return row is not None
+        return bool(ended)
 
 
 # In a transaction of the run's owner

@@ -45,8 +45,9 @@ class JobRetention:
         self._after = _NO_ID
 
     async def delete(self, before_ok: datetime, before_dlq: datetime, limit: int) -> int:
-        """Remove jobs that succeeded or were cancelled before ``before_ok``, letters that are dead since before ``before_dlq``, and
-        those whose own time is over; at most ``limit``. Returns how many went; fewer mean that there are no more."""
+        """Remove jobs that succeeded or were cancelled before ``before_ok``, letters that are dead since before
+        ``before_dlq``, and those whose own time is over; at most ``limit``. Returns how many went; fewer mean that there
+        are no more."""
         row = await self._db.one(_q.jobs_kept_until, limit=limit)
         gone = int(row["rows"]) if row else 0
         if gone == limit:

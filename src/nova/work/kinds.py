@@ -64,10 +64,10 @@ class Kind:
     """How work of one kind is run here. ``backoff_s`` is about the first retry's delay; it doubles each time.
 
     ``concurrency`` as a callable is asked before each claim; whoever makes it grow meanwhile sets ``room``.
-    ``max_attempts`` None: the handler counts for itself, and ``give_up`` is never called. ``claim`` and
-    ``next_due`` replace the queue's own, which know nothing of the noun's table and indexes. ``begin`` is asked before the handler runs in a task. ``gap_s``: from a claim that
-    found few items to the next, at least; short where somebody waits for each item. ``ahead``: items that may be handed over
-    beyond that, to wait here for a moment.
+    ``max_attempts`` None: the handler counts for itself, and ``give_up`` is never called. ``claim`` and ``next_due`` replace
+    the queue's own, which know nothing of the noun's table and indexes. ``begin`` is asked before the handler runs in a
+    task. ``gap_s``: from a claim that found few items to the next, at least; short where somebody waits for each item.
+    ``ahead``: items that may be handed over beyond that, to wait here for a moment.
     """
 
     handler: WorkHandler

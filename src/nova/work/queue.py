@@ -11,6 +11,7 @@ from typing import Any
 
 from nova.domain.identity import Scope
 from nova.store.db import Connection, Database, Row
+from nova.store.lines import Prepared
 from nova.store.work import CHANNEL, enqueue, sql, tell_due, withdraw
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "release",
     "withdraw",
 ]
+
+CLAIM = Prepared.of("nova_work_claim", sql.claim)
 
 ClaimKey = tuple[str, int]
 """An item under one fence. A process that lost a lease while it stood still may hold the same item again under the next
@@ -115,7 +118,7 @@ class WorkQueue:
         """Up to ``batch`` due items, oldest first, leased to this owner. At most ``per_tenant`` run for one tenant."""
         claim = {"kind": kind, "owner": self.owner, "batch": batch, "lease_s": self.lease_s}
         if per_tenant is None:
-            rows = await self._db.fetch(sql.claim, **claim)
+            rows = await self._db.quick(CLAIM, **claim)
         else:
             async with self._db.transaction() as conn:
                 await conn.one(sql.claim_turn, kind=kind)

@@ -2,10 +2,10 @@
 
 -- name: start -- with their work; a row for each that is new
 WITH given AS MATERIALIZED (
-    SELECT * FROM unnest(%(ids)s::uuid[], %(work_ids)s::uuid[], %(tenants)s::text[], %(namespaces)s::text[],
-                         %(function_ids)s::uuid[], %(functions)s::text[], %(versions)s::int[], %(names)s::text[],
-                         %(inputs)s::text[], %(callers)s::text[], %(sources)s::text[], %(chains)s::text[],
-                         %(traceparents)s::text[], %(tracestates)s::text[], %(lives)s::float8[])
+    SELECT * FROM unnest(%(ids)b::uuid[], %(work_ids)b::uuid[], %(tenants)b::text[], %(namespaces)b::text[],
+                         %(function_ids)b::uuid[], %(functions)b::text[], %(versions)b::int[], %(names)b::text[],
+                         %(inputs)b::text[], %(callers)b::text[], %(sources)b::text[], %(chains)b::text[],
+                         %(traceparents)b::text[], %(tracestates)b::text[], %(lives)b::float8[])
         AS g (id, work_id, tenant_id, namespace, function_id, function_name, version, name, input, caller, source, chain,
               traceparent, tracestate, life_s)
 ), made AS (
@@ -27,8 +27,9 @@ SELECT id FROM made
 SELECT * FROM durable_executions
 WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND function_id = %(function_id)s AND name = %(name)s
 
--- name: get
-SELECT * FROM durable_executions WHERE id = %(id)s AND tenant_id = %(tenant)s AND namespace = %(namespace)s
+-- name: get -- by its key and no other index, also in a plan that was made while there was none
+SELECT * FROM (SELECT * FROM durable_executions WHERE id = %(id)s OFFSET 0) e
+WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s
 
 -- name: lock
 SELECT * FROM durable_executions WHERE id = %(id)s AND tenant_id = %(tenant)s AND namespace = %(namespace)s FOR UPDATE
