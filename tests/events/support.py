@@ -19,7 +19,6 @@ from nova.domain.identity import Identity, Scope
 from nova.errors import FunctionError, NovaError, internal
 from nova.events.accept import Queue
 from nova.events.deliveries import Deliveries
-from nova.events.handover import Handover
 from nova.events.jobs import AsyncJobs
 from nova.events.observers import NoEvents
 from nova.events.waiting import Endings
@@ -36,6 +35,7 @@ from nova.store.db import Database, Row
 from nova.store.jobs import JobStore
 from nova.store.listen import Listener
 from nova.store.workflow_runs import RunStore
+from nova.work.handover import Handover
 from nova.work.notices import Notices
 from nova.work.runner import Runner
 

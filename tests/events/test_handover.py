@@ -8,10 +8,10 @@ import pytest
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.store import asyncs
-from nova.store.asyncs import Taker
 from nova.store.asyncs_admin import AsyncStore
 from nova.store.db import Database
 from nova.store.jobs import JobStore
+from nova.store.work import Taker
 from tests.events.support import Calls, Nebula, function, job, nebula, result, tenant
 
 pytestmark = pytest.mark.anyio

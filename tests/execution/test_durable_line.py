@@ -104,7 +104,7 @@ class Runs:
         new = NewExecution(
             number, Scope(), row["id"], function, 1, None, f'"{event}"', "me", "http", (), None, None, 3600
         )
-        assert await self.store.start([new]) == [number]
+        assert await self.store.start([new]) == ([number], [])
         begun = await DurableRunStore(self.stack.db).begin(number, 1, 10)
         assert begun is not None
         request_id = new_id()

@@ -9,7 +9,6 @@ from nova.events.accepting import AcceptHandlers
 from nova.events.asyncs import AsyncHandlers
 from nova.events.deliveries import Deliveries
 from nova.events.envelope import KIND as DELIVERY
-from nova.events.handover import Handover
 from nova.events.jobs import AsyncJobs
 from nova.events.waiting import Endings
 from nova.events.webhook_secrets import WebhookSecrets
@@ -18,7 +17,9 @@ from nova.execution.metrics import Metrics
 from nova.security import egress
 from nova.service import ServiceGroup
 from nova.store.asyncs import KIND
+from nova.store.durable_rows import KIND as DURABLE
 from nova.store.jobs import JobStore
+from nova.work.handover import Handover
 from nova.work.notices import Notices
 from nova.work.runner import Runner
 
@@ -73,3 +74,5 @@ async def work_off(shop: Workshop) -> None:
         )
     )
     shop.queue.hand_to(Handover(runner.lane(KIND), runner.queue.owner, settings.queue.lease))
+    if shop.durable is not None:
+        shop.durable.hand_to(Handover(runner.lane(DURABLE), runner.queue.owner, settings.queue.lease))

@@ -103,7 +103,15 @@ class Nova(Process):
         if seat is None or seat.first:
             leases = await open_leases(self, stores)
             shop = Workshop(
-                settings, stores, metrics, services, accepting.notices, reach.invoker, accepting.queue, leases
+                settings,
+                stores,
+                metrics,
+                services,
+                accepting.notices,
+                reach.invoker,
+                accepting.queue,
+                leases,
+                execution.durable,
             )
             await work_off(shop)
             await schedule(self, stores, leases, reach.scaler, metrics)

@@ -6,6 +6,7 @@ from nova.app.core import Stores
 from nova.config import Settings
 from nova.domain.ports import Invoker
 from nova.events.accept import Queue
+from nova.execution.durable import DurableCalls
 from nova.execution.metrics import Metrics
 from nova.service import ServiceGroup
 from nova.work.leader import Leases
@@ -14,7 +15,8 @@ from nova.work.notices import Notices
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """``queue`` accepts asynchronous calls; ``invoker`` runs calls here or on comets; ``leases``: each duty to one process."""
+    """``queue`` accepts asynchronous calls; ``invoker`` runs calls here or on comets; ``leases``: each duty to one process;
+    ``durable`` begins durable executions, if this process does."""
 
     settings: Settings
     stores: Stores
@@ -24,3 +26,4 @@ class Workshop:
     invoker: Invoker
     queue: Queue
     leases: Leases
+    durable: DurableCalls | None = None

@@ -20,17 +20,19 @@ from nova.domain.call import Accepted, AsyncOptions, CallRequest
 from nova.domain.hosts import is_webhook_url
 from nova.domain.names import is_name, is_qualifier
 from nova.errors import NovaError, invalid, not_found
-from nova.events.handover import Handover
+from nova.events.jobs import item_of
 from nova.events.observers import JobEvents, NoEvents
 from nova.ids import new_id
 from nova.payload import too_large
 from nova.store import asyncs
-from nova.store.asyncs import NOBODY, NewJob, Taker
+from nova.store.asyncs import NewJob
 from nova.store.db import Database, Row
-from nova.store.jobs import Job
 from nova.store.jobs import taken as job_taken
+from nova.store.work import NOBODY, Taker
 from nova.work.grouping import GroupCommit
+from nova.work.handover import Handover
 from nova.work.notices import Notices
+from nova.work.queue import WorkItem
 
 _BATCH = 256
 _WRITERS = 1
@@ -110,14 +112,14 @@ class Queue:
             self._tell(jobs, outcomes, frozenset())
             return outcomes
         taker = await self._handover.reserve(ready)
-        leased_at, taken = self._clock.monotonic(), list[Job]()
+        leased_at, taken = self._clock.monotonic(), list[WorkItem]()
         try:
             outcomes, rows = await self._add(jobs, taker)
             new = {job.id: job for job in jobs} if rows else {}
-            taken = [job_taken(new[row["id"]], row) for row in rows]
+            taken = [item_of(job_taken(new[row["id"]], row), taker.owner) for row in rows]
         finally:  # callers are answered before their jobs begin
             asyncio.get_running_loop().call_soon(self._handover.take, taker, taken, leased_at)
-        self._tell(jobs, outcomes, frozenset(job.id for job in taken))
+        self._tell(jobs, outcomes, frozenset(item.id for item in taken))
         return outcomes
 
     async def _add(self, jobs: Sequence[NewJob], taker: Taker) -> tuple[list[Accepted | NovaError], list[Row]]:

@@ -5,6 +5,7 @@ The instance speaks the public Lambda durable-execution protocol: ``CheckpointDu
 kept for that; where there is none free, checkpoints of one moment share a transaction.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -29,13 +30,16 @@ from nova.domain.function import FunctionSnapshot
 from nova.errors import FunctionError, NovaError, invalid
 from nova.execution.guest_desk import Reply
 from nova.ids import new_id
-from nova.store.durable import DurableStore, NewExecution
+from nova.store.durable import DurableStore, NewExecution, Taken
 from nova.store.durable_commits import StepCommits
 from nova.store.durable_rows import KIND
-from nova.store.durable_runs import Checkpoint, DurableRunStore, Written
+from nova.store.durable_runs import Begun, Checkpoint, DurableRunStore, Written
 from nova.store.durable_waits import DurableWaits
+from nova.store.work import NOBODY
 from nova.work.grouping import GroupCommit
+from nova.work.handover import Handover
 from nova.work.notices import Notices
+from nova.work.queue import WorkItem
 
 _NOBODY_WAITS: Final[frozenset[Trigger]] = frozenset({"async", "schedule", "event", "trigger"})
 """Calls of these kinds are answered when the execution has begun."""
@@ -65,12 +69,17 @@ class DurableCalls:
         self._notices = notices
         self._clock = clock
         self.waits = waits
+        self._handover: Handover | None = None
         self._starts: GroupCommit[NewExecution, Execution | str] = GroupCommit(
-            "durable starts", self._store.start, writers=1, weigh=lambda new: len(new.input)
+            "durable starts", self._start, writers=1, weigh=lambda new: len(new.input)
         )
         self._checkpoints: GroupCommit[Checkpoint, Written] = GroupCommit(
             "checkpoints", self._runs.checkpoint, weigh=_weight
         )
+
+    def hand_to(self, handover: Handover) -> None:
+        """From now on executions may run here that begin here, without a claim."""
+        self._handover = handover
 
     async def start(self) -> None:
         return None
@@ -122,10 +131,21 @@ class DurableCalls:
             tracestate=call.tracestate,
             life_s=life_s,
         )
-        started = await self._starts.put(new)
-        if isinstance(started, str):
+        return await self._starts.put(new)
+
+    async def _start(self, new: Sequence[NewExecution]) -> list[Execution | str | NovaError]:
+        handover = self._handover
+        taker = NOBODY if handover is None else await handover.reserve(len(new))
+        leased_at, items = self._clock.monotonic(), list[WorkItem]()
+        try:
+            answers, taken = await self._store.start(new, taker)
+            items = [_item(one, taker.owner) for one in taken]
+        finally:  # callers are answered before their executions run
+            if handover is not None:
+                asyncio.get_running_loop().call_soon(handover.take, taker, items, leased_at)
+        if sum(isinstance(answer, str) for answer in answers) > len(items):
             self._notices.work(KIND)
-        return started
+        return answers
 
     def _result(
         self,
@@ -209,6 +229,11 @@ def _told(token: Token, one: Checkpoint, written: Written) -> Reply:
     shown = [shown_operation(one.execution, operation, seconds) for operation in written.changed]
     answer = {"CheckpointToken": following.text(), "NewExecutionState": {"Operations": shown}}
     return Reply(200, payload.encode(answer), _JSON)
+
+
+def _item(taken: Taken, owner: str) -> WorkItem:
+    begun = Begun(taken.execution, expired=False, operations=(), more=False)
+    return WorkItem(taken.work_id, KIND, taken.execution.scope, taken.execution.id, {}, 1, 1, owner, noun=begun)
 
 
 def _is_away(error: BaseException) -> bool:

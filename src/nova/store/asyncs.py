@@ -18,6 +18,7 @@ from nova.ids import new_id
 from nova.store.db import Connection, Database, Queries, Row
 from nova.store.lines import Prepared
 from nova.store.listen import Channel
+from nova.store.work import NOBODY, Taker
 
 KIND = "async"
 """Of work."""
@@ -83,18 +84,6 @@ class NewJob:
     @property
     def key(self) -> tuple[str, str, str, str]:
         return (self.scope.tenant, self.scope.namespace, self.realm, self.options.idempotency_key or "")
-
-
-@dataclass(frozen=True, slots=True)
-class Taker:
-    """Who runs the first ``most`` of some new jobs at once, leased for so many seconds, if nothing else has to come first."""
-
-    owner: str
-    lease_s: float
-    most: int
-
-
-NOBODY = Taker("", 0.0, 0)
 
 
 async def enqueue(

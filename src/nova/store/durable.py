@@ -39,14 +39,24 @@ class NewExecution:
     life_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An execution whose first run is the taker's, with the lease of its work under fence 1."""
+
+    work_id: str
+    execution: Execution
+
+
 class DurableStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
     # Beginning
 
-    async def start(self, new: Sequence[NewExecution]) -> list[Execution | str | NovaError]:
-        """For each: its id when it began; the execution that had its name before."""
+    async def start(
+        self, new: Sequence[NewExecution], taker: work.Taker = work.NOBODY
+    ) -> tuple[list[Execution | str | NovaError], list[Taken]]:
+        """For each: its id when it began; the execution that had its name before. And those that are ``taker``'s."""
         names: dict[tuple[Scope, str, str], str] = {}
         for one in new:  # two of one name in one batch: the first of them begins
             if one.name is not None:
@@ -70,9 +80,13 @@ class DurableStore:
             traceparents=[one.traceparent for one in begin],
             tracestates=[one.tracestate for one in begin],
             lives=[one.life_s for one in begin],
+            takes=[int(number < taker.most) for number in range(len(begin))],
+            owner=taker.owner,
+            lease_s=taker.lease_s,
         )
         made = {str(row["id"]) for row in rows}
-        return [one.id if one.id in made else await self._named(one) for one in new]
+        answers = [one.id if one.id in made else await self._named(one) for one in new]
+        return answers, [Taken(str(row["work_id"]), execution_of(row)) for row in rows if row["taken"]]
 
     async def _named(self, new: NewExecution) -> Execution | NovaError:
         row = await self._db.one(_sql.named, **of_scope(new.scope), function_id=new.function_id, name=new.name)

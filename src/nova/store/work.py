@@ -5,6 +5,7 @@ A noun's store calls :func:`enqueue` in the transaction that writes the noun's o
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -18,6 +19,18 @@ CHANNEL = Channel.WORK
 """Payload: ``{"kind"}`` for new work, ``{"kind", "withdrawn": subject}`` for work taken back."""
 
 sql = Queries("work")
+
+
+@dataclass(frozen=True, slots=True)
+class Taker:
+    """Who runs the first ``most`` of some new items at once, leased for so many seconds, if nothing else has to come first."""
+
+    owner: str
+    lease_s: float
+    most: int
+
+
+NOBODY = Taker("", 0.0, 0)
 
 
 async def enqueue(

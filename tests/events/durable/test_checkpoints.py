@@ -32,7 +32,7 @@ class Runs:
 
     async def start(self) -> None:
         new = NewExecution(self.id, Scope(), FUNCTION, "f", 1, None, "{}", "me", "http", (), None, None, 3600)
-        assert await self.store.start([new]) == [self.id]
+        assert await self.store.start([new]) == ([self.id], [])
 
     async def begin(self, epoch: int) -> None:
         begun = await self.runs.begin(self.id, epoch, 1000)

@@ -78,7 +78,7 @@ class DurableRuns:
 
     async def run(self, item: WorkItem) -> None:
         """One run. Raises :class:`LeaseLost` when the execution was cancelled or taken over meanwhile."""
-        begun = await self._runs.begin(item.subject, item.fence, PAGE_OPERATIONS)
+        begun: Begun | None = item.noun or await self._runs.begin(item.subject, item.fence, PAGE_OPERATIONS)
         if begun is None:
             async with self._db.transaction() as conn:
                 await queue.finish(conn, item)

@@ -1,27 +1,30 @@
 -- Durable executions: see nova.store.durable. Times are the database's own.
 
--- name: start -- with their work; a row for each that is new
+-- name: start -- with their work; a row for each that is new. Those that are taken have begun their first run.
 WITH given AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)b::uuid[], %(work_ids)b::uuid[], %(tenants)b::text[], %(namespaces)b::text[],
                          %(function_ids)b::uuid[], %(functions)b::text[], %(versions)b::int[], %(names)b::text[],
                          %(inputs)b::text[], %(callers)b::text[], %(sources)b::text[], %(chains)b::text[],
-                         %(traceparents)b::text[], %(tracestates)b::text[], %(lives)b::float8[])
+                         %(traceparents)b::text[], %(tracestates)b::text[], %(lives)b::float8[], %(takes)b::int[])
         AS g (id, work_id, tenant_id, namespace, function_id, function_name, version, name, input, caller, source, chain,
-              traceparent, tracestate, life_s)
+              traceparent, tracestate, life_s, take)
 ), made AS (
     INSERT INTO durable_executions (id, tenant_id, namespace, function_id, function_name, version, name, input, caller,
-                                    source, chain, traceparent, tracestate, deadline_at)
+                                    source, chain, traceparent, tracestate, deadline_at, epoch, rev, lost)
     SELECT id, tenant_id, namespace, function_id, function_name, version, name, input, caller, source,
            CASE WHEN chain = '' THEN '{}' ELSE string_to_array(chain, '>') END, traceparent, tracestate,
-           now() + make_interval(secs => life_s)
+           now() + make_interval(secs => life_s), take, take, take
     FROM given
     ON CONFLICT (tenant_id, namespace, function_id, name) DO NOTHING
-    RETURNING id
+    RETURNING *
 ), queued AS (
-    INSERT INTO work (id, kind, tenant_id, namespace, subject)
-    SELECT g.work_id, %(kind)s, g.tenant_id, g.namespace, g.id FROM given g JOIN made USING (id)
+    INSERT INTO work (id, kind, tenant_id, namespace, subject, owner, fence, attempt, claimed_at, lease_until)
+    SELECT g.work_id, %(kind)s, g.tenant_id, g.namespace, g.id, CASE WHEN g.take = 1 THEN %(owner)s END, g.take, g.take,
+           CASE WHEN g.take = 1 THEN now() END,
+           CASE WHEN g.take = 1 THEN now() + make_interval(secs => %(lease_s)s) END
+    FROM given g JOIN made USING (id)
 )
-SELECT id FROM made
+SELECT m.*, g.work_id, g.take = 1 AS taken FROM made m JOIN given g USING (id)
 
 -- name: named
 SELECT * FROM durable_executions
