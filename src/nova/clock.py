@@ -28,6 +28,14 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+class BootClock(SystemClock):
+    """Its monotonic time also counts while the machine is suspended."""
+
+    @staticmethod
+    def monotonic() -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 SYSTEM_CLOCK = SystemClock()
 
 

@@ -14,10 +14,12 @@ from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
 from nova.domain.stream import Piece
 from nova.errors import FunctionError, NovaError
+from nova.events.refusals import never_began
 from nova.execution.backends.base import WorkerResult
 from nova.execution.boots import Booter
 from nova.execution.executor import Executor
 from nova.execution.fleet import InstanceFleet
+from nova.standstill import Standstill
 from tests.execution.fakes import FakeArtifacts, FakeBackend, OneBackend, make_call, make_snapshot
 from tests.execution.sinks import Reader
 from tests.mock_clock import settle
@@ -441,3 +443,23 @@ async def test_a_stream_goes_through_the_same_guards_and_slots(rig: Rig) -> None
         await rig.executor.stream(make_call(), reader)
     assert refused.value.code == "draining"
     assert len(reader.begun) == 1
+
+
+async def test_what_may_be_taken_over_does_not_begin_after_a_standstill(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EV9: it lay in a socket or in a queue while others may have gone on; who waits for an answer has it all the same."""
+    await rig.invoke()
+    began = SYSTEM_CLOCK.monotonic()
+    monkeypatch.setattr(Standstill, "doubts", lambda _self, received: received <= began)
+    with pytest.raises(NovaError, match="stood still") as refused:
+        await rig.invoke(trigger="event", received=began)
+    assert (refused.value.code, never_began(refused.value)) == ("dependency_unavailable", True)
+    ends: list[CallResult | NovaError] = []
+    assert rig.executor.begin(make_call(trigger="async", received=began), ends.append) is not None
+    await rig.until(lambda: ends)
+    assert isinstance(ends[0], NovaError)
+    assert ends[0].code == "dependency_unavailable"
+    assert len(rig.records) == 1, "neither reached an instance"
+    assert (await rig.invoke(trigger="http", received=began)).output == b"{}"
+    assert (await rig.invoke(trigger="event", received=SYSTEM_CLOCK.monotonic())).output == b"{}"

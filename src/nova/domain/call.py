@@ -11,6 +11,8 @@ from nova.errors import FunctionError, NovaError
 Trigger = Literal[
     "http", "url", "grpc", "async", "schedule", "function", "shadow", "event", "workflow", "durable", "trigger"
 ]
+TAKEN_OVER: frozenset[Trigger] = frozenset({"async", "schedule", "event", "workflow", "durable", "trigger"})
+"""What makes such a call is work under a lease: while its process stands still, another may do it again and go on."""
 StartSource = Literal["warm", "snapshot", "template", "boot"]
 MAX_DEPTH = 32
 """Calls of functions by functions, one inside the other, at most."""

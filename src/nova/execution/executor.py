@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from nova.clock import SYSTEM_CLOCK, Clock
-from nova.domain.call import CallRequest, CallResult, Phases, check_chain
+from nova.domain.call import TAKEN_OVER, CallRequest, CallResult, Phases, check_chain
 from nova.domain.function import FunctionSnapshot
 from nova.domain.identity import Scope
 from nova.domain.ports import InstanceInfo
@@ -21,6 +21,7 @@ from nova.execution.flight import Done, Flight, gone, refusal_of
 from nova.execution.slots import BootTimes, Lease, LoadFailed, PoolMoved
 from nova.execution.streams import Counted
 from nova.logcontext import CALL
+from nova.standstill import Standstill, stood_still
 
 Recorder = Callable[[CallRequest, FunctionSnapshot, CallResult], None]
 """Takes every finished call that reached an instance or failed to load; must not block or raise."""
@@ -59,6 +60,7 @@ class Executor:
         self._stream_limit = stream_limit
         self._clock = clock
         self.now = clock.monotonic
+        self._standstill = Standstill(clock)
         self._ended = asyncio.Event()
         self.durable: Durable | None = None
         """what begins an execution of a durable function, and waits for its end where the caller does"""
@@ -69,6 +71,7 @@ class Executor:
         """no new calls: the server is shutting down"""
 
     async def start(self) -> None:
+        await self._standstill.start()
         await self._catalog.start()
         await self._fleet.start()
 
@@ -79,6 +82,7 @@ class Executor:
         await self._catalog.close()
         await self._fleet.close()
         await self._all_ended(ENDED_S)
+        await self._standstill.close()
 
     def set_aside(self, aside: bool) -> None:
         """Refuse new calls for as long as an operator drains this node; those in flight finish."""
@@ -140,6 +144,9 @@ class Executor:
                 if deadline is not None and deadline <= sent:
                     lease.abandon(sent)
                     raise NovaError("timeout", "the caller's time was up before the call began")
+                if self.doubts(call):
+                    lease.abandon(sent)
+                    raise stood_still()
             except NovaError as refusal:
                 self.refused(call.scope, call.function, refusal.code)
                 raise
@@ -174,6 +181,10 @@ class Executor:
                 return None
         self.active += 1  # what the steps above find wrong, they tell later
         return flight
+
+    def doubts(self, call: CallRequest) -> bool:
+        """Whether the call may be done by somebody else by now, because this process stood still."""
+        return call.trigger in TAKEN_OVER and self._standstill.doubts(call.received)
 
     def leave(self) -> None:
         """One call less."""

@@ -74,7 +74,7 @@ class Flight:
         """A slot is there: send the call. Its pool is at work: what goes wrong is put right after it."""
         self._queued = None
         now = self._executor.now()
-        late = self.deadline is not None and self.deadline <= now
+        late = (self.deadline is not None and self.deadline <= now) or self._executor.doubts(self._call)
         if late or not lease.member.instance.channel.usable:
             asyncio.get_running_loop().call_soon(self._give_back, lease)
             return
@@ -86,7 +86,7 @@ class Flight:
             asyncio.get_running_loop().call_soon(self._not_sent, lease, as_refusal(exc) or internal())
 
     def _give_back(self, lease: Lease) -> None:
-        """The slot is of no use; the coroutine goes on, which waits for another or says that it is too late."""
+        """The slot is of no use; the coroutine goes on, which waits for another or says why the call does not begin."""
         now = self._executor.now()
         if lease.member.instance.channel.usable:
             lease.abandon(now)

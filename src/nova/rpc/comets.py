@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from nova.clock import SYSTEM_CLOCK, Clock
-from nova.domain.call import Accepted, AsyncOptions, CallRequest, CallResult
+from nova.domain.call import TAKEN_OVER, Accepted, AsyncOptions, CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.domain.node import NodeReport
 from nova.domain.ports import Warmth
@@ -24,6 +24,7 @@ from nova.rpc.failures import delivered, out_of_time, remote_failure
 from nova.rpc.placement import Key, Placement, key_of
 from nova.rpc.roster import Comet, Connection, Roster, Standing
 from nova.rpc.streams import Once
+from nova.standstill import Standstill, stood_still
 from nova.store.nodes import NodeStore
 from nova.work.runner import Notifications
 
@@ -65,16 +66,19 @@ class Comets:
         )
         self._placement = self._roster.placement
         self._clock = clock
+        self._standstill = Standstill(clock)
         self._wishes: dict[tuple[str, Scope, str], int] = {}
         """instances that each comet was last asked to keep ready"""
 
     async def start(self) -> None:
         """Begin to connect. Comets that are not there yet are no error: calls wait a moment for them."""
+        await self._standstill.start()
         await self._roster.start()
 
     async def close(self) -> None:
         """Calls still on their way end as ``instance_lost``: close after whoever makes calls."""
         await self._roster.close()
+        await self._standstill.close()
 
     # The ports
 
@@ -207,6 +211,8 @@ class Comets:
                 if refused is not None and tried:
                     raise refused
                 comet = await self._first(self._clock.monotonic() + PATIENCE_S, key, call)
+            if call.trigger in TAKEN_OVER and self._standstill.doubts(call.received):
+                raise stood_still()
             warm = False
             comet.begin(key)
             try:

@@ -7,14 +7,13 @@ database's, and a leader measures its own patience on a clock that never jumps.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeVar
 
 import psycopg
 import structlog
 
-from nova.clock import Clock, SystemClock
+from nova.clock import BootClock, Clock
 from nova.ids import new_id
 from nova.service import Background
 from nova.store.db import Connection
@@ -38,14 +37,6 @@ STAND_BACK_S = 1.5
 """Whoever failed at a duty leaves it to others for this long: they look for free duties each second."""
 CLOSE_S = 5.0
 """Work that has not ended so long after its cancellation is left behind at shutdown, with its lease."""
-
-
-class BootClock(SystemClock):
-    """Its monotonic time also counts while the machine is suspended."""
-
-    @staticmethod
-    def monotonic() -> float:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Fence:
