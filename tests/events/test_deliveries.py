@@ -256,6 +256,51 @@ async def test_a_webhook_dies_after_its_last_attempt(database: Database) -> None
     assert (row["status"], row["attempts"]) == ("dead", 12)
 
 
+async def test_a_receiver_that_never_answers_keeps_no_others_from_their_events(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EV11: one delivery at a time tries whether it is back; the others fail at once, and arrive when it is."""
+    monkeypatch.setattr(webhooks, "TIMEOUT_S", 1.0)
+    back = asyncio.Event()
+    async with receiver() as hook, receiver() as mute:
+        serve, tried = mute.serve, 0
+
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal tried
+            tried += 1
+            if not back.is_set():
+                await reader.read()  # until the other side has had enough
+                writer.close()
+                return
+            await serve(reader, writer)
+
+        mute.serve = hang  # type: ignore[method-assign]
+        async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+            await function(database, "mute", async_destinations={"on_success": {"type": "webhook", "target": url}})
+            await function(database, "f", async_destinations={"on_success": {"type": "webhook", "target": hook.url}})
+            async with nebula(database, workers=50) as plane:
+                for _ in range(40):
+                    await plane.accept(function="mute")
+                async with asyncio.timeout(20):
+                    while await database.one("SELECT FROM event_outbox WHERE attempts > 0") is None:
+                        await asyncio.sleep(0.02)
+                for _ in range(5):
+                    await plane.accept()
+                async with asyncio.timeout(20):
+                    while len(hook.got) < 5:
+                        await asyncio.sleep(0.02)
+                assert tried < 20, "most were not even sent"
+                assert await database.one(
+                    "SELECT 1 AS one FROM event_outbox WHERE error ~ 'another event is trying it'"
+                )
+                back.set()
+                async with asyncio.timeout(20):
+                    while len({headers["webhook-id"] for _, headers, _ in mute.got}) < 40:
+                        await at_once(database)
+                        await asyncio.sleep(0.2)
+
+
 async def test_a_webhook_inside_is_refused_and_dead_at_once(database: Database) -> None:
     """EV11: also where only a redirect leads there."""
     async with (

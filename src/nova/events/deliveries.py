@@ -19,8 +19,9 @@ from nova.errors import NovaError
 from nova.events.bus import inbound
 from nova.events.observers import JobEvents, NoEvents
 from nova.events.refusals import NOT_YET
+from nova.events.silent import SilentReceivers
 from nova.events.webhook_secrets import WebhookSecrets
-from nova.events.webhooks import WebhookSender
+from nova.events.webhooks import Sent, WebhookSender
 from nova.ids import new_id
 from nova.store import asyncs, messages
 from nova.store.asyncs import NewJob
@@ -58,6 +59,7 @@ class Deliveries:
         self._secrets = secrets
         self._workflows = workflows
         self._events = events or NoEvents()
+        self._silent = SilentReceivers()
 
     def kind(self, workers: int = 16) -> Kind:
         """``workers`` deliveries run here at once, of one tenant at most half of that over all processes."""
@@ -164,7 +166,16 @@ class Deliveries:
                 item, delivery, "dead", "the function is gone, and with it what its webhooks are signed with"
             )
             return
-        sent = await self._sender.send(delivery.target, delivery.id, delivery.event, secret.text)
+        receiver = delivery.scope.tenant, delivery.target
+        if self._silent.may_try(receiver):
+            try:
+                sent = await self._sender.send(delivery.target, delivery.id, delivery.event, secret.text)
+            except BaseException:
+                self._silent.left(receiver)
+                raise
+            self._silent.heard(receiver, silent=sent.silent)
+        else:
+            sent = Sent("its receiver does not answer, and another event is trying it")
         if sent.error is None:
             await self._end(item, delivery, "delivered", None)
         elif sent.final or item.attempt >= MAX_ATTEMPTS:

@@ -11,6 +11,8 @@ from nova import payload
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.identity import Scope
 from nova.errors import FunctionError
+from nova.events.bus.dispatch_attempts import Attempts
+from nova.events.bus.dispatch_items import Item
 from nova.store.db import Database
 from tests.events.bus.dispatching import data, dispatching, subscription
 from tests.events.bus.topics import message, topic
@@ -189,3 +191,34 @@ async def test_a_row_waits_for_messages_of_its_key_that_are_not_read_yet(databas
         rows = await bus.settled(made, 4, "succeeded")
     assert [data(call) for call in bus.calls.seen] == [1, 2, 3, 4]
     assert [row.attempts for row in rows] == [1, 1, 2, 1]
+
+
+async def test_nothing_is_delivered_by_who_lost_its_subscription_while_it_wrote_that_it_would(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EV9: another process may be several messages further by then."""
+    made = await subscription(database, await topic(database), enabled=False)
+    count, lost = Attempts._count, 0
+
+    async def count_and_lose(attempts: Attempts, item: Item) -> bool:
+        nonlocal lost
+        counted = await count(attempts, item)
+        if not lost:
+            lost = len(bus.calls.seen) + 1
+            attempts._fence.lose()  # as it is after a standstill
+        return counted
+
+    monkeypatch.setattr(Attempts, "_count", count_and_lose)
+    async with dispatching(database) as bus:
+        await bus.publish(1, 2, ordering_key="a")
+        await database.run(
+            "INSERT INTO event_deliveries (subscription_id, sequence, generation, tenant_id, namespace, topic_id, status,"
+            " attempts, replay, ordering_key, next_run_at) SELECT id, 1, 0, tenant_id, namespace, topic_id, 'queued', 1,"
+            " false, 'a', now() FROM event_subscriptions"
+        )
+        await database.run("UPDATE event_subscriptions SET enabled = true, epoch = epoch + 1")
+        bus.listener.deliver("nova_subscriptions", made)
+        rows = await bus.settled(made, 2, "succeeded")
+    assert lost == 1
+    assert [data(call) for call in bus.calls.seen] == [1, 2]
+    assert [row.attempts for row in rows] == [3, 1], "the attempt that was counted and not begun counts"

@@ -106,6 +106,9 @@ class Attempts:
             rows = [item for item in items if item.row]
             if rows:
                 items = await self._prepare(items, rows)
+                if not self._fence.held:  # lost while this was written: another process goes on with them
+                    self._ends.broke()
+                    return
             parcels = [parcel_of(record, item) for item in items]
             verdicts = await self._parts.delivering.deliver(record, parcels) if parcels else []
         except NovaError as error:
