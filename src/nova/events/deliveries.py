@@ -5,6 +5,7 @@ A workflow begins one run for each delivery, whose id is the run's key. A webhoo
 its ``webhook-id``.
 """
 
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -168,12 +169,13 @@ class Deliveries:
             return
         receiver = delivery.scope.tenant, delivery.target
         if self._silent.may_try(receiver):
+            began = time.monotonic()
             try:
                 sent = await self._sender.send(delivery.target, delivery.id, delivery.event, secret.text)
             except BaseException:
                 self._silent.left(receiver)
                 raise
-            self._silent.heard(receiver, silent=sent.silent)
+            self._silent.heard(receiver, failed=sent.error is not None, took_s=time.monotonic() - began)
         else:
             sent = Sent("its receiver does not answer, and another event is trying it")
         if sent.error is None:

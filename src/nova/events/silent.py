@@ -1,10 +1,13 @@
-"""Receivers that do not answer at all. One alone would take every place that a tenant's deliveries have, half a minute each."""
+"""Receivers that let everybody wait for nothing: they do not answer, or hang up after a while, or fail slowly. One alone would
+take every place that a tenant's deliveries have, half a minute each."""
 
 from dataclasses import dataclass
 from typing import Final
 
+SLOW_S = 5.0
+"""An attempt that failed after so long has kept a place from others."""
 _SILENT: Final = 2
-"""So many times in a row without an answer, and a receiver counts as silent."""
+"""So many of them in a row, and a receiver counts as silent."""
 _KNOWN: Final = 10_000
 
 Key = tuple[str, str]
@@ -33,9 +36,9 @@ class SilentReceivers:
         silence.tried = True
         return True
 
-    def heard(self, key: Key, *, silent: bool) -> None:
-        """What came of it: an answer of whatever kind, or none."""
-        if not silent:
+    def heard(self, key: Key, *, failed: bool, took_s: float) -> None:
+        """What came of it, and after how long."""
+        if not failed or took_s < SLOW_S:
             self._known.pop(key, None)
             return
         if key not in self._known and len(self._known) >= _KNOWN:

@@ -23,13 +23,12 @@ _REDIRECTS = frozenset({301, 302, 307, 308})
 @dataclass(frozen=True, slots=True)
 class Sent:
     """What came of an attempt. ``error`` None: it was delivered. ``final``: another attempt is of no use; ``gone``: nor is
-    any other event. ``silent``: nothing came back in time."""
+    any other event."""
 
     error: str | None = None
     final: bool = False
     retry_after_s: float | None = None
     gone: bool = False
-    silent: bool = False
 
 
 class WebhookSender:
@@ -77,8 +76,8 @@ class WebhookSender:
             return Sent(refusal.detail, final=True)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             return Sent(f"the address is not valid: {error}", final=True)
-        except (TimeoutError, httpx.TimeoutException):
-            return Sent(f"no answer within {timeout_s:g} s", silent=True)
+        except TimeoutError:
+            return Sent(f"no answer within {timeout_s:g} s")
         except httpx.HTTPError as error:
             return Sent(str(error) or type(error).__name__)
 
