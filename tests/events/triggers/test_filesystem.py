@@ -1,6 +1,8 @@
 """Files as a source of events: once for each change, in whatever way it is noticed."""
 
+import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,27 @@ async def test_files_reach_functions_through_a_trigger(tmp_path: Path, database:
 
 async def _stopped(plane: Plane, made: dict[str, Any]) -> bool:
     return (await plane.status(made))["node"] is None
+
+
+async def test_what_changes_before_notifications_begin_is_noticed_when_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EV19: not at the next look at everything, a minute later."""
+    root = tmp_path / "in"
+    root.mkdir()
+    sink, written = Kept(), asyncio.Event()
+    watch = filesystem.awatch
+
+    async def late(*args: Any, **more: Any) -> AsyncIterator[Any]:
+        await written.wait()
+        async for changes in watch(*args, **more):
+            yield changes
+
+    monkeypatch.setattr(filesystem, "awatch", late)
+    monkeypatch.setattr(filesystem, "RESCAN_S", 3600.0)
+    async with running(lambda: watching(root), sink):
+        await asyncio.sleep(0.3)  # its first look is over
+        (root / "early.txt").write_text("1")
+        written.set()
+        await sink.have(1)
+    assert changes(sink) == [("created", "early.txt")]

@@ -127,13 +127,19 @@ class Filesystem:
             await asyncio.wait({hinting})
 
     async def _hint(self, root: Path, hints: asyncio.Event) -> None:
-        """Whatever ends the notifications (a name that is not UTF-8 does) is itself one; they begin again."""
+        """Whatever ends the notifications (a name that is not UTF-8 does) is itself one; they begin again. So is their beginning:
+        what changed just before it is in none."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(Exception), wait=wait_fixed(_AGAIN_S), before_sleep=lambda _: hints.set()
         ):
             with attempt:
-                async for _ in awatch(root, watch_filter=None, step=20, debounce=100, recursive=True):
-                    hints.set()
+                begun = False
+                async for changes in awatch(
+                    root, watch_filter=None, step=20, debounce=100, recursive=True, yield_on_timeout=True
+                ):
+                    if changes or not begun:
+                        hints.set()
+                    begun = True
 
     async def _settled(self, root: Path) -> list[tuple[str, Op]]:
         """What has changed since its last event, and has stayed so for long enough, oldest first."""
