@@ -13,7 +13,7 @@ def new_id() -> str:
 
 
 def first_id(at: datetime) -> str:
-    """What no id that was made at ``at``, to the millisecond, or later is smaller than."""
+    """Below every id that was made in the millisecond of ``at`` or later, and above those made before."""
     return str(UUID(int=int(at.timestamp() * 1000) << 80))
 
 

@@ -168,7 +168,8 @@ RETURNING rev
 
 -- name: wake
 UPDATE work SET run_at = now()
-WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND kind = %(kind)s AND subject = %(id)s AND owner IS NULL
+WHERE tenant_id = %(tenant)s AND namespace = %(namespace)s AND kind = %(kind)s AND kind <> 'async'
+  AND subject = %(id)s AND owner IS NULL
 
 -- name: settle -- an operation that something outside has ended
 UPDATE durable_operations SET status = %(status)s, result = %(result)s, error = %(error)s, ended_at = now(), wake_at = NULL,
