@@ -1,8 +1,9 @@
 """One call of a function: what goes in and what comes out, the same for every entry point and transport."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct, field
 
 from nova.domain.asyncs import Priority
 from nova.domain.identity import Identity, Scope
@@ -20,8 +21,7 @@ SAMPLED = 16
 """One call in this many has the platform's own stages timed: timing all of them would be a stage of its own."""
 
 
-@dataclass(slots=True)
-class CallRequest:
+class CallRequest(Struct):
     """A call that passed the door. Per-call values live here and nowhere else.
 
     ``payload`` is checked JSON on one line (:mod:`nova.payload`). ``timeout_ms`` is the caller's remaining budget,
@@ -79,8 +79,7 @@ def chain_of(caller: str | None) -> tuple[str, ...]:
     return tuple(caller.removeprefix("function:").split(">"))
 
 
-@dataclass(slots=True)
-class Phases:
+class Phases(Struct):
     """Where the time of a call went, in microseconds."""
 
     queue_us: int = 0
@@ -108,8 +107,7 @@ class Phases:
         )
 
 
-@dataclass(slots=True)
-class CallResult:
+class CallResult(Struct):
     """A finished call. Exactly one of ``output`` (checked JSON bytes) and ``error`` is set."""
 
     request_id: str
@@ -129,8 +127,7 @@ class CallResult:
     """False: the function's code did not load, so its handler never ran"""
 
 
-@dataclass(frozen=True, slots=True)
-class AsyncOptions:
+class AsyncOptions(Struct, frozen=True):
     """How a call that nobody waits for is to be run; None means as the function's ``async_policy`` says."""
 
     max_attempts: int | None = None
@@ -153,8 +150,7 @@ class AsyncOptions:
     keep_s: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Struct, frozen=True):
     """A committed call. ``replayed``: an earlier one with the same idempotency key stands for it."""
 
     invocation_id: str

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec import Struct
+
 DEFAULT_TENANT = "default"
 DEFAULT_NAMESPACE = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     tenant: str = DEFAULT_TENANT
     namespace: str = DEFAULT_NAMESPACE
 

@@ -6,13 +6,14 @@ A job may be executed more than once (its worker died, or the answer was lost); 
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import psycopg
 import structlog
+from msgspec import Struct
+from msgspec.structs import replace
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from nova import payload
@@ -72,8 +73,7 @@ class _Flying(asyncio.Future[None]):
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(Struct, frozen=True):
     """One execution, as it is kept with the job."""
 
     job: Job

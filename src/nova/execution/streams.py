@@ -1,8 +1,9 @@
 """What is known of a stream when it has ended: its record says how much there was, not what."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
+
+from msgspec.structs import replace
 
 from nova.domain.call import CallResult
 from nova.domain.stream import Piece, Sink

@@ -1,6 +1,6 @@
 """How a call comes in: past the door, or out again with what the trail must know."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from nova.domain.identity import Scope as Place
 from nova.domain.names import is_name
@@ -12,8 +12,7 @@ from nova.security.guards import Caller, Door
 PERMISSION = "function:invoke"
 
 
-@dataclass(slots=True)
-class Knock:
+class Knock(Struct):
     """How far a caller came at the door."""
 
     caller: Caller | None = None

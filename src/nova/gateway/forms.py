@@ -3,10 +3,9 @@
 import base64
 import binascii
 import json
-from dataclasses import fields
 from typing import Protocol
 
-import msgspec
+import msgspec.structs
 
 from nova.clock import Clock
 from nova.domain.call import CallResult, Phases
@@ -206,4 +205,4 @@ def _sound(value: str) -> str:
     return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
-_PHASES = [field.name for field in fields(Phases)]
+_PHASES = [field.name for field in msgspec.structs.fields(Phases)]

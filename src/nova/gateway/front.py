@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
+from msgspec import Struct
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nova.api.calls import InvokeQuery
@@ -69,8 +70,7 @@ class Target:
     caller: Caller | None = None
 
 
-@dataclass(slots=True)
-class Accepted:
+class Accepted(Struct):
     """A call that may run: ``extra`` are header lines of its answer, the times are monotonic."""
 
     call: CallRequest

@@ -6,9 +6,11 @@ A job is a row of ``async_invocations`` and, until it has ended, a row of ``work
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from nova.domain.asyncs import MAX_DELAY_S, PRIORITIES, AsyncPolicy
 from nova.domain.call import Accepted, AsyncOptions
@@ -30,8 +32,7 @@ ADD = Prepared.of("nova_add", sql.add)
 _DEFAULTS = AsyncPolicy()
 
 
-@dataclass(frozen=True, slots=True)
-class NewJob:
+class NewJob(Struct, frozen=True):
     """One call to be accepted. ``payload`` is checked JSON; ``function_id`` None: whatever has the name now.
 
     ``source`` is what called: ``api``, ``schedule:<name>``, ``async:<id>``; ``caller`` the identity's subject. ``depth``

@@ -5,9 +5,10 @@ What is the same for all calls of one version is encoded once per version; a row
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+
+from msgspec import Struct
 
 from nova import payload
 from nova.domain.call import CallRequest, CallResult
@@ -34,8 +35,7 @@ _NO_PARTS = _PARTS.pack(8, 0, 8, 0)
 _EPOCH_2000_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 
 
-@dataclass(slots=True)
-class FinishedCall:
+class FinishedCall(Struct):
     """A call as it is kept until it is encoded. ``at_us`` is the wall-clock time of its end in microseconds."""
 
     at_us: int

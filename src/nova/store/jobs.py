@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from msgspec import Struct
+
 from nova.domain.asyncs import AsyncDestinations, Destination, DestinationType, Outcome
 from nova.domain.identity import Scope
 from nova.domain.turns import Gate
@@ -26,8 +28,7 @@ _CLAIM = Prepared.of("nova_claim", sql.claim)
 END = Prepared.of("nova_end", sql.end)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """A claimed job. ``attempt`` counts from 1; ``recorded`` is the number of attempts whose story is kept.
 
     ``age_s`` is measured from when the job was due first, or retried by hand. ``held``: its function was paused in the
@@ -61,8 +62,7 @@ class Job:
     gate: Gate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """How a job ended. ``output``, ``error`` and ``attempts`` (a list) are JSON."""
 
     id: str
@@ -79,8 +79,7 @@ class Ended:
     gated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PutBack:
+class PutBack(Struct, frozen=True):
     """A job that is to be tried again after ``delay_s``. ``forgiven``: this was no attempt."""
 
     id: str
@@ -92,8 +91,7 @@ class PutBack:
     gated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Struct, frozen=True):
     """``ids`` of those that were still the owner's. ``moved``: others are due now that waited for their places."""
 
     ids: frozenset[str]

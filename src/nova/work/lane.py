@@ -9,7 +9,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from nova.clock import Clock
 from nova.work.kinds import Kind
@@ -21,8 +22,7 @@ _PATIENCE_S = 0.5
 """So long handed work may wait here for its turn: it is leased meanwhile, and another process may have room for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Handed:
+class Handed(Struct, frozen=True):
     item: WorkItem
     at: float
     """monotonic; leased then, or later"""

@@ -6,8 +6,9 @@ transaction that writes the result to the noun's own row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from nova.domain.identity import Scope
 from nova.store.db import Connection, Database, Row
@@ -47,8 +48,7 @@ class LeaseLost(Exception):
     """Somebody else owns the work by now, or it was withdrawn. Roll back and forget it."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkItem:
+class WorkItem(Struct, frozen=True):
     """One claimed piece of work. ``attempt`` counts from 1; ``fence`` and ``owner`` prove the claim.
 
     ``noun`` is what the kind's own claim has read beside it, if it has one.

@@ -4,12 +4,12 @@ import asyncio
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import psycopg
 import structlog
+from msgspec import Struct
 
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.errors import NovaError
@@ -36,8 +36,7 @@ class Notifications(Protocol):
     def on_reconnect(self, callback: Callable[[], None], /) -> object: ...
 
 
-@dataclass(slots=True)
-class _Running:
+class _Running(Struct):
     item: WorkItem
     work: asyncio.Future[None]
     """a task, or what its kind began without one"""

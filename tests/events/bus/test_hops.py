@@ -1,8 +1,7 @@
 """Circles of topics and functions: what leads to what is counted, and it ends."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from nova import payload
 from nova.domain.call import AsyncOptions, CallRequest, CallResult

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+from msgspec import Struct
+
 from nova.domain.call import StartSource
 from nova.domain.function import EntryKind, FunctionSnapshot, Limits, Mode, NetworkPolicy
 from nova.domain.stream import Sink
@@ -136,8 +138,7 @@ class InitDone:
     import_us: int = 0
 
 
-@dataclass(slots=True)
-class WorkerCall:
+class WorkerCall(Struct):
     """One call on its way into a worker. ``payload`` is checked JSON; ``context`` is the JSON object of the line.
 
     ``deadline`` is monotonic seconds. With a ``sink`` the call streams: one that is silent for ``idle_s`` seconds
@@ -153,8 +154,7 @@ class WorkerCall:
     stream_limit: int = 1 << 30
 
 
-@dataclass(slots=True)
-class WorkerResult:
+class WorkerResult(Struct):
     """What came back: ``output`` as checked JSON bytes, or ``error``. Prints are those of this call alone."""
 
     output: bytes | None
