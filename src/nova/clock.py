@@ -41,4 +41,6 @@ SYSTEM_CLOCK = SystemClock()
 
 def rfc3339(moment: datetime) -> str:
     """``2026-11-22T05:08:00.123Z``: UTC with milliseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -18,7 +18,6 @@ from psycopg import abc, adapt
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
-from psycopg.rows import RowMaker
 
 from nova.clock import SYSTEM_CLOCK, Clock
 from nova.service import Background
@@ -71,16 +70,24 @@ def _text(value: Any) -> bytes | None:
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, list):
-        return f"{{{','.join(map(_element, value))}}}".encode()
+        return f"{{{','.join(_elements(value))}}}".encode()
     return str(value).encode()
 
 
+def _elements(values: list[Any]) -> list[str]:
+    """Most columns of a batch say the same in every row; those are written once."""
+    if values and values.count(values[0]) == len(values):
+        return [_element(values[0])] * len(values)
+    return [_element(value) for value in values]
+
+
 def _element(value: Any) -> str:
+    if isinstance(value, str):
+        if '"' in value or "\\" in value:
+            value = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{value}"'
     if value is None:
         return "NULL"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
     return f'"{value.isoformat()}"' if isinstance(value, datetime) else str(value)
 
 
@@ -271,5 +278,5 @@ class _Line:
 def _rows(result: PGresult, reader: abc.Transformer) -> list[dict[str, Any]]:
     reader.set_pgresult(result)
     names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
-    make: RowMaker[dict[str, Any]] = lambda values: dict(zip(names, values, strict=True))  # noqa: E731
-    return reader.load_rows(0, result.ntuples, make)
+    rows = reader.load_rows(0, result.ntuples, tuple)
+    return [dict(zip(names, row, strict=True)) for row in rows]

@@ -22,6 +22,7 @@ from nova.runtimes.python.durable_line import HostLine
 from nova.runtimes.python.forking import FORKS
 from nova.runtimes.python.loading import Function, become, load, rehearse_becoming, settle
 from nova.runtimes.python.resumed import Resumed
+from nova.runtimes.python.waiting import until_readable
 
 INPUT_FD: Final = 3
 RESULT_FD: Final = 4
@@ -40,6 +41,7 @@ _ENTRY: Final = ctypes.create_string_buffer(_VARIABLE + b"=" + bytes(_ID_BYTES))
 setting the variable for each call would cost a long-lived worker ever more memory, and time to search it."""
 _ENTRY_ID: Final = memoryview(_ENTRY).cast("B")[len(_VARIABLE) + 1 : -1]
 _putenv = ctypes.CDLL(None).putenv
+_until_asked: Final = until_readable(INPUT_FD)
 _scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
@@ -344,6 +346,7 @@ def init_context(init: dict[str, Any]) -> Context:
 
 def _read_line() -> bytes:
     """The next line from the host, LF included; the process ends with the host."""
+    _until_asked()
     data = os.read(INPUT_FD, _READ)
     if data.endswith(b"\n"):
         return data
