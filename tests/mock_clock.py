@@ -25,6 +25,9 @@ class MockClock:
     def now(self) -> datetime:
         return _START + timedelta(seconds=self._monotonic - self._began)
 
+    def unix(self) -> float:
+        return self.now().timestamp()
+
     def monotonic(self) -> float:
         return self._monotonic
 

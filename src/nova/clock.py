@@ -11,6 +11,10 @@ class Clock(Protocol):
         """Wall-clock time in UTC."""
         ...
 
+    def unix(self) -> float:
+        """The same in seconds since 1970; made faster."""
+        ...
+
     def monotonic(self) -> float:
         """Seconds since an arbitrary point; never goes back."""
         ...
@@ -19,6 +23,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
+    unix = staticmethod(time.time)
     monotonic = staticmethod(time.monotonic)
 
     def now(self) -> datetime:

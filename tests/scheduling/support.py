@@ -41,6 +41,9 @@ class HandClock:
     def now(self) -> datetime:
         return self._now
 
+    def unix(self) -> float:
+        return self._now.timestamp()
+
     def monotonic(self) -> float:
         return self._monotonic
 

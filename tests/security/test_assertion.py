@@ -38,6 +38,9 @@ class WallClock:
     def now(self) -> datetime:
         return self.time
 
+    def unix(self) -> float:
+        return self.time.timestamp()
+
     def monotonic(self) -> float:
         return 0.0
 

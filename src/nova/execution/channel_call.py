@@ -55,20 +55,13 @@ class Held(Protocol):
 class Call(asyncio.Future[WorkerResult]):
     """A call in flight and the future of its result in one object. ``line`` is None while it waits for a worker."""
 
-    __slots__ = (
-        "_ending",
-        "context",
-        "deadline",
-        "deadlines",
-        "heard",
-        "held",
-        "line",
-        "owner",
-        "pieces",
-        "request_id",
-        "stderr",
-        "stdout",
-    )
+    line: "WorkerLine | None" = None
+    stdout: PrintBuffer | None = None
+    stderr: PrintBuffer | None = None
+    heard: Callable[[WorkerResult], None] | None = None
+    held: Held | None = None
+    pieces: Collected | Stream | None = None
+    _ending: "asyncio.Future[None] | None" = None
 
     def __init__(
         self, owner: LineOwner, deadlines: Deadlines, request_id: str, deadline: float, context: bytes = b"{}"
@@ -79,13 +72,6 @@ class Call(asyncio.Future[WorkerResult]):
         self.deadlines = deadlines
         self.request_id = request_id
         self.deadline = deadline
-        self.line: WorkerLine | None = None
-        self.stdout: PrintBuffer | None = None
-        self.stderr: PrintBuffer | None = None
-        self.heard: Callable[[WorkerResult], None] | None = None
-        self.held: Held | None = None
-        self._ending: asyncio.Future[None] | None = None
-        self.pieces: Collected | Stream | None = None
         deadlines.add(self)
 
     def listen(self, heard: Callable[[WorkerResult], None]) -> None:

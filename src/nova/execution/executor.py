@@ -280,7 +280,7 @@ class Executor:
         if deadline is not None and deadline < limit:
             limit = deadline
         member = lease.member
-        deadline_ms = int((self._clock.now().timestamp() + limit - sent) * 1000)
+        deadline_ms = int((self._clock.unix() + limit - sent) * 1000)
         context = member.pool.context.encode(
             call.request_id,
             deadline_ms,

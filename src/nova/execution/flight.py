@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import structlog
+from msgspec import Struct
 
 from nova.domain.call import CallRequest, CallResult
 from nova.domain.function import FunctionSnapshot
@@ -29,41 +30,19 @@ _REFUSALS = {"Nova.Timeout": "timeout", "Nova.Cancelled": "cancelled", "Nova.Ins
 """Errors of a worker that are not the function's own: the caller gets them as refusals."""
 
 
-class Flight:
+class Flight(Struct, eq=False):
     """A call under way. ``done`` hears of its end exactly once, unless it is cancelled before."""
 
-    __slots__ = (
-        "_began",
-        "_call",
-        "_done",
-        "_executor",
-        "_lease",
-        "_queued",
-        "_sent",
-        "_snapshot",
-        "_work",
-        "deadline",
-    )
-
-    def __init__(
-        self,
-        executor: "Executor",
-        call: CallRequest,
-        snapshot: FunctionSnapshot,
-        began: float,
-        deadline: float | None,
-        done: Done,
-    ) -> None:
-        self._executor = executor
-        self._call = call
-        self._snapshot = snapshot
-        self._began = began
-        self.deadline = deadline
-        self._done: Done | None = done
-        self._queued: tuple[Pool, Waiter] | None = None
-        self._lease: Lease | None = None
-        self._sent = 0.0
-        self._work: asyncio.Future[WorkerResult] | asyncio.Task[CallResult] | None = None
+    _executor: "Executor"
+    _call: CallRequest
+    _snapshot: FunctionSnapshot
+    _began: float
+    deadline: float | None
+    _done: Done | None
+    _queued: tuple[Pool, Waiter] | None = None
+    _lease: Lease | None = None
+    _sent: float = 0.0
+    _work: "asyncio.Future[WorkerResult] | asyncio.Task[CallResult] | None" = None
 
     def queue(self, pool: Pool, waiter: Waiter) -> None:
         """Wait for a slot: it comes as a callback, and so does what comes in its place."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from nova.domain.call import StartSource
 from nova.domain.function import FunctionSnapshot
 from nova.errors import FunctionError, NovaError
@@ -64,18 +66,15 @@ class Member:
         return str(self.state)
 
 
-class Lease:
+class Lease(Struct, eq=False):
     """The right to one call on one instance. It must be given back exactly once: a second time is a bug and raises.
 
     ``boot`` is set for the first call of an instance that was made while the call waited: that call started cold.
     """
 
-    __slots__ = ("boot", "member", "open")
-
-    def __init__(self, member: Member, boot: BootTimes | None = None) -> None:
-        self.member = member
-        self.boot = boot
-        self.open = True
+    member: Member
+    boot: BootTimes | None = None
+    open: bool = True
 
     def release(self, now: float, service_s: float) -> None:
         """The call ended and its instance is well. ``service_s`` is how long the call held the slot."""
@@ -98,22 +97,19 @@ class Lease:
         self.open = False
 
 
-class Waiter:
+class Waiter(Struct, eq=False):
     """A call in a pool's queue. ``refusal`` is the error it meets when ``deadline`` (monotonic) passes.
 
     Who cannot await :attr:`future` sets :attr:`taken`, which is told the lease at once, inside the pool, and
     :attr:`refused`, which is told soon after.
     """
 
-    __slots__ = ("_future", "_told", "deadline", "refusal", "refused", "taken")
-
-    def __init__(self, deadline: float, refusal: str) -> None:
-        self.deadline = deadline
-        self.refusal = refusal
-        self.taken: Callable[[Lease], None] | None = None
-        self.refused: Callable[[Exception], None] | None = None
-        self._told = False
-        self._future: asyncio.Future[Lease] | None = None
+    deadline: float
+    refusal: str
+    taken: Callable[[Lease], None] | None = None
+    refused: Callable[[Exception], None] | None = None
+    _told: bool = False
+    _future: "asyncio.Future[Lease] | None" = None
 
     @property
     def future(self) -> "asyncio.Future[Lease]":

@@ -240,14 +240,11 @@ class Cycle:
             return
         self.response_started = True
         line = b"" if self.keep_alive and not self.more_body else self._connection_line()
-        always = b""
-        for pair in connection.server_state.default_headers:
-            always += b"%b: %b\r\n" % pair
         self.transport.write(
             b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
             % (
                 STATUS_LINE[status],
-                always,
+                _always(connection.server_state.default_headers),
                 headers,
                 len(body),
                 line,
@@ -337,6 +334,17 @@ class Cycle:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.on_response_complete()
+
+
+_written: tuple[object, bytes] = None, b""
+
+
+def _always(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The lines of every answer. The server makes a new list when the date has changed."""
+    global _written
+    if _written[0] is not headers:
+        _written = headers, b"".join(b"%b: %b\r\n" % pair for pair in headers)
+    return _written[1]
 
 
 def wire_of(scope: Scope) -> Cycle | None:

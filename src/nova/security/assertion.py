@@ -52,7 +52,7 @@ class Assertions:
         """An assertion for this caller, at most :data:`SIGN_AGAIN_S` seconds old; visible ASCII."""
         identity = caller.identity
         key = (id(identity), scope, caller.address)
-        now = self._clock.now().timestamp()
+        now = self._clock.unix()
         known = self._signed.get(key)
         # the entry holds the identity, so that its id cannot become another one's; a clock that was set back is noticed
         if known is not None and 0 <= now - known[0] < SIGN_AGAIN_S:
@@ -70,7 +70,7 @@ class Assertions:
 
     def caller(self, text: str | bytes) -> AssertedCaller:
         """The same in one object. Raises ``unauthenticated``."""
-        now = self._clock.now().timestamp()
+        now = self._clock.unix()
         known = self._seen.get(text)
         if known is None:
             known = self._decode(text)

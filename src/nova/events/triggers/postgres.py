@@ -263,7 +263,7 @@ class Postgres:
             room.release()
 
     def _now(self) -> float:
-        return self._context.clock.now().timestamp()
+        return self._context.clock.unix()
 
 
 async def reachable(guard: Guard, parts: dict[str, Any]) -> dict[str, Any]:

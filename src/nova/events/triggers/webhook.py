@@ -100,7 +100,7 @@ class Desk:
     async def receive(self, scope: Scope, name: str, request: HookRequest) -> HookAnswer:
         record, config, wanted = await self._find(scope, name)
         try:
-            proven = verify(config, request.headers, request.body, self._clock.now().timestamp())
+            proven = verify(config, request.headers, request.body, self._clock.unix())
         except NovaError:
             self._events.trigger_event(WEBHOOK, "refused")
             raise
