@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,26 @@ def handler(event, context):
         last = await instance.value()
     assert last == [first[0], 1000, first[2]]
     assert first[1] == 1
+
+
+async def test_a_worker_is_woken_by_calls_and_by_nothing_else(tmp_path: Path) -> None:
+    """It sleeps once for each call. That the host has read its answer does not wake it."""
+    code = """
+def handler(event, context):
+    with open("/proc/self/status") as status:
+        found = [line for line in status if line.startswith("voluntary_ctxt_switches")]
+    return int(found[0].split()[1])
+"""
+    async with python(code, tmp_path) as instance:
+        await instance.init()
+        slept = []
+        for _ in range(20):
+            call = asyncio.ensure_future(instance.value())
+            await asyncio.sleep(0)
+            time.sleep(0.01)  # noqa: ASYNC251 - until the worker has answered and sleeps, nothing is read here
+            slept.append(await call)
+            await asyncio.sleep(0.01)
+    assert slept[-1] - slept[0] < 1.5 * (len(slept) - 1)
 
 
 async def test_process_mode_starts_every_call_fresh(tmp_path: Path) -> None:
