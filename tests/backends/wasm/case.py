@@ -3,11 +3,11 @@
 import os
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from nova.agent.config import WorkerLaunch
 from nova.execution.backends.base import Backend, Instance, InstanceSpec, WorkerCall, WorkerResult
