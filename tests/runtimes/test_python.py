@@ -3,6 +3,8 @@
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -552,15 +554,37 @@ def handler():
     assert child == ["0", "1", "2", "3"]  # 3 is the folder that ls reads
 
 
-async def test_limits_hold_in_the_worker(tmp_path: Path) -> None:
+@pytest.mark.parametrize("open_files", [100, 2000])
+async def test_limits_hold_in_the_worker(open_files: int, tmp_path: Path) -> None:
     code = """
 import resource
 def handler():
     return [resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_CORE)]
 """
-    async with python(code, tmp_path, open_files=100) as instance:
+    async with python(code, tmp_path, open_files=open_files) as instance:
         await instance.init()
-        assert await instance.value() == [[100, 100], [0, 0]]
+        assert await instance.value() == [[open_files, open_files], [0, 0]]
+
+
+def test_a_limit_that_the_agent_lowers_meanwhile_ends_no_worker() -> None:
+    """The host loads a function while its worker still rehearses: both set the limit, and nobody may raise it again."""
+    code = """
+import resource
+from nova.runtimes.python import loading
+
+read = resource.getrlimit
+
+def then_lowered(number):
+    found = read(number)
+    resource.getrlimit = read
+    resource.setrlimit(number, (256, 256))
+    return found
+
+resource.getrlimit = then_lowered
+loading.rehearse_becoming()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 async def test_nothing_of_the_platform_can_be_imported(tmp_path: Path) -> None:

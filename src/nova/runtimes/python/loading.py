@@ -76,13 +76,21 @@ def _set_environment(env: dict[str, str]) -> None:
 
 def _limit_open_files(most: int) -> None:
     """Soft and hard, never above the hard limit that there is: code may lower its own further, and no more."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    value = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (value, value))
+    while True:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        value = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (value, value))
+        except ValueError:  # the agent may lower it at any moment, this one too
+            if resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard:
+                raise
+        else:
+            return
 
 
 def rehearse_becoming() -> None:
-    """:func:`become` on made-up data, in the worker: the memory that it writes to is copied now, off any caller's path."""
+    """:func:`become` on made-up data, in the worker: the memory that it writes to is copied now, off any caller's path.
+    The limit of open files stays where it is: once lowered it could not rise to the function's."""
     names = (
         "PATH",
         "HOME",
@@ -93,7 +101,7 @@ def rehearse_becoming() -> None:
         *(f"NOVA_{number}" for number in range(20)),
     )
     env = dict.fromkeys(names, "/tmp") | {"PYTHONPATH": "/code:/code/deps", "TZ": "UTC"}
-    become({"env": env, "code_dir": "/", "open_files": 1024}, str)
+    become({"env": env, "code_dir": "/", "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1]}, str)
 
 
 def _hide_modules() -> None:
