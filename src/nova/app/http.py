@@ -9,6 +9,7 @@ from nova.app.process import Process
 from nova.handover import Inheritance, Offer, offer_path, take_over
 from nova.http.protocol import ConnectionLimits
 from nova.http.server import HttpServer
+from nova.http.shares import Share
 from nova.http.tls import tls_context
 from nova.listen import Address, activated, listening_socket
 
@@ -29,12 +30,14 @@ class HttpSide:
         public: bool,
         inherit: bool = False,
         given: Sequence[socket.socket] = (),
+        share: Share | None = None,
     ) -> None:
-        """``public``: clients speak to it, so it has the operator's certificate."""
+        """``public``: clients speak to it, so it has the operator's certificate. ``share``: this process's in the connections
+        of sockets ``given`` to several."""
         self._process = process
         settings = process.settings
         self._tls = tls_context(settings.http) if public else None
-        self._shared = bool(given)
+        self._share = share
         self._server: HttpServer | None = None
         self._path = offer_path(settings.data_dir, plane, address.port)
         self._inheritance: Inheritance | None = None
@@ -60,7 +63,7 @@ class HttpSide:
         process, http = self._process, self._process.settings.http
         limits = ConnectionLimits(max_connections=http.max_connections, header_timeout_s=http.header_timeout)
         drain_s = process.settings.daemon.drain_s
-        self._server = HttpServer(app, self.sockets, limits=limits, drain_s=drain_s, tls=self._tls, shared=self._shared)
+        self._server = HttpServer(app, self.sockets, limits=limits, drain_s=drain_s, tls=self._tls, share=self._share)
         await process.services.start(self._server)
         if hand_over:
             await process.services.start(Offer(self._path, self.sockets, process.leave))

@@ -64,7 +64,8 @@ class Nova(Process):
 
     async def compose(self) -> None:
         settings, services, seat = self.settings, self.services, self._seat
-        side = HttpSide(self, "nova", self._address, public=True, given=seat.sockets if seat else ())
+        given, share = (seat.sockets, seat.shares.of(seat.number)) if seat else ((), None)
+        side = HttpSide(self, "nova", self._address, public=True, given=given, share=share)
         self._url = side.url
         stores = await open_stores(self, alone=True, workers=seat.count if seat else 0, server=self._database)
         live = await open_settings(self, stores)

@@ -14,6 +14,7 @@ from nova.app.series import series_handlers
 from nova.config import Settings
 from nova.domain.ports import Invoker, Scaler
 from nova.execution.ledger import Ledger
+from nova.http.shares import Shares
 from nova.observability.gauges import PlatformGauges
 from nova.observability.health import Pools
 from nova.observability.readings import ReadingHandlers
@@ -23,13 +24,14 @@ from nova.store.gauges import GaugeStore
 @dataclass(frozen=True, slots=True)
 class Seat:
     """What a supervisor gives a worker. ``meeting`` is the directory of the workers' sockets, under a name that is short enough
-    for them, ``ledger`` what they count together; ``again``: there was a worker in this seat before."""
+    for them, ``ledger`` and ``shares`` what they count together; ``again``: there was a worker in this seat before."""
 
     number: int
     count: int
     sockets: Sequence[socket.socket]
     meeting: Path
     ledger: Ledger
+    shares: Shares
     again: bool
 
     @property

@@ -32,6 +32,7 @@ from nova.app.reach import Seat
 from nova.config_sources import Loaded
 from nova.errors import NovaError
 from nova.execution.ledger import Ledger
+from nova.http.shares import Shares
 from nova.http.tls import tls_context
 from nova.listen import Address, activated, listening_socket
 from nova.store.embedded import DirectoryLock, EmbeddedPostgres
@@ -75,6 +76,7 @@ class Supervisor:
         self._database: EmbeddedPostgres | None = None
         self._meeting: Path | None = None
         self._ledger = Ledger(self._count)
+        self._shares = Shares(self._count)
         self._selector = selectors.DefaultSelector()
         self._leaving = False
         self.url = f"http://{address.shown}"
@@ -173,7 +175,7 @@ class Supervisor:
             self._selector.close()
             if self._database is not None:
                 self._database.disown()
-            seat = Seat(number, self._count, self._sockets, self._meeting, self._ledger, again)
+            seat = Seat(number, self._count, self._sockets, self._meeting, self._ledger, self._shares, again)
             _be_worker(self._loaded, self._address, seat, theirs)
         theirs.close()
         ours.setblocking(False)
@@ -205,6 +207,7 @@ class Supervisor:
         _, status = os.waitpid(child.pid, 0)
         del self._children[child.number]
         self._ledger.clear(child.number)
+        self._shares.leave(child.number)
         if not self._leaving:
             self._ended(child, os.waitstatus_to_exitcode(status))
 

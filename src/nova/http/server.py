@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from nova.http.accepting import Turnstile
 from nova.http.protocol import ConnectionLimits, Protocol, factory
+from nova.http.shares import Share
 
 log = structlog.get_logger(__name__)
 IDLE_GRACE_S = 1.0
@@ -42,10 +43,10 @@ class HttpServer:
         drain_s: float,
         idle_grace_s: float = IDLE_GRACE_S,
         tls: ssl.SSLContext | None = None,
-        shared: bool = False,
+        share: Share | None = None,
     ) -> None:
-        """``shared``: other processes accept on the same sockets."""
-        self._shared = shared
+        """``share``: this one's, where other processes accept on the same sockets."""
+        self._share = share
         self._sockets = list(sockets)
         self._drain_s = drain_s
         self._idle_grace_s = min(idle_grace_s, drain_s)
@@ -80,8 +81,16 @@ class HttpServer:
         make = factory(self._config, self._state, loop, self._limits)
         handshake_s, goodbye_s = (None, None) if self._tls is None else (self._limits.header_timeout_s, _GOODBYE_S)
         for sock in self._sockets:
-            if self._shared:
-                turnstile = Turnstile(sock, make, tls=self._tls, handshake_s=handshake_s, goodbye_s=goodbye_s)
+            if self._share is not None:
+                turnstile = Turnstile(
+                    sock,
+                    make,
+                    self._share,
+                    lambda: self.connections,
+                    tls=self._tls,
+                    handshake_s=handshake_s,
+                    goodbye_s=goodbye_s,
+                )
                 self._servers.append(turnstile)
                 continue
             server = await loop.create_server(
