@@ -19,6 +19,7 @@ from nova.app.talking import Answerer, Listening, Others
 from nova.domain.ownership import Ownership
 from nova.errors import NovaError
 from nova.execution.figures import FigureHandlers
+from nova.execution.homes import Home
 from nova.execution.metrics import Metrics
 from nova.execution.spreading import Spreading
 from nova.http.handler import handlers_of
@@ -72,6 +73,8 @@ async def join(
     if seat.again:
         await _adopt(spreading)
     await services.start(spreading)
+    if Home.fits(seat.demands):
+        await services.start(Home(seat.number, seat.demands, spreading))
 
     def standing() -> Standing:
         return workers.standing() if execution.able else "down"

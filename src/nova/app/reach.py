@@ -13,6 +13,7 @@ from nova.app.execution import ExecutionPlane
 from nova.app.series import series_handlers
 from nova.config import Settings
 from nova.domain.ports import Invoker, Scaler
+from nova.execution.homes import Demands
 from nova.execution.ledger import Ledger
 from nova.http.shares import Shares
 from nova.observability.gauges import PlatformGauges
@@ -24,7 +25,8 @@ from nova.store.gauges import GaugeStore
 @dataclass(frozen=True, slots=True)
 class Seat:
     """What a supervisor gives a worker. ``meeting`` is the directory of the workers' sockets, under a name that is short enough
-    for them, ``ledger`` and ``shares`` what they count together; ``again``: there was a worker in this seat before."""
+    for them, ``ledger``, ``shares`` and ``demands`` what they count together; ``again``: there was a worker in this seat
+    before."""
 
     number: int
     count: int
@@ -32,6 +34,7 @@ class Seat:
     meeting: Path
     ledger: Ledger
     shares: Shares
+    demands: Demands
     again: bool
 
     @property

@@ -31,6 +31,7 @@ from nova.app.process import Progress
 from nova.app.reach import Seat
 from nova.config_sources import Loaded
 from nova.errors import NovaError
+from nova.execution.homes import Demands
 from nova.execution.ledger import Ledger
 from nova.http.shares import Shares
 from nova.http.tls import tls_context
@@ -77,6 +78,7 @@ class Supervisor:
         self._meeting: Path | None = None
         self._ledger = Ledger(self._count)
         self._shares = Shares(self._count)
+        self._demands = Demands(self._count)
         self._selector = selectors.DefaultSelector()
         self._leaving = False
         self.url = f"http://{address.shown}"
@@ -175,7 +177,9 @@ class Supervisor:
             self._selector.close()
             if self._database is not None:
                 self._database.disown()
-            seat = Seat(number, self._count, self._sockets, self._meeting, self._ledger, self._shares, again)
+            seat = Seat(
+                number, self._count, self._sockets, self._meeting, self._ledger, self._shares, self._demands, again
+            )
             _be_worker(self._loaded, self._address, seat, theirs)
         theirs.close()
         ours.setblocking(False)
@@ -208,6 +212,7 @@ class Supervisor:
         del self._children[child.number]
         self._ledger.clear(child.number)
         self._shares.leave(child.number)
+        self._demands.tell(child.number, 0.0)
         if not self._leaving:
             self._ended(child, os.waitstatus_to_exitcode(status))
 

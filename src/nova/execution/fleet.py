@@ -21,6 +21,7 @@ from nova.execution.admission import NodeMemory
 from nova.execution.backends.base import Backend
 from nova.execution.boots import Booted, Booter, as_failure
 from nova.execution.fairness import giver
+from nova.execution.pacing import UNPACED
 from nova.execution.pool import Pool
 from nova.execution.slots import BootFailure, Lease, LoadFailed, Member, Waiter
 from nova.execution.turns import Turns
@@ -417,6 +418,10 @@ class InstanceFleet:
             snapshot = pool.snapshot
             if snapshot.name == function and snapshot.scope == scope:
                 yield pool
+
+    def paced(self) -> list[Pool]:
+        """Those whose calls are over in a moment (:mod:`nova.execution.pacing`)."""
+        return [pool for pool in self._pools.values() if pool.pace.width != UNPACED]
 
     def artifacts(self) -> set[str]:
         """The digests of the trees that instances have mounted, or are about to."""

@@ -8,7 +8,6 @@ killed asks the others what was spread before it serves again.
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -17,7 +16,9 @@ from nova.clock import SYSTEM_CLOCK, Clock
 from nova.domain.identity import Scope
 from nova.domain.ownership import Function, Ownership
 from nova.errors import NovaError
+from nova.execution.backends.base import Instance
 from nova.execution.catalog import Catalog
+from nova.execution.demand import Demand
 from nova.execution.fleet import InstanceFleet
 from nova.execution.pool import Pool
 from nova.execution.slots import State
@@ -34,7 +35,6 @@ QUIET_TICKS = 30
 SHRINK_S = 10.0
 GATHER_S = 30.0
 _LOOK_S = 0.01
-_SCHEDSTAT = Path("/proc/self/schedstat")
 
 
 class Others(Protocol):
@@ -43,27 +43,6 @@ class Others(Protocol):
     async def tell(self, said: dict[str, Any]) -> Sequence[dict[str, Any]]:
         """What each of them answers. Raises NovaError unless every one does."""
         ...
-
-
-class Demand:
-    """How much of the time the main thread wanted to run."""
-
-    def __init__(self, clock: Clock, schedstat: Path = _SCHEDSTAT) -> None:
-        self._clock = clock
-        self._schedstat = schedstat
-        self._at, self._wanted = clock.monotonic(), self._read()
-
-    def share(self) -> float:
-        """0 to 1, since this was last asked."""
-        now, wanted = self._clock.monotonic(), self._read()
-        share = (wanted - self._wanted) / 1e9 / (now - self._at) if now > self._at else 0.0
-        self._at, self._wanted = now, wanted
-        return min(1.0, share)
-
-    def _read(self) -> int:
-        """Nanoseconds that the thread ran, and that it stood ready while others ran."""
-        ran, waited, _ = self._schedstat.read_text().split()
-        return int(ran) + int(waited)
 
 
 class Spreading:
@@ -98,6 +77,15 @@ class Spreading:
 
     async def close(self) -> None:
         await self._tasks.close()
+
+    def quick_and_spread(self) -> list[Instance]:
+        """See :class:`nova.execution.homes.Busy`."""
+        return [
+            member.instance
+            for pool in self._fleet.paced()
+            if _served(pool) in self._ownership.spread
+            for member in pool.members.values()
+        ]
 
     # As one of the others
 
@@ -232,6 +220,10 @@ def shrink(pool: Pool, limit: int) -> None:
 
 def _is(row: Mapping[str, Any], function: Function) -> bool:
     return not row["evicted"] and (row["tenant"], row["namespace"], row["function"]) == function
+
+
+def _served(pool: Pool) -> Function:
+    return pool.snapshot.scope.tenant, pool.snapshot.scope.namespace, pool.snapshot.name
 
 
 def _function(said: Sequence[str]) -> Function:

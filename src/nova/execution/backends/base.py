@@ -219,6 +219,15 @@ class Instance(Protocol):
     runtime_us: int
 
 
+@runtime_checkable
+class Movable(Protocol):
+    """An instance whose processes the scheduler of this host sees."""
+
+    def keep_to(self, processors: Collection[int]) -> None:
+        """Let them run on these alone."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Bind:
     """Make the host's ``source`` visible at ``target`` inside."""

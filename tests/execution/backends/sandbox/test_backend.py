@@ -20,7 +20,7 @@ import pytest
 
 from nova.domain.function import Limits, NetworkPolicy
 from nova.errors import NovaError
-from nova.execution.backends.base import Bind, CommandSpec, InstanceSpec
+from nova.execution.backends.base import Bind, CommandSpec, InstanceSpec, Movable
 from nova.execution.backends.sandbox.backend import SandboxBackend
 from tests.execution.backends.sandbox import daemon
 from tests.execution.backends.sandbox.harness import (
@@ -502,3 +502,23 @@ async def test_as_an_ordinary_user(tmp_path: Path) -> None:
     assert report["hoard"] == "MemoryError"
     await until(lambda: not any(pid_is_alive(pid) for pid in report["pids"]), 20)
     shutil.rmtree(folder)
+
+
+async def test_an_instance_is_kept_to_processors(sandbox: SandboxBackend, tmp_path: Path) -> None:
+    function = await load(
+        sandbox,
+        tmp_path,
+        """
+        import os
+        def handler():
+            return sorted(os.sched_getaffinity(0))
+        """,
+    )
+    everywhere = os.sched_getaffinity(0)
+    assert isinstance(function.instance, Movable)
+    function.instance.keep_to({max(everywhere)})
+    assert await function.value() == [max(everywhere)]
+    function.instance.keep_to(everywhere)
+    assert await function.value() == sorted(everywhere)
+    await function.stop()
+    function.instance.keep_to(everywhere)  # harmless

@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,6 +18,7 @@ from nova.agent.config import AgentConfig, WorkerLaunch
 from nova.domain.call import StartSource
 from nova.domain.function import Limits
 from nova.errors import NovaError
+from nova.execution import processes
 from nova.execution.backends.base import Channel
 from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost, LauncherRefused
 from nova.execution.backends.sandbox.network import Network, Slot
@@ -100,6 +101,11 @@ class Cell:
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def keep_to(self, processors: Collection[int]) -> None:
+        """See :class:`~nova.execution.backends.base.Movable`."""
+        if not self.ended.done():
+            processes.keep_to(self.pid, processors)
 
 
 class Cells:
