@@ -12,6 +12,7 @@ from nova.config import HttpSettings
 from nova.errors import NovaError
 from nova.http.protocol import ConnectionLimits
 from nova.http.server import HttpServer
+from nova.http.shares import Shares
 from nova.http.tls import tls_context
 from nova.listen import Address, listening_socket
 
@@ -47,7 +48,8 @@ async def test_https_is_served_and_old_protocols_are_not(certificate: tuple[Path
     tls = tls_context(HttpSettings(tls_cert=str(cert), tls_key=str(key)))
     sock = listening_socket(Address("127.0.0.1", 0))
     url = f"https://localhost:{sock.getsockname()[1]}/"
-    server = HttpServer(_app, [sock], limits=ConnectionLimits(), drain_s=2, idle_grace_s=0.1, tls=tls, shared=shared)
+    share = Shares(1).of(0) if shared else None
+    server = HttpServer(_app, [sock], limits=ConnectionLimits(), drain_s=2, idle_grace_s=0.1, tls=tls, share=share)
     await server.start()
     try:
         trusting = ssl.create_default_context(cafile=str(cert))

@@ -96,8 +96,9 @@ def of_fork(work: Callable[[], None]) -> Pages:
         os.close(done)
 
 
-def mappings(pid: int | str = "self") -> list[tuple[int, int]]:
-    """Private memory of a process: first address and end of each mapping, at most :data:`MOST` pages in all."""
+def mappings(pid: int | str = "self") -> list[tuple[int, int, bool]]:
+    """Private memory of a process: first address and end of each mapping, and whether it may be written to; at most
+    :data:`MOST` pages in all."""
     found, left = [], MOST
     with open(f"/proc/{pid}/maps") as file:
         for line in file:
@@ -107,22 +108,24 @@ def mappings(pid: int | str = "self") -> list[tuple[int, int]]:
                 size = (end - first) // mmap.PAGESIZE
                 if size <= left:
                     left -= size
-                    found.append((first, end))
+                    found.append((first, end, modes[1] == "w"))
     return found
 
 
-def touched(pid: int | str, known: Iterable[tuple[int, int]]) -> Pages:
-    """What a process has to itself of the memory ``known``, and the pages of files that it has mapped in there.
+def touched(pid: int | str, known: Iterable[tuple[int, int, bool]]) -> Pages:
+    """What a process has to itself of the memory ``known``, and the pages of files that it has mapped where it cannot write:
+    where it can, they came with the fork.
 
     Raises OSError when it is gone or may not be looked into.
     """
     pages = Pages()
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
-        for first, end in known:
+        for first, end, writable in known:
             file.seek(first // mmap.PAGESIZE * 8)
             flags = file.read((end - first) // mmap.PAGESIZE * 8)[7::8]
             kinds = flags.translate(_KINDS)
-            pages.used.extend(_runs(first, _USED, kinds))
+            if not writable:
+                pages.used.extend(_runs(first, _USED, kinds))
             pages.written.extend(_runs(first, _WRITTEN, kinds))
     return pages
 

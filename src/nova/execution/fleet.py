@@ -6,7 +6,7 @@ One object, one event loop. Boots and stops are tasks of the fleet's own, so tha
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -21,6 +21,7 @@ from nova.execution.admission import NodeMemory
 from nova.execution.backends.base import Backend
 from nova.execution.boots import Booted, Booter, as_failure
 from nova.execution.fairness import giver
+from nova.execution.idle import Idle
 from nova.execution.pacing import UNPACED
 from nova.execution.pool import Pool
 from nova.execution.slots import BootFailure, Lease, LoadFailed, Member, Waiter
@@ -31,9 +32,6 @@ log = structlog.get_logger(__name__)
 
 TICK_S = 0.02
 """How often the deadlines of waiting calls are looked at; nothing ticks while nobody waits."""
-PING_TIMEOUT_S = 2.0
-FORGET_FAILURE_S = 60.0
-"""An empty pool is kept this long after a failed boot, so that its pauses grow."""
 
 
 class FleetEvents(Protocol):
@@ -75,6 +73,7 @@ class InstanceFleet:
         self._pools: dict[str, Pool] = {}
         self._drained: set[Pool] = set()
         self._backends: dict[str, Backend] = {}
+        self._idle = Idle(self._pools, self._backends, settings, clock)
         self._tasks = Background("fleet")
         self._boots: set[asyncio.Task[None]] = set()
         self._stops: set[asyncio.Task[None]] = set()
@@ -90,8 +89,7 @@ class InstanceFleet:
         self.stopped = 0
 
     async def start(self) -> None:
-        self._tasks.spawn("sweep", self._every(lambda: self._settings.cleanup_interval, self._sweep))
-        self._tasks.spawn("health", self._every(lambda: self._settings.health_check_interval, self._ping_idle))
+        self._idle.watch(self._tasks)
 
     async def close(self) -> None:
         """Refuse whoever waits, stop every instance and wait until all are gone. Idempotent."""
@@ -246,9 +244,6 @@ class InstanceFleet:
         if not self._tenants[tenant]:
             del self._tenants[tenant]
 
-    def _idle(self) -> Iterator[Member]:
-        return (member for pool in self._pools.values() for member in pool.available if not member.inflight)
-
     async def _boot(self, pool: Pool, place: int) -> None:
         try:
             booted = await self._booter.boot(pool.snapshot)
@@ -359,46 +354,6 @@ class InstanceFleet:
     def _forget_if_gone(self, pool: Pool) -> None:
         if pool.draining and pool.gone:
             self._drained.discard(pool)
-
-    # The idle
-
-    async def _every(self, interval: Callable[[], float], work: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            await self._clock.sleep(interval())
-            await work()
-
-    async def _sweep(self) -> None:
-        """Stop what was idle for too long or is too old; forget pools that have nothing."""
-        now = self._clock.monotonic()
-        for pool in list(self._pools.values()):
-            pool.mark(now)
-            oldest = pool.snapshot.max_instance_age_s
-            for member in list(pool.members.values()) if oldest else ():
-                if now - member.started >= oldest:
-                    pool.retire(member, "max_age")
-            own = pool.snapshot.idle_ttl_s
-            ttl = self._settings.idle_ttl if own is None else own
-            spare = pool.serving - pool.kept(now)
-            for member in [member for member in pool.available if not member.inflight]:
-                if spare > 0 and now - member.last_used >= ttl:
-                    pool.discard(member, "idle")
-                    spare -= 1
-            remembered = pool.failure is not None and now - pool.last_used < FORGET_FAILURE_S
-            if pool.gone and not remembered:
-                del self._pools[pool.key]
-
-    async def _ping_idle(self) -> None:
-        """Ask every idle instance whether it lives, all at once; one that does not answer is replaced when needed."""
-        await asyncio.gather(*(self._ping(member) for member in list(self._idle())))
-
-    async def _ping(self, member: Member) -> None:
-        try:
-            alive = await member.instance.channel.ping(PING_TIMEOUT_S)
-        except Exception:
-            log.exception("a ping failed", instance=member.instance.instance_id)
-            alive = False
-        if not alive:
-            member.pool.discard(member, "no answer")
 
     def give_up(self, instance_id: str, reason: str, *, at_once: bool) -> None:
         """Stop an instance that others need gone: when the calls that it has are ended, or in their midst."""

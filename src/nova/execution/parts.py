@@ -26,7 +26,7 @@ class WorkerFleet(InstanceFleet):
 
     async def start(self) -> None:
         await super().start()
-        self._tasks.spawn("reclaim", self._every(lambda: RECLAIM_S, self._reclaim))
+        self._tasks.spawn("reclaim", self._reclaim_often())
 
     def _room(self, pool: Pool, now: float, wanted: int) -> bool:
         tenant = pool.snapshot.scope.tenant
@@ -51,6 +51,11 @@ class WorkerFleet(InstanceFleet):
         self._wishes[tenant, bound] = instances
         self._ledger.want(tenant, bound, instances)
 
+    async def _reclaim_often(self) -> None:
+        while True:
+            await self._clock.sleep(RECLAIM_S)
+            await self._reclaim()
+
     async def _reclaim(self) -> None:
         """Give up what is idle and others wait for; take back our own wishes when nobody waits here."""
         for tenant, bound in list(self._wishes):
@@ -62,7 +67,7 @@ class WorkerFleet(InstanceFleet):
             wanted[tenant] = self._ledger.wanted(tenant)
         if not any(wanted.values()):
             return
-        for member in sorted(self._idle(), key=lambda member: member.last_used):
+        for member in sorted(self._idle, key=lambda member: member.last_used):
             tenant = member.pool.snapshot.scope.tenant
             who = tenant if wanted[tenant] else None
             if wanted[who] > 0:

@@ -44,7 +44,18 @@ class BootTimes:
 class Member:
     """One instance of a pool. Only its pool changes it."""
 
-    __slots__ = ("calls", "concurrency", "inflight", "instance", "last_used", "leaving", "pool", "started", "state")
+    __slots__ = (
+        "calls",
+        "concurrency",
+        "inflight",
+        "instance",
+        "last_used",
+        "leaving",
+        "pool",
+        "rested",
+        "started",
+        "state",
+    )
 
     def __init__(self, pool: "Pool", instance: Instance, concurrency: int, now: float) -> None:
         self.pool = pool
@@ -55,6 +66,8 @@ class Member:
         self.calls = 0
         self.started = now
         self.last_used = now
+        self.rested = -1
+        """its calls when it was last let rest"""
         self.leaving = "drained"
         """why it is stopped once its calls have ended"""
 

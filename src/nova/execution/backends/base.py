@@ -228,6 +228,15 @@ class Movable(Protocol):
         ...
 
 
+@runtime_checkable
+class Resting(Protocol):
+    """A backend whose instances can do with less memory while nothing is asked of them."""
+
+    async def rest(self, instance: Instance) -> None:
+        """Nothing was asked of it for a while. Its next call may take some tenths of a millisecond longer."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Bind:
     """Make the host's ``source`` visible at ``target`` inside."""

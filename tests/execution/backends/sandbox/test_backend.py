@@ -32,6 +32,7 @@ from tests.execution.backends.sandbox.harness import (
     load,
     options,
     pid_is_alive,
+    zygotes,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -56,16 +57,6 @@ async def fresh(tmp_path: Path) -> AsyncIterator[SandboxBackend]:
     await backend.start()
     yield backend
     await backend.close()
-
-
-def zygotes(backend: SandboxBackend) -> list[int]:
-    """What the launcher has forked and is in no place of its own."""
-    found = []
-    for pid in descendants(backend._launcher.pid):
-        with contextlib.suppress(FileNotFoundError):
-            if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{backend._launcher.pid}/ns/pid"):
-                found.append(pid)
-    return found
 
 
 def ready(backend: SandboxBackend) -> int:

@@ -320,6 +320,12 @@ class SandboxBackend:
             how = await self._cells.end(instance)
             log.debug("instance stopped", instance_id=instance.instance_id, reason=reason, oom=how.out_of_memory)
 
+    async def rest(self, instance: Instance) -> None:
+        """See :class:`~nova.execution.backends.base.Resting`."""
+        if isinstance(instance, Cell) and not instance.ended.done():
+            with contextlib.suppress(LauncherLost, LauncherRefused):
+                await self._launcher.request("rest", instance=instance.name)
+
     async def stats(self, instance: Instance) -> InstanceStats:
         """Zeros for an instance that has ended."""
         if not isinstance(instance, Cell) or instance.ended.done():

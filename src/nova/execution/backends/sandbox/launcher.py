@@ -29,6 +29,7 @@ from nova.agent.process import Worker
 from nova.execution.backends.sandbox import calls, command, kernel, mounts, namespaces, soft
 from nova.execution.backends.sandbox.cgroup_layout import Layout
 from nova.execution.backends.sandbox.cgroups import Group, Groups
+from nova.execution.backends.sandbox.image import Sharer
 from nova.execution.backends.sandbox.protocol import Message, receive, send
 from nova.execution.backends.sandbox.seccomp import build_filter
 from nova.execution.backends.sandbox.zygote import Zygote, ZygoteLost
@@ -73,6 +74,7 @@ class Launcher:
         self._own_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._zygote = Zygote(own_network, self._sealings, next(iter(config["modules"]), None))
+        self._sharer = Sharer()
         self._roots: set[str] = set()
         kernel.mount("tmpfs", self._base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=700,size=1m")
 
@@ -104,6 +106,7 @@ class Launcher:
 
     def _end_all(self) -> None:
         self._zygote.end()
+        self._sharer.end()
         for child in self._children.values():
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         # In the order in which they die: one from which others came ends only when those below it are buried.
@@ -166,6 +169,7 @@ class Launcher:
             try:
                 return self._zygote.spawn(kind, body["instance"], body["api_digest"], files)
             except ZygoteLost:
+                self._sharer.end()
                 self._end_strays()
                 return self._zygote.spawn(kind, body["instance"], body["api_digest"], files)
 
@@ -283,6 +287,13 @@ class Launcher:
             pids=usage.pids,
             oom_kills=max(child.group.oom_kills(), int(child.out_of_memory)),
         )
+        return []
+
+    def _do_rest(self, message: Message, _reply: dict[str, Any]) -> list[int]:
+        """An instance has had nothing to do for a while."""
+        child = self._child(message.body["instance"])
+        if child.ready and self._zygote.images:
+            self._sharer.ask(child.pid, child.pidfd, self._zygote.images)
         return []
 
     def _child(self, name: str) -> Child:

@@ -19,10 +19,13 @@ from nova.agent.process import Worker, start_worker
 from nova.agent.runners import standing_main
 from nova.execution.backends.sandbox import calls, kernel, namespaces, practice
 from nova.execution.backends.sandbox.calls import Call
+from nova.execution.backends.sandbox.image import Image
 
 _READ: Final = 1 << 14
 _MAX_DESCRIPTORS: Final = 16
 _MAX_PLANS: Final = 200
+_STILL: Final = b"still"
+"""What it says when it has come to rest."""
 _NEW_PLAN: Final = 255
 """The first byte of a message that is a plan; of a request it is the number of one."""
 
@@ -72,6 +75,8 @@ class Zygote:
         self._pid = 0
         self._sock: socket.socket | None = None
         self._plans: dict[str, int] = {}
+        self.images: list[Image] = []
+        """The memory of this one, and of the one before it; none where that cannot be had."""
 
     def spawn(self, kind: Mapping[str, Any], name: str, api_digest: str, fds: Sequence[int]) -> int:
         """Fork the first process of an instance; its pid. ``kind``: ``root`` (the path of it), ``tmp_bytes``, ``online``,
@@ -115,26 +120,39 @@ class Zygote:
         return answer
 
     def start(self) -> socket.socket:
-        """Fork it, unless a request is to do that."""
+        """Fork it, unless a request is to do that, and wait until it has come to rest."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        image = Image()
         self._pid = os.fork()
         if self._pid == 0:
             try:
                 ours.close()
-                _serve(theirs, self._own_network, self._sealings, self._practised)
+                _serve(theirs, self._own_network, self._sealings, self._practised, image.file)
             finally:
                 os._exit(70)
         theirs.close()
         self._sock = ours
+        if ours.recv(len(_STILL)) == _STILL:
+            self._hold(image)
         return ours
+
+    def _hold(self, image: Image) -> None:
+        try:
+            image.hold(self._pid)
+        except OSError:  # it goes on without
+            image.close()
+        else:
+            for old in self.images[:-1]:
+                old.close()
+            self.images = [*self.images[-1:], image]
 
 
 def _serve(
-    sock: socket.socket, own_network: int, sealings: Mapping[bool, Sequence[Call]], practised: str | None
+    sock: socket.socket, own_network: int, sealings: Mapping[bool, Sequence[Call]], practised: str | None, image: int
 ) -> NoReturn:
     """Ends with the launcher. Each function that the loop runs is memory that the next fork has for itself: it is one function,
     and does nothing that can be done by others."""
-    _keep_two(sock.fileno(), own_network)
+    _keep(sock.fileno(), own_network, image)
     plans: list[Plan] = []
     gc.collect()
     gc.freeze()
@@ -143,6 +161,7 @@ def _serve(
         practice.practise(practised)
     enter = calls.enter_network
     space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array("i").itemsize)
+    sock.send(_STILL)
     while True:
         message, ancillary, _, _ = sock.recvmsg(_READ, space, socket.MSG_CMSG_CLOEXEC)
         if not message:
@@ -172,7 +191,7 @@ def _take_plan(plans: list[Plan], text: bytes, sealings: Mapping[bool, Sequence[
     return b"0"
 
 
-def _keep_two(*descriptors: int) -> None:
+def _keep(*descriptors: int) -> None:
     """And 0 to 2: no instance may be held open by what the launcher had when this was forked."""
     first = 3
     for fd in sorted(descriptors):
