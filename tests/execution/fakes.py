@@ -112,6 +112,7 @@ class FakeBackend:
         self.inits: list[InitSpec] = []
         self.live: dict[str, FakeInstance] = {}
         self.stopped: list[tuple[str, str]] = []
+        self.rested: list[str] = []
         self.creating = 0
         self.created = 0
         self.peak = 0
@@ -121,6 +122,9 @@ class FakeBackend:
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    async def rest(self, instance: Instance) -> None:
+        self.rested.append(instance.instance_id)
 
     async def capabilities(self) -> Capabilities:
         kinds = ("memory", "cpu", "pids", "disk", "network_rules", "net_io", "read_only_root", "user", "seccomp")

@@ -515,6 +515,23 @@ async def test_idle_instances_are_stopped_and_empty_pools_forgotten(rig: Rig) ->
     assert {reason for _, reason in rig.backend.stopped} == {"idle"}
 
 
+async def test_an_instance_without_a_call_for_a_while_is_let_rest_once(rig: Rig) -> None:
+    hello = make_snapshot(idle_ttl_s=3600.0)
+    await rig.warm(hello, 2)
+    await rig.clock.advance(9)
+    assert rig.backend.rested == []
+    lease = await rig.acquire(hello)
+    await rig.clock.advance(30)
+    (idle,) = rig.backend.rested
+    called = lease.member.instance.instance_id
+    assert idle != called, "one that has a call does not rest"
+    rig.release(lease)
+    await rig.clock.advance(30)
+    assert rig.backend.rested == [idle, called]
+    await rig.clock.advance(300)
+    assert rig.backend.rested == [idle, called]
+
+
 async def test_an_idle_instance_that_does_not_answer_is_retired(rig: Rig) -> None:
     hello = make_snapshot(idle_ttl_s=3600.0)
     await rig.warm(hello, 3)
