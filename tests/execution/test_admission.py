@@ -20,5 +20,11 @@ def test_below_a_tenth_there_is_no_room(tmp_path: Path) -> None:
     memory = NodeMemory(meminfo(tmp_path, 1000, 101))
     assert not memory.low(0.0)
     meminfo(tmp_path, 1000, 99)
-    assert not memory.low(0.1), "measured a moment ago"
-    assert memory.low(1.0)
+    memory.look(0.1)
+    assert not memory.low(1.9), "measured a moment ago"
+    memory.look(1.9)
+    assert memory.low(1.9)
+    meminfo(tmp_path, 1000, 101)
+    assert not memory.low(2.2), "who has to wait for it is told soon"
+    meminfo(tmp_path, 1000, 99)
+    assert memory.low(4.3), "nobody has looked for a while"

@@ -30,6 +30,9 @@ class Plenty:
     def low(self, now: float) -> bool:
         return False
 
+    def look(self, now: float) -> None:
+        pass
+
 
 class Rig:
     """A fleet on a fake backend, and short words for what tests do with it."""

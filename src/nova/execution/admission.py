@@ -11,6 +11,7 @@ from pathlib import Path
 INSTANCE_FLOOR_MB = 16
 MIN_AVAILABLE = 0.1
 _FRESH_S = 0.25
+_STALE_S = 2.0
 _CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -33,12 +34,17 @@ class NodeMemory:
         return max(16, total // (INSTANCE_FLOOR_MB << 20))
 
     def low(self, now: float) -> bool:
-        """Is there no room for another instance? Measured at most four times a second."""
+        """Is there no room for another instance? As of the last :meth:`look`, if that was a moment ago."""
+        if self._low or now - self._read_at >= _STALE_S:
+            self.look(now)
+        return self._low
+
+    def look(self, now: float) -> None:
+        """Measure, at most four times a second: a tenth of a millisecond that nobody should wait for."""
         if now - self._read_at >= _FRESH_S:
             total, available = self.measure()
             self._read_at = now
             self._low = available < total * MIN_AVAILABLE
-        return self._low
 
     def measure(self) -> tuple[int, int]:
         """Total and available bytes: the host's, or the control group's or the budget's when that is tighter."""

@@ -178,7 +178,7 @@ class DirectChannel:
         """Load the function. Raises :class:`InitFailed`; the instance is then only good for being stopped."""
         self._ends.memory_mb = spec.memory_mb
         self._asked, self._begun = spec.concurrency, True
-        head = replace(init_head(spec, self.instance_id), api_token=self._api_token)
+        head = init_head(spec, self.instance_id, self._api_token)
         try:
             async with asyncio.timeout(self._init_timeout_s):
                 if self._agent is not None and self._agent.takes_init(spec.entry_kind):
@@ -203,9 +203,10 @@ class DirectChannel:
             raise ControlLost("the agent is gone, or did not hand over its worker")
         descriptors, self._standing = self._standing, None
         line = self._drive(0, descriptors, multiplex=False)
-        self._untold = replace(head, loaded=True)
         began = time.monotonic()
-        loaded = await line.load(init_line(worker_init(agent, head, head.api_token)))
+        loading = line.load(init_line(worker_init(agent, head, head.api_token)))
+        self._untold = replace(head, loaded=True)
+        loaded = await loading
         took_us = int((time.monotonic() - began) * 1e6)
         stdout, stderr = line.prints()
         if isinstance(loaded, FunctionError):

@@ -7,7 +7,7 @@ from nova.execution.backends.base import InitSpec
 from nova.execution.channel_control import ControlLost
 
 
-def init_head(spec: InitSpec, instance_id: str) -> InitHead:
+def init_head(spec: InitSpec, instance_id: str, api_token: str) -> InitHead:
     return InitHead(
         function=FunctionRef(spec.function_id, spec.name, spec.version, spec.tenant, spec.namespace),
         instance_id=instance_id,
@@ -22,6 +22,7 @@ def init_head(spec: InitSpec, instance_id: str) -> InitHead:
         concurrency=spec.concurrency,
         open_files=spec.open_files,
         layers=spec.layers,
+        api_token=api_token,
     )
 
 

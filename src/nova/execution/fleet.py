@@ -259,6 +259,7 @@ class InstanceFleet:
         else:
             self.created += 1
             self._adopt(pool, booted)
+            self._memory.look(self._clock.monotonic())
         finally:
             self._turns.leave(place)
         self._forget_if_gone(pool)

@@ -26,7 +26,7 @@ from nova.execution.backends.base import (
     VolumeMount,
 )
 from nova.execution.backends.sandbox import commands, kernel, names, network
-from nova.execution.backends.sandbox.cells import DONORS, TEMPLATE_TMP_MB, Cell, Cells, Kind, Toolchains
+from nova.execution.backends.sandbox.cells import DONORS, TEMPLATE_TMP_MB, Cell, Cells, Kind, Toolchains, limits_of
 from nova.execution.backends.sandbox.cgroup_layout import detect_layout
 from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost, LauncherRefused
 from nova.execution.backends.sandbox.network import Network
@@ -283,7 +283,7 @@ class SandboxBackend:
                 binds=binds,
                 volumes=[[mount.target, mount.read_only] for mount in spec.mounts],
                 tmp_bytes=tmp_mb << 20 if tmp_mb != TEMPLATE_TMP_MB else None,
-                **commands.limits_of(spec.limits),
+                limits=limits_of(spec.limits),
             )
 
     # -- functions that are kept loaded --------------------------------------------------------------------------

@@ -40,6 +40,16 @@ _NETWORK: Final = 3
 """Where the network is among a place's namespaces (the launcher's ``ENTERED``)."""
 
 
+def limits_of(limits: Limits) -> dict[str, Any]:
+    """The limits as the launcher takes them."""
+    return {
+        "memory_bytes": limits.memory_mb << 20,
+        "vcpus": limits.cpu_ceiling,
+        "cpu_share": limits.cpu_share,
+        "pids": limits.pids,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What must be equal for one template to serve: everything that is decided before the code is known."""
@@ -243,6 +253,7 @@ class Cells:
                 **_told(config),
                 root=kind.root,
                 tmp_bytes=TEMPLATE_TMP_MB << 20,
+                limits=limits_of(Limits()),
                 uid=uid,
             )
         except BaseException:

@@ -162,15 +162,27 @@ class GroupV1:
         return [os.open(f"{folder}/tasks", os.O_WRONLY | os.O_CLOEXEC) for folder in self._distinct]
 
     def limit(self, memory_bytes: int, vcpus: float, cpu_share: float, pids: int) -> None:
-        memory, cpu = self._memory, self._folders["cpu"]
-        _write(f"{memory}/memory.limit_in_bytes", str(memory_bytes))
-        if self._swap:
-            _write(f"{memory}/memory.memsw.limit_in_bytes", str(memory_bytes))
-        else:
-            _write(f"{memory}/memory.swappiness", "0")
+        cpu = self._folders["cpu"]
+        self._limit_memory(str(memory_bytes))
         _write(f"{cpu}/cpu.cfs_quota_us", str(_quota_us(vcpus)))
         _write(f"{cpu}/cpu.shares", str(max(2, int(cpu_share * 1024))))
         _write(f"{self._folders['pids']}/pids.max", str(pids))
+
+    def _limit_memory(self, size: str) -> None:
+        own, with_swap = f"{self._memory}/memory.limit_in_bytes", f"{self._memory}/memory.memsw.limit_in_bytes"
+        if not self._swap:
+            _write(own, size)
+            _write(f"{self._memory}/memory.swappiness", "0")
+            return
+        try:
+            _write(own, size)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            _write(with_swap, size)  # never below the other: whichever is to rise goes first
+            _write(own, size)
+        else:
+            _write(with_swap, size)
 
     def oom_kills(self) -> int:
         return _field(f"{self._memory}/memory.oom_control", "oom_kill")

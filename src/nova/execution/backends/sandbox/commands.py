@@ -5,27 +5,15 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
 
-from nova.domain.function import Limits
 from nova.execution.backends.base import CommandResult, CommandSpec
-from nova.execution.backends.sandbox.cells import Cells, Ended
+from nova.execution.backends.sandbox.cells import Cells, Ended, limits_of
 from nova.execution.backends.sandbox.client import LauncherClient, LauncherLost, LauncherRefused
 from nova.execution.backends.sandbox.protocol import Message
 from nova.execution.backends.sandbox.rootfs import interpreter_paths, plan_root
 from nova.ids import new_id
 
 _READ = 1 << 16
-
-
-def limits_of(limits: Limits) -> dict[str, Any]:
-    """The limits as the launcher takes them."""
-    return {
-        "memory_bytes": limits.memory_mb << 20,
-        "vcpus": limits.cpu_ceiling,
-        "cpu_share": limits.cpu_share,
-        "pids": limits.pids,
-    }
 
 
 async def run(launcher: LauncherClient, cells: Cells, command: CommandSpec, uid: int) -> CommandResult:
@@ -51,7 +39,7 @@ async def run(launcher: LauncherClient, cells: Cells, command: CommandSpec, uid:
         argv=list(command.argv),
         env=dict(command.env),
         cwd=command.cwd,
-        **limits_of(command.limits),
+        limits=limits_of(command.limits),
     )
     asked = asyncio.create_task(request, name=f"sandbox.run.{name}")
     asked.add_done_callback(lambda _asked: os.close(writer))

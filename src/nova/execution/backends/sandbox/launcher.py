@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 if __name__ == "__main__":
@@ -56,6 +56,8 @@ class Child:
     root: str | None = None
     """a root of its own, to be dropped after it"""
     status: bytes = b""
+    limits: dict[str, float] = field(default_factory=dict)
+    """in force"""
     ready: bool = False
     out_of_memory: bool = False
 
@@ -174,6 +176,8 @@ class Launcher:
                 return self._zygote.spawn(kind, body["instance"], body["api_digest"], files)
 
         child = self._start(body["instance"], body["uid"], clone)
+        if self._groups.hard:  # what most functions have: a claim with these need not wait for them
+            self._limit_or_end(child, body["limits"])
         reply["pid"] = child.pid
         return [child.pidfd]
 
@@ -230,7 +234,7 @@ class Launcher:
         """Give a sealed instance its limits, its code and its volumes. Descriptors: a detached mount of each volume."""
         body = message.body
         child = self._child(body["instance"])
-        self._limit(child, body)
+        self._limit(child, body["limits"])
         mounts.attach_inside(
             child.mounts_fd, self._own_mounts, [(source, target) for source, target in body["binds"]], body["tmp_bytes"]
         )
@@ -270,11 +274,7 @@ class Launcher:
             mounts.drop_root(root)
             raise
         child.root = root
-        try:
-            self._limit(child, body)
-        except OSError:
-            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-            raise
+        self._limit_or_end(child, body["limits"])
         reply["pid"] = child.pid
         return [child.pidfd]
 
@@ -302,10 +302,20 @@ class Launcher:
             raise ProcessLookupError(f"instance {name} has ended")
         return child
 
-    def _limit(self, child: Child, body: dict[str, Any]) -> None:
-        child.group.limit(body["memory_bytes"], body["vcpus"], body["cpu_share"], body["pids"])
+    def _limit(self, child: Child, limits: dict[str, Any]) -> None:
+        if limits == child.limits:
+            return
+        child.group.limit(limits["memory_bytes"], limits["vcpus"], limits["cpu_share"], limits["pids"])
         if not self._groups.hard:
-            soft.limit(child.pid, body["memory_bytes"], body["pids"])
+            soft.limit(child.pid, limits["memory_bytes"], limits["pids"])
+        child.limits = limits
+
+    def _limit_or_end(self, child: Child, limits: dict[str, Any]) -> None:
+        try:
+            self._limit(child, limits)
+        except OSError:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            raise
 
     # -- children ------------------------------------------------------------------------------------------------
 
