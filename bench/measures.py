@@ -184,7 +184,7 @@ def instance_memory(run: Run, nova: Nova, language: Language, count: int) -> Non
         run.say(f"memory of {count} {language.runtime} instances")
         names = [f"memory-{language.runtime}-{number}" for number in range(1, count + 1)]
         targets = [nova.deploy(name, language, number=number) for number, name in enumerate(names, 1)]
-        nova.settle()
+        nova.rest()  # what was measured before this has templates of its own
         before, before_mb = nova.guests(), total_pss_mb(nova.guests())
         for target in targets:
             run.caller.series(target, 3)

@@ -113,6 +113,7 @@ class FakeBackend:
         self.live: dict[str, FakeInstance] = {}
         self.stopped: list[tuple[str, str]] = []
         self.rested: list[str] = []
+        self.restless = False
         self.creating = 0
         self.created = 0
         self.peak = 0
@@ -123,8 +124,11 @@ class FakeBackend:
 
     async def close(self) -> None: ...
 
-    async def rest(self, instance: Instance) -> None:
+    async def rest(self, instance: Instance) -> bool:
+        if self.restless:
+            return False
         self.rested.append(instance.instance_id)
+        return True
 
     async def capabilities(self) -> Capabilities:
         kinds = ("memory", "cpu", "pids", "disk", "network_rules", "net_io", "read_only_root", "user", "seccomp")

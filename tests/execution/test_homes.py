@@ -80,6 +80,26 @@ def test_a_crowded_worker_and_its_quick_instances_keep_to_one_processor_while_al
     assert not home.settled
 
 
+def test_who_is_bound_by_somebody_else_stays_bound() -> None:
+    """``taskset``, a control group: this is not ours to undo."""
+    instance = Placed()
+    home, _, wanting, _ = crowded(instance)
+    elsewhere = {max(EVERYWHERE)}
+    os.sched_setaffinity(0, elsewhere)
+    home.look()
+    assert os.sched_getaffinity(0) == elsewhere
+    assert (home.settled, instance.processors) == (False, EVERYWHERE)
+    os.sched_setaffinity(0, EVERYWHERE)
+    home.look()
+    assert home.settled
+    os.sched_setaffinity(0, elsewhere)
+    home.look()
+    assert os.sched_getaffinity(0) == instance.processors == elsewhere
+    wanting.now = 0.0
+    home.look()
+    assert os.sched_getaffinity(0) == elsewhere
+
+
 def test_who_serves_no_quick_function_stays_free() -> None:
     home, *_ = crowded()
     home.look()

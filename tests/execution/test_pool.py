@@ -524,7 +524,11 @@ async def test_an_instance_without_a_call_for_a_while_is_let_rest_once(rig: Rig)
     await rig.clock.advance(9)
     assert rig.backend.rested == []
     lease = await rig.acquire(hello)
-    await rig.clock.advance(30)
+    rig.backend.restless = True
+    await rig.clock.advance(10)
+    assert rig.backend.rested == []
+    rig.backend.restless = False
+    await rig.clock.advance(20)
     (idle,) = rig.backend.rested
     called = lease.member.instance.instance_id
     assert idle != called, "one that has a call does not rest"

@@ -86,20 +86,25 @@ class Home:
         self._demands.tell(self._worker, self._demand.share())
         instances = [each for each in self._busy.quick_and_spread() if isinstance(each, Movable)]
         wanted = bool(instances) and self._demands.least >= (LEAVE_AT if self.settled else SETTLE_AT)
+        held = os.sched_getaffinity(0)
+        if held != (self._home if self.settled else self._everywhere):  # somebody else decides where this process runs
+            self.settled = False
+            self._move((), held)
+            return
         if wanted != self.settled:
             self.settled = wanted
             os.sched_setaffinity(0, self._home if wanted else self._everywhere)
             log.debug("keeps to one processor" if wanted else "goes where there is room", processor=min(self._home))
         if wanted:
             self._free_others()
-        self._move(instances if wanted else ())
+        self._move(instances if wanted else (), self._everywhere)
 
-    def _move(self, instances: Iterable[Movable]) -> None:
+    def _move(self, instances: Iterable[Movable], elsewhere: Collection[int]) -> None:
         """These are here from now on, and no others."""
         here = {id(instance): instance for instance in instances}
         for known, instance in self._here.items():
             if known not in here:
-                instance.keep_to(self._everywhere)
+                instance.keep_to(elsewhere)
         for instance in here.values():
             instance.keep_to(self._home)  # each time: their processes may be others now
         self._here = here

@@ -232,8 +232,8 @@ class Movable(Protocol):
 class Resting(Protocol):
     """A backend whose instances can do with less memory while nothing is asked of them."""
 
-    async def rest(self, instance: Instance) -> None:
-        """Nothing was asked of it for a while. Its next call may take some tenths of a millisecond longer."""
+    async def rest(self, instance: Instance) -> bool:
+        """Nothing was asked of it for a while. Its next call may take some tenths of a millisecond longer. False: not now."""
         ...
 
 

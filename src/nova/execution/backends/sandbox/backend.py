@@ -320,11 +320,13 @@ class SandboxBackend:
             how = await self._cells.end(instance)
             log.debug("instance stopped", instance_id=instance.instance_id, reason=reason, oom=how.out_of_memory)
 
-    async def rest(self, instance: Instance) -> None:
+    async def rest(self, instance: Instance) -> bool:
         """See :class:`~nova.execution.backends.base.Resting`."""
         if isinstance(instance, Cell) and not instance.ended.done():
             with contextlib.suppress(LauncherLost, LauncherRefused):
-                await self._launcher.request("rest", instance=instance.name)
+                reply = await self._launcher.request("rest", instance=instance.name)
+                return bool(reply.body["taken"])
+        return True
 
     async def stats(self, instance: Instance) -> InstanceStats:
         """Zeros for an instance that has ended."""

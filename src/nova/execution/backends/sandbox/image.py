@@ -57,13 +57,18 @@ class Image:
                 for mapping in _worthwhile(pid, process.in_use):
                     size = mapping.end - mapping.first
                     memory.seek(mapping.first)
-                    _write(self.file, memory.read(size), offset)
+                    text = memory.read(size)
+                    if len(text) != size:
+                        raise OSError(0, "its memory could not be read")
+                    _write(self.file, text, offset)
                     held.append((mapping.first, size, offset))
                     offset += size
             fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, _ALL_SEALS)
             private = mmap.MAP_PRIVATE | 0x10  # MAP_FIXED
             for first, size, at in held:
-                process.call(ptrace.MMAP, first, size, mmap.PROT_READ | mmap.PROT_WRITE, private, self.file, at)
+                protection = mmap.PROT_READ | mmap.PROT_WRITE
+                if process.call(ptrace.MMAP, first, size, protection, private, self.file, at) != first:
+                    raise OSError(0, "its memory could not be mapped")
                 process.call(ptrace.MADVISE, first, size, _MADV_POPULATE_READ)
             process.call(ptrace.CLOSE, self.file)
         self.text = mmap.mmap(self.file, offset, prot=mmap.PROT_READ)
@@ -160,8 +165,8 @@ class Sharer:
         self._pid = 0
         self._images: list[Image] = []
 
-    def ask(self, pid: int, pidfd: int, images: Sequence[Image]) -> None:
-        """Of the first process of an instance and its children. Nothing happens where there is too much to do."""
+    def ask(self, pid: int, pidfd: int, images: Sequence[Image]) -> bool:
+        """Of the first process of an instance and its children. False: there is too much to do already."""
         if self._images != images:  # it has those that there were when it was forked
             self.end()
         if self._sock is None:
@@ -170,9 +175,11 @@ class Sharer:
         try:
             socket.send_fds(self._sock, [b"%d" % pid], [pidfd], socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return
-        except OSError:
+            return False
+        except OSError:  # it was killed
             self.end()
+            return False
+        return True
 
     def end(self) -> None:
         """Idempotent."""

@@ -289,11 +289,10 @@ class Launcher:
         )
         return []
 
-    def _do_rest(self, message: Message, _reply: dict[str, Any]) -> list[int]:
+    def _do_rest(self, message: Message, reply: dict[str, Any]) -> list[int]:
         """An instance has had nothing to do for a while."""
-        child = self._child(message.body["instance"])
-        if child.ready and self._zygote.images:
-            self._sharer.ask(child.pid, child.pidfd, self._zygote.images)
+        child, images = self._child(message.body["instance"]), self._zygote.images
+        reply["taken"] = not images or self._sharer.ask(child.pid, child.pidfd, images)
         return []
 
     def _child(self, name: str) -> Child:

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import socket
+import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
@@ -17,13 +18,15 @@ from nova.agent import holes, quiet
 from nova.agent.config import AgentConfig, WorkerLaunch
 from nova.agent.process import Worker, start_worker
 from nova.agent.runners import standing_main
-from nova.execution.backends.sandbox import calls, kernel, namespaces, practice
+from nova.execution.backends.sandbox import calls, kernel, namespaces, practice, ptrace
 from nova.execution.backends.sandbox.calls import Call
 from nova.execution.backends.sandbox.image import Image
+from nova.execution.backends.sandbox.ptrace import Busy
 
 _READ: Final = 1 << 14
 _MAX_DESCRIPTORS: Final = 16
 _MAX_PLANS: Final = 200
+_LOOKS, _LOOK_S = 1000, 0.001
 _STILL: Final = b"still"
 """What it says when it has come to rest."""
 _NEW_PLAN: Final = 255
@@ -75,6 +78,7 @@ class Zygote:
         self._pid = 0
         self._sock: socket.socket | None = None
         self._plans: dict[str, int] = {}
+        self._holds = ptrace.SUPPORTED
         self.images: list[Image] = []
         """The memory of this one, and of the one before it; none where that cannot be had."""
 
@@ -132,19 +136,33 @@ class Zygote:
                 os._exit(70)
         theirs.close()
         self._sock = ours
-        if ours.recv(len(_STILL)) == _STILL:
+        if ours.recv(len(_STILL)) == _STILL and self._holds:
             self._hold(image)
+        else:
+            image.close()
         return ours
 
     def _hold(self, image: Image) -> None:
         try:
-            image.hold(self._pid)
-        except OSError:  # it goes on without
+            _hold_once_it_waits(image, self._pid)
+        except OSError:  # it goes on without, and so do those after it
+            self._holds = False
             image.close()
         else:
             for old in self.images[:-1]:
                 old.close()
             self.images = [*self.images[-1:], image]
+
+
+def _hold_once_it_waits(image: Image, pid: int) -> None:
+    """It has said that it is about to wait. Raises OSError."""
+    for _ in range(_LOOKS):
+        try:
+            image.hold(pid)
+            return
+        except Busy:
+            time.sleep(_LOOK_S)
+    raise Busy(0, "it never waits")
 
 
 def _serve(
