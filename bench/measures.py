@@ -177,13 +177,17 @@ def await_peer(peer: Peer, server: Server) -> float:
     return server.wait(partial(answers, target), PEER_READY_LIMIT_S)
 
 
+KEPT_S = 600
+"""Idle instances have to outlive the rest before they are looked at."""
+
+
 def instance_memory(run: Run, nova: Nova, language: Language, count: int) -> None:
     """What ``count`` warm instances add to the memory of the platform, over all processes but daemon and PostgreSQL."""
     measure = "instance_memory"
     with run.attempt(NAME, measure):
         run.say(f"memory of {count} {language.runtime} instances")
         names = [f"memory-{language.runtime}-{number}" for number in range(1, count + 1)]
-        targets = [nova.deploy(name, language, number=number) for number, name in enumerate(names, 1)]
+        targets = [nova.deploy(name, language, number=n, idle_ttl_s=KEPT_S) for n, name in enumerate(names, 1)]
         nova.rest()  # what was measured before this has templates of its own
         before, before_mb = nova.guests(), total_pss_mb(nova.guests())
         for target in targets:
