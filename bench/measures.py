@@ -177,8 +177,8 @@ def await_peer(peer: Peer, server: Server) -> float:
     return server.wait(partial(answers, target), PEER_READY_LIMIT_S)
 
 
-KEPT_S = 600
-"""Idle instances have to outlive the rest before they are looked at."""
+KEPT_S = 3600
+"""Idle life of functions that must stay warm while they are counted."""
 
 
 def instance_memory(run: Run, nova: Nova, language: Language, count: int) -> None:

@@ -11,7 +11,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from bench.driving import DriveError, Target, volley
-from bench.measures import PHASE, Run, must_be_cold
+from bench.measures import KEPT_S, PHASE, Run, must_be_cold
 from bench.plan import GROUPS
 from bench.processes import PROC, Process, rss_mb, total_pss_mb
 from bench.stats import middle, percentile
@@ -19,8 +19,6 @@ from bench.subjects.control import PYTHON, ApiError, Language, python
 from bench.subjects.nova import NAME, Nova
 
 FRAMES = python("frames.py")
-_KEPT_S = 3600
-"""Idle life of functions that must stay warm while they are counted."""
 _TOGETHER = 100
 """Functions that are warmed at the same moment: their calls must not wait in the queue beyond its time."""
 _SHORT = {"NOVA_POOL_CLEANUP_INTERVAL": "500ms", "NOVA_POOL_IDLE_TTL": "1s"}
@@ -64,7 +62,7 @@ def density(run: Run) -> None:
         deadline, warm = monotonic() + run.plan.dense_limit_s, 0
         while warm < run.plan.dense_functions and monotonic() < deadline:
             step = min(_TOGETHER, run.plan.dense_functions - warm)
-            volley(_deploy(run, nova, f"dense-{warm}", step, idle_ttl_s=_KEPT_S), run.plan.cold_call_limit_s)
+            volley(_deploy(run, nova, f"dense-{warm}", step, idle_ttl_s=KEPT_S), run.plan.cold_call_limit_s)
             warm += step
         run.say(f"{warm} warm instances come to rest")
         nova.rest()
