@@ -71,7 +71,8 @@ class Image:
                     raise OSError(0, "its memory could not be mapped")
                 process.call(ptrace.MADVISE, first, size, _MADV_POPULATE_READ)
             process.call(ptrace.CLOSE, self.file)
-        self.text = mmap.mmap(self.file, offset, prot=mmap.PROT_READ)
+        # Before Linux 6.7 what is sealed cannot be mapped shared, not even for reading.
+        self.text = mmap.mmap(self.file, offset, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
 
     def close(self) -> None:
         if self.text is not None:
