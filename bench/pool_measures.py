@@ -23,7 +23,6 @@ _TOGETHER = 100
 """Functions that are warmed at the same moment: their calls must not wait in the queue beyond its time."""
 _SHORT = {"NOVA_POOL_CLEANUP_INTERVAL": "500ms", "NOVA_POOL_IDLE_TTL": "1s"}
 _GONE_LIMIT_S = 30.0
-_STEADY_CYCLES = 4
 _GROWTH = 8.0
 """MiB by which the daemon may have grown without being called a leak: its caches fill in the first cycles."""
 
@@ -114,16 +113,18 @@ def _first_call(run: Run, nova: Nova, target: Target) -> _Cold:
 def churn(run: Run) -> None:
     """Cycles of a burst to many functions and idleness until their instances are gone; then what is left of all that.
 
-    What comes first is not counted: templates grow with demand, and functions that were loaded are kept as snapshots, up to
-    their bounds.
+    What comes first is not counted: functions that were loaded are kept as snapshots, up to their bounds. Templates grow with
+    demand, so both times it is counted when that is forgotten.
     """
     measure = "churn"
     with _ready(run, measure, _SHORT) as nova:
         targets = _deploy(run, nova, "churn", run.plan.churn_functions)
         _cycles(run, nova, targets, run.plan.churn_s / 2, "settling")
-        before, grew = _steady(run, nova, targets), rss_mb(nova.server.pid)
+        nova.rest()
+        before, grew = leftovers(nova), rss_mb(nova.server.pid)
         kept = _kept(nova)
         cycles = _cycles(run, nova, targets, run.plan.churn_s / 2, "churn")
+        nova.rest()
         after, grew = leftovers(nova), rss_mb(nova.server.pid) - grew
         more = {name: float(after[name] - before[name]) for name in after}
         left = sum(max(0.0, value) for value in more.values()) + (grew > _GROWTH)
@@ -135,20 +136,6 @@ def churn(run: Run) -> None:
             "calls": cycles * len(targets),
         }
         run.add(measure, "left", NAME, left, "things", facts=facts)
-
-
-def _steady(run: Run, nova: Nova, targets: list[Target]) -> dict[str, int]:
-    """What there is once some cycles have changed nothing, or after as long as the whole measurement takes: what grows then is
-    counted."""
-    deadline, before = monotonic() + run.plan.churn_s, leftovers(nova)
-    while monotonic() < deadline:
-        for _ in range(_STEADY_CYCLES):
-            run.say("settling, until nothing changes")
-            _cycle(run, nova, targets)
-        if (now := leftovers(nova)) == before:
-            break
-        before = now
-    return before
 
 
 def _kept(nova: Nova) -> int:
